@@ -1,0 +1,52 @@
+"""One photograph in, one 3D Gaussian splat out, with Apple's SHARP model.
+
+Importing this package loads nothing heavy: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharp_cog.camera import Camera
+    from sharp_cog.errors import InputError, SharpError
+    from sharp_cog.gaussians import Gaussians
+    from sharp_cog.options import PredictOptions
+    from sharp_cog.pipeline import Prediction, SharpPipeline
+    from sharp_cog.serving.settings import Settings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Camera": "sharp_cog.camera",
+    "Gaussians": "sharp_cog.gaussians",
+    "InputError": "sharp_cog.errors",
+    "PredictOptions": "sharp_cog.options",
+    "Prediction": "sharp_cog.pipeline",
+    "Settings": "sharp_cog.serving.settings",
+    "SharpError": "sharp_cog.errors",
+    "SharpPipeline": "sharp_cog.pipeline",
+}
+
+__all__ = [
+    "Camera",
+    "Gaussians",
+    "InputError",
+    "PredictOptions",
+    "Prediction",
+    "Settings",
+    "SharpError",
+    "SharpPipeline",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sharp_cog' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

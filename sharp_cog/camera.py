@@ -1,0 +1,63 @@
+"""The photograph's camera: a pinhole with the principal point in the centre.
+
+Frame: OpenCV (x right, y down, z forward), in metres; the camera sits at the origin and looks along +z.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sharp_cog.errors import OptionError
+
+FocalLengthSource = Literal["caller", "exif_35mm", "exif", "default"]
+
+FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
+DEFAULT_FOCAL_LENGTH_MM = 30.0
+"""What SHARP assumes, as a 35 mm equivalent, of a picture that does not say."""
+
+
+def focal_length_px_from_mm(focal_length_mm: float, *, width: int, height: int) -> float:
+    """Converts a 35 mm-equivalent focal length to pixels, by the diagonal of the 36 x 24 mm frame.
+
+    Args:
+        focal_length_mm: 35 mm-equivalent focal length in millimetres.
+        width: Width of the picture in pixels, after EXIF rotation.
+        height: Height of the picture in pixels, after EXIF rotation.
+    """
+    return focal_length_mm * math.hypot(width, height) / FULL_FRAME_DIAGONAL_MM
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """Pinhole camera of a photograph.
+
+    Attributes:
+        width: Width of the picture in pixels, after EXIF rotation.
+        height: Height of the picture in pixels, after EXIF rotation.
+        focal_length_px: Focal length in pixels, the same in x and y.
+        focal_length_source: Where the focal length came from.
+
+    Raises:
+        OptionError: A size is not positive or the focal length is not a positive finite number.
+    """
+
+    width: int
+    height: int
+    focal_length_px: float
+    focal_length_source: FocalLengthSource = "caller"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise OptionError(f"camera size is {self.width}x{self.height}: give a width and a height of at least 1")
+        if not (math.isfinite(self.focal_length_px) and self.focal_length_px > 0):
+            raise OptionError(f"focal length is {self.focal_length_px} px: give a positive number of pixels")
+
+    @property
+    def disparity_factor(self) -> float:
+        """Focal length over picture width: what the network divides by disparity to get metres."""
+        return self.focal_length_px / self.width
+
+    @property
+    def vertical_fov_degrees(self) -> float:
+        """Vertical field of view in degrees."""
+        return math.degrees(2 * math.atan2(self.height / 2, self.focal_length_px))
