@@ -1,0 +1,1 @@
+"""The predictors. Import what you need from its module: this package loads nothing by itself."""

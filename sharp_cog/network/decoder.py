@@ -1,0 +1,91 @@
+"""Multi-resolution decoder: five feature maps, fused from the coarsest to the finest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ResidualConvUnit(nn.Module):
+    """x + conv3x3(relu(conv3x3(relu(x))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, kernel_size=3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) -> (B, width, H, W)."""
+        y: Tensor = x + self.residual(x)
+        return y
+
+
+class FusionBlock(nn.Module):
+    """Adds a refined skip connection, refines the sum and doubles the resolution."""
+
+    def __init__(self, width: int, *, doubles: bool) -> None:
+        super().__init__()
+        self.resnet1 = ResidualConvUnit(width)
+        self.resnet2 = ResidualConvUnit(width)
+        self.deconv = (
+            nn.ConvTranspose2d(width, width, kernel_size=2, stride=2, bias=False) if doubles else nn.Identity()
+        )
+        self.out_conv = nn.Conv2d(width, width, kernel_size=1)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, width, H, W) and a skip of the same shape -> (B, width, 2 H, 2 W), or H, W without doubling."""
+        if skip is not None:
+            x = x + self.resnet1(skip)
+        fused: Tensor = self.out_conv(self.deconv(self.resnet2(x)))
+        return fused
+
+
+class MultiresDecoder(nn.Module):
+    """Projects each feature map to one width and fuses them, coarsest first."""
+
+    def __init__(self, in_channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        finest = in_channels[0]
+        self.convs = nn.ModuleList(
+            [
+                nn.Identity() if finest == width else nn.Conv2d(finest, width, kernel_size=1, bias=False),
+                *(nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False) for channels in in_channels[1:]),
+            ]
+        )
+        self.fusions = nn.ModuleList(FusionBlock(width, doubles=level > 0) for level in range(len(in_channels)))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Feature maps, finest first, each half as wide as the one before -> (B, width, H, W) of the finest."""
+        coarsest = len(features) - 1
+        fused: Tensor = self.fusions[coarsest](self.convs[coarsest](features[coarsest]))
+        for level in range(coarsest - 1, -1, -1):
+            fused = self.fusions[level](fused, self.convs[level](features[level]))
+        return fused
+
+
+class NormResidualBlock(nn.Module):
+    """x (or a 1x1 shortcut of it) + conv3x3(relu(GN(conv3x3(relu(GN(x)))))), with group normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, hidden: int, num_groups: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.GroupNorm(num_groups, in_channels),
+            nn.ReLU(),
+            nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1),
+            nn.GroupNorm(num_groups, hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, out_channels, kernel_size=3, padding=1),
+        )
+        self.shortcut = (
+            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        y: Tensor = self.shortcut(x) + self.residual(x)
+        return y

@@ -1,0 +1,30 @@
+"""Lift: the predictor without weights. SHARP's initializer and composer with zero deltas on a given depth map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sharp_cog.errors import DepthError
+from sharp_cog.gaussians import NDCGaussians
+from sharp_cog.network.composer import NUM_ATTRIBUTES, compose
+from sharp_cog.network.initializer import initialize
+
+
+class Lift(nn.Module):
+    """Lifts each pixel to its depth. An honest baseline; it never stands in for SHARP unasked."""
+
+    def forward(self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None) -> NDCGaussians:
+        """Places Gaussians on a depth map; the same call as `Sharp`.
+
+        Args:
+            image: (B, 3, 1536, 1536), RGB in [0, 1].
+            disparity_factor: (B,); not needed, since the depth is metric.
+            depth: (B, 1, 1536, 1536), metres; serves both layers.
+
+        Raises:
+            DepthError: There is no depth map.
+        """
+        if depth is None:
+            raise DepthError("the model 'lift' needs a depth map: give one (--depth FILE), or choose the model 'sharp'")
+        base = initialize(image, depth)
+        return compose(base, image.new_zeros(()).expand(len(image), NUM_ATTRIBUTES, *base.inverse_z.shape[1:]))

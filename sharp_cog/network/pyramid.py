@@ -1,0 +1,114 @@
+"""Monodepth encoder: a pyramid of overlapping tiles through two vision transformers, merged to five feature maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.vit import TILE_SIZE, ViT
+
+_FINE_STRIDE, _FINE_CROP = 288, 3
+"""5 x 5 tiles of the picture at 1536; each overlaps its neighbour by 96 pixels = 2 * 3 cells."""
+_MIDDLE_STRIDE, _MIDDLE_CROP = 192, 6
+"""3 x 3 tiles of the picture at 768; each overlaps its neighbour by 192 pixels = 2 * 6 cells."""
+
+
+class PyramidEncoder(nn.Module):
+    """The `encoder` of the monodepth predictor."""
+
+    def __init__(self, config: SharpConfig) -> None:
+        super().__init__()
+        width = config.vit.width
+        level0, level1, level2, level3, level4 = config.encoder_channels
+        self.intermediate_blocks = config.vit.intermediate_blocks
+        self.patch_encoder = ViT(config.vit)
+        self.image_encoder = ViT(config.vit)
+        self.upsample_latent0 = _upsampler(width, level0, num_doublings=3)
+        self.upsample_latent1 = _upsampler(width, level1, num_doublings=2)
+        self.upsample0 = _upsampler(width, level2, num_doublings=1)
+        self.upsample1 = _upsampler(width, level3, num_doublings=1)
+        self.upsample2 = _upsampler(width, level4, num_doublings=1)
+        self.upsample_lowres = nn.ConvTranspose2d(width, level4, kernel_size=2, stride=2)
+        self.fuse_lowres = nn.Conv2d(2 * level4, level4, kernel_size=1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Encodes a picture.
+
+        Args:
+            image: (B, 3, 1536, 1536), RGB in [0, 1].
+
+        Returns:
+            Five feature maps, finest first: 768, 384, 192, 96 and 48 cells wide.
+        """
+        fine = 2 * image - 1
+        middle = F.interpolate(fine, scale_factor=0.5, mode="bilinear", align_corners=False)
+        coarse = F.interpolate(fine, scale_factor=0.25, mode="bilinear", align_corners=False)
+        fine_tiles = split_tiles(fine, _FINE_STRIDE)
+        middle_tiles = split_tiles(middle, _MIDDLE_STRIDE)
+        sizes = [len(fine_tiles), len(middle_tiles), len(coarse)]
+
+        final, intermediates = self.patch_encoder(
+            torch.cat([fine_tiles, middle_tiles, coarse]), self.intermediate_blocks
+        )
+        final_fine, final_middle, final_coarse = final.split(sizes)
+        latent0, latent1 = (merge_tiles(latent[: sizes[0]], len(image), _FINE_CROP) for latent in intermediates)
+        global_context, _ = self.image_encoder(coarse)
+
+        lowest = torch.cat([self.upsample2(final_coarse), self.upsample_lowres(global_context)], dim=1)
+        return [
+            self.upsample_latent0(latent0),
+            self.upsample_latent1(latent1),
+            self.upsample0(merge_tiles(final_fine, len(image), _FINE_CROP)),
+            self.upsample1(merge_tiles(final_middle, len(image), _MIDDLE_CROP)),
+            self.fuse_lowres(lowest),
+        ]
+
+
+def split_tiles(image: Tensor, stride: int) -> Tensor:
+    """Cuts a square picture into n x n overlapping tiles.
+
+    Args:
+        image: (B, C, S, S).
+        stride: Pixels from one tile to the next.
+
+    Returns:
+        (n * n * B, C, 384, 384), row-major, the batch innermost.
+    """
+    tiles = image.unfold(2, TILE_SIZE, stride).unfold(3, TILE_SIZE, stride)
+    return tiles.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+
+
+def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
+    """Joins the feature maps of n x n overlapping tiles, cropped on the sides that touch a neighbour.
+
+    Args:
+        tiles: (n * n * B, C, h, h) in the order of `split_tiles`.
+        batch: B.
+        crop: Cells to crop on each side that touches a neighbour.
+
+    Returns:
+        (B, C, S, S) with S = n * h - 2 * (n - 1) * crop.
+    """
+    num_rows = round((len(tiles) // batch) ** 0.5)
+    size = tiles.shape[-1]
+
+    def kept(index: int) -> slice:
+        return slice(crop if index > 0 else 0, size - crop if index < num_rows - 1 else size)
+
+    grid = tiles.unflatten(0, (num_rows, num_rows, batch))
+    rows = [
+        torch.cat([grid[row, column, :, :, kept(row), kept(column)] for column in range(num_rows)], dim=-1)
+        for row in range(num_rows)
+    ]
+    return torch.cat(rows, dim=-2)
+
+
+def _upsampler(in_channels: int, out_channels: int, *, num_doublings: int) -> nn.Sequential:
+    """A 1x1 convolution and as many doublings by 2x2 transposed convolutions, all without bias."""
+    doublings = (
+        nn.ConvTranspose2d(out_channels, out_channels, kernel_size=2, stride=2, bias=False)
+        for _ in range(num_doublings)
+    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), *doublings)
