@@ -1,0 +1,131 @@
+"""The two .ply forms: vertices alone, which every viewer reads, and Apple's with its extra elements."""
+
+from __future__ import annotations
+
+import math
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import sharp_cog
+from sharp_cog.camera import Camera
+from sharp_cog.color import linear_to_srgb
+from sharp_cog.errors import PredictionError
+from sharp_cog.gaussians import Gaussians
+
+PROPERTIES = (
+    *("x", "y", "z"),
+    *("f_dc_0", "f_dc_1", "f_dc_2"),
+    "opacity",
+    *("scale_0", "scale_1", "scale_2"),
+    *("rot_0", "rot_1", "rot_2", "rot_3"),
+)
+"""The floats of a vertex, in order: what 3D Gaussian Splatting's own tools write."""
+
+SH_C0 = math.sqrt(1.0 / (4.0 * math.pi))
+"""The spherical harmonic of degree 0."""
+
+MIN_OPACITY = torch.finfo(torch.float32).tiny
+MAX_OPACITY = 1.0 - torch.finfo(torch.float32).eps / 2
+"""The largest float32 below 1; its logit is 16.6."""
+MIN_SCALE_M = torch.finfo(torch.float32).tiny
+
+_CHUNK = 1 << 16
+"""Gaussians at a time, so that a chunk's columns stay in cache on a CPU."""
+
+
+def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
+    """Lays Gaussians out as the file holds them.
+
+    Args:
+        gaussians: N Gaussians on any device.
+
+    Returns:
+        (N, 14) float32, contiguous, in the order of `PROPERTIES`: position in metres, degree-0 spherical harmonics of
+        the sRGB colour, logit of the opacity, natural logarithm of the scales in metres, unit quaternion w x y z.
+        Opacities of 0 and 1 and scales of 0 are moved to the nearest value whose logit or logarithm is finite.
+
+    Raises:
+        PredictionError: A value is not finite.
+    """
+    block = torch.empty(len(gaussians), len(PROPERTIES), device=gaussians.means.device)
+    for start in range(0, len(gaussians), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = block[part]
+        rows[:, 0:3] = gaussians.means[part]
+        rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part]).sub_(0.5).div_(SH_C0)
+        rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
+        rows[:, 7:10] = gaussians.scales[part].clamp(min=MIN_SCALE_M).log_()
+        rows[:, 10:14] = gaussians.quaternions_wxyz[part]
+    # One sum sees every NaN and infinity; only then it is worth looking for them.
+    if not math.isfinite(block.sum().item()):
+        _check_finite(block)
+    return block.cpu().numpy()
+
+
+def _check_finite(block: Tensor) -> None:
+    bad = ~block.isfinite()
+    if not bad.any():  # The sum of finite values was too large.
+        return
+    names = [name for name, is_bad in zip(PROPERTIES, bad.any(dim=0).tolist(), strict=True) if is_bad]
+    raise PredictionError(
+        f"{int(bad.any(dim=1).sum())} of {len(block)} Gaussians are not finite, in {', '.join(names)}: nothing was "
+        "written; this is a fault of the model or the device, not of the picture"
+    )
+
+
+def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> None:
+    """Writes the vertices alone; what else is known goes into comments of the header."""
+    comments = (
+        f"generator sharp_cog {sharp_cog.__version__}",
+        f"focal_length_px {camera.focal_length_px!r}",
+        f"image_size {camera.width} {camera.height}",
+        "axes opencv",
+        "color_space srgb",
+    )
+    file.write(_header(len(gaussians), comments=comments))
+    file.write(vertex_block(gaussians).data)
+
+
+def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> None:
+    """Writes what Apple's own tool writes, for its `render` command."""
+    width, height, focal = camera.width, camera.height, camera.focal_length_px
+    quantiles = _disparity_quantiles(gaussians)
+    extras: tuple[tuple[str, str, NDArray[np.generic]], ...] = (
+        ("extrinsic", "float", np.eye(4, dtype="<f4").ravel()),
+        ("intrinsic", "float", np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1], dtype="<f4")),
+        ("image_size", "uint", np.array([width, height], dtype="<u4")),
+        ("frame", "int", np.array([1, len(gaussians)], dtype="<i4")),
+        ("disparity", "float", np.array(quantiles, dtype="<f4")),
+        ("color_space", "uchar", np.array([0], dtype="u1")),
+        ("version", "uchar", np.array([1, 5, 0], dtype="u1")),
+    )
+    elements = tuple((name, type_, len(values)) for name, type_, values in extras)
+    file.write(_header(len(gaussians), elements=elements))
+    file.write(vertex_block(gaussians).data)
+    for _, _, values in extras:
+        file.write(values.tobytes())
+
+
+def _header(
+    num_vertices: int, *, comments: tuple[str, ...] = (), elements: tuple[tuple[str, str, int], ...] = ()
+) -> bytes:
+    lines = ["ply", "format binary_little_endian 1.0"]
+    lines += [f"comment {comment}" for comment in comments]
+    lines += [f"element vertex {num_vertices}"]
+    lines += [f"property float {name}" for name in PROPERTIES]
+    for name, type_, count in elements:
+        lines += [f"element {name} {count}", f"property {type_} {name}"]
+    return "\n".join([*lines, "end_header", ""]).encode("ascii")
+
+
+def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
+    """The 10 % and 90 % quantiles of 1 / z, linearly interpolated; zeros for no Gaussians."""
+    if not len(gaussians):
+        return 0.0, 0.0
+    disparity = np.reciprocal(gaussians.means[:, 2].cpu().numpy())
+    low, high = np.quantile(disparity, (0.1, 0.9))
+    return float(low), float(high)
