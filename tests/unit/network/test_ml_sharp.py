@@ -1,0 +1,110 @@
+"""The adapter for Apple's package and the stage-by-stage comparison.
+
+Apple's package cannot be installed from a package index, so a stand-in with its names and call serves here: what is
+tested is the adapter's wiring, and that a comparison finds exactly the stages that differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sharp_cog.errors import CheckpointError, NotInstalledError
+from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.ml_sharp import COMMIT, MLSharp
+from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.network.verify import compare
+from tests.unit.network.parity import Reference, network, state
+
+
+class Gaussians3D(NamedTuple):
+    """Field names of Apple's type."""
+
+    mean_vectors: Tensor
+    singular_values: Tensor
+    quaternions: Tensor
+    colors: Tensor
+    opacities: Tensor
+
+
+class StandIn(Sharp):
+    """A predictor with Apple's call and result, and, like Apple's, with the classifiers that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__(SharpConfig.tiny())
+        for vit in (
+            self.monodepth_model.monodepth_predictor.encoder.patch_encoder,
+            self.monodepth_model.monodepth_predictor.encoder.image_encoder,
+        ):
+            vit.head = nn.Linear(64, 8)
+
+    def forward(self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None) -> Any:
+        ours = super().forward(image, disparity_factor, depth)
+        return Gaussians3D(ours.means, ours.scales, -ours.quaternions_wxyz, ours.colors_linear, ours.opacities)
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `sharp.models` importable."""
+    models = ModuleType("sharp.models")
+    models.PredictorParams = object  # type: ignore[attr-defined]
+    models.create_predictor = lambda params: StandIn()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sharp", ModuleType("sharp"))
+    monkeypatch.setitem(sys.modules, "sharp.models", models)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference.load("tiny")
+
+
+def test_without_the_package_the_error_holds_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sharp", None)
+    with pytest.raises(NotInstalledError, match=COMMIT):
+        MLSharp({})
+
+
+@pytest.mark.usefixtures("apple")
+def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
+    incomplete = state("tiny")
+    del incomplete["prediction_head.texture_prediction_head.bias"]
+    with pytest.raises(CheckpointError, match=r"prediction_head\.texture_prediction_head\.bias"):
+        MLSharp(incomplete)
+
+
+@pytest.mark.usefixtures("apple")
+def test_comparison_finds_the_stages_that_differ(reference: Reference) -> None:
+    apples = MLSharp(state("tiny")).eval()
+    ours = network("tiny")
+
+    def differences() -> dict[str, float]:
+        found = compare(
+            apples, apples.predictor, ours, image=reference.image, disparity_factor=reference.disparity_factor
+        )
+        return {difference.stage: difference.relative for difference in found}
+
+    same = differences()
+    assert list(same) == [
+        "encoder 0", "encoder 1", "encoder 2", "encoder 3", "encoder 4", "monodepth decoder", "disparity",
+        "features 0", "features 1", "delta", "means", "scales", "quaternions_wxyz", "colors_linear", "opacities",
+    ]  # fmt: skip
+    assert max(same.values()) < 1e-6
+
+    with torch.no_grad():
+        bias = state("tiny")["feature_model.texture_head.3.bias"]
+        ours.feature_model.texture_head[3].bias.copy_(bias + 0.1)
+    changed = differences()
+    unchanged = {"encoder 0", "encoder 1", "encoder 2", "encoder 3", "encoder 4", "monodepth decoder", "disparity"}
+    unchanged |= {"features 1", "means"}  # Geometry and positions do not depend on the texture head.
+    for stage, relative in changed.items():
+        assert (relative < 1e-6) == (stage in unchanged), f"{stage}: {relative}"
+
+
+def test_unused_parameters_are_the_classifiers() -> None:
+    assert all(name.endswith(("encoder.head.weight", "encoder.head.bias")) for name in UNUSED_PARAMETERS)
+    assert len(UNUSED_PARAMETERS) == 4
