@@ -117,7 +117,7 @@ def decode(
     height, width = rgb.shape[:2]
     focal_length_px, source = _focal_length(exif, options or PredictOptions(), width=width, height=height)
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
-    return SourceImage(rgb=np.ascontiguousarray(rgb), camera=camera, image_format=image.format or "HEIC")
+    return SourceImage(rgb=np.require(rgb, requirements=["C", "W"]), camera=camera, image_format=image.format or "HEIC")
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class PredictionHead(nn.Module):
         """Two of (B, feature_channels, h, w) -> (B, 14, 2, h, w), attribute-major."""
         geometry = self.geometry_prediction_head(geometry_features)
         texture = self.texture_prediction_head(texture_features)
-        return torch.cat([geometry, texture], dim=1).unflatten(1, (NUM_ATTRIBUTES, NUM_LAYERS))
+        delta: Tensor = torch.cat([geometry, texture], dim=1).unflatten(1, (NUM_ATTRIBUTES, NUM_LAYERS))
+        return delta
 
 
 def _head(config: SharpConfig) -> nn.Sequential:

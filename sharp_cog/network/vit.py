@@ -92,7 +92,8 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, width)."""
         tokens = self.ls1(tokens, self.attn(self.norm1(tokens)))
-        return self.ls2(tokens, self.mlp(self.norm2(tokens)))
+        refined: Tensor = self.ls2(tokens, self.mlp(self.norm2(tokens)))
+        return refined
 
 
 class ViT(nn.Module):
@@ -128,4 +129,5 @@ class ViT(nn.Module):
 
 def _to_map(tokens: Tensor) -> Tensor:
     """(B, 1 + 576, width) with the class token first -> (B, width, 24, 24)."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, (GRID_SIZE, GRID_SIZE))
+    features: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (GRID_SIZE, GRID_SIZE))
+    return features

@@ -1,0 +1,193 @@
+"""The pipeline that every door opens on: bytes of a photograph in, metric Gaussians out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sharp_cog import checkpoint, depth, formats, images
+from sharp_cog.camera import Camera
+from sharp_cog.errors import PredictionError, SettingError
+from sharp_cog.gaussians import Gaussians, NDCGaussians
+from sharp_cog.network.config import IMAGE_SIZE, SharpConfig
+from sharp_cog.network.lift import Lift
+from sharp_cog.network.ml_sharp import MLSharp
+from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.options import PredictOptions
+from sharp_cog.preprocess import preprocess
+from sharp_cog.serving.settings import Settings
+from sharp_cog.unproject import unproject
+
+Predictor = Callable[[Tensor, Tensor, Tensor | None], NDCGaussians]
+"""(image, disparity_factor, depth) -> Gaussians: `Sharp`, `Lift` or `MLSharp`; shapes as in `Sharp.forward`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One photograph's splat.
+
+    Attributes:
+        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device.
+        camera: The photograph's camera; says where the focal length came from.
+        options: The options that the prediction was made with.
+        timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
+    """
+
+    gaussians: Gaussians
+    camera: Camera
+    options: PredictOptions
+    timings: dict[str, float]
+
+    def write(self, path: Path | str) -> Path:
+        """Writes the splat in the format of the options; `path` appears whole or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            PredictionError: A value is not finite.
+            OutputError: The file cannot be written.
+        """
+        start = time.perf_counter()
+        written = formats.write(Path(path), self.gaussians, self.camera, self.options.output_format)
+        self.timings["write"] = time.perf_counter() - start
+        return written
+
+
+class SharpPipeline:
+    """Decodes, predicts and unprojects. One prediction at a time; load it once and call it often."""
+
+    def __init__(self, predictor: Predictor, *, device: torch.device, settings: Settings) -> None:
+        self.predictor = predictor
+        self.device = device
+        self.settings = settings
+
+    @classmethod
+    def load(cls, settings: Settings | None = None) -> SharpPipeline:
+        """Loads the model that the settings name, downloading Apple's checkpoint if it is needed and not there.
+
+        Args:
+            settings: None reads the `SHARP_*` environment variables.
+
+        Raises:
+            SettingError: A setting is bad, or the device is not there.
+            CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
+            NotInstalledError: The model needs a package that is not installed.
+        """
+        settings = settings or Settings.from_environment()
+        device = find_device(settings.device)
+        model = _load_model(settings).to(device).eval().requires_grad_(False)
+        return cls(cast(Predictor, model), device=device, settings=settings)
+
+    def __call__(
+        self, image_bytes: bytes, options: PredictOptions | None = None, *, depth_bytes: bytes | None = None
+    ) -> Prediction:
+        """Predicts a splat.
+
+        Args:
+            image_bytes: A picture in any format that `sharp_cog.images` reads.
+            options: None means the defaults.
+            depth_bytes: A depth map in any format that `sharp_cog.depth` reads. `lift` needs one; SHARP aligns its
+                own depth to it by the checkpoint's depth-alignment network.
+
+        Raises:
+            InputError: The picture, the depth map or an option cannot be used.
+            PredictionError: The device ran out of memory.
+        """
+        options = options or PredictOptions()
+        timings: dict[str, float] = {}
+        with self._timed("decode", timings):
+            source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
+            depth_map = None if depth_bytes is None else depth.decode(depth_bytes, source.camera)
+        gaussians = self._predict(source, depth_map, timings)
+        return Prediction(gaussians=gaussians, camera=source.camera, options=options, timings=timings)
+
+    def warm_up(self) -> float:
+        """Runs everything once on a grey picture at full size, through post-processing, and returns the seconds."""
+        start = time.perf_counter()
+        camera = Camera(width=IMAGE_SIZE, height=IMAGE_SIZE, focal_length_px=float(IMAGE_SIZE))
+        grey = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=np.uint8)
+        flat = depth.DepthMap(depth_m=np.ones((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32))
+        needs_depth = isinstance(self.predictor, Lift)
+        source = images.SourceImage(rgb=grey, camera=camera, image_format="none")
+        formats.vertex_block(self._predict(source, flat if needs_depth else None, {}))
+        return time.perf_counter() - start
+
+    @torch.inference_mode()
+    def _predict(
+        self, source: images.SourceImage, depth_map: depth.DepthMap | None, timings: dict[str, float]
+    ) -> Gaussians:
+        """Preprocess, network and unprojection, timed."""
+        try:
+            with self._timed("preprocess", timings):
+                model_input = preprocess(source, depth_map, device=self.device)
+            # Full float32 for convolutions too: tf32, cuDNN's default, keeps 10 bits.
+            with self._timed("network", timings), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                ndc = self.predictor(model_input.image, model_input.disparity_factor, model_input.depth_m)
+            with self._timed("unproject", timings):
+                return unproject(ndc, source.camera)
+        except torch.OutOfMemoryError as error:
+            raise PredictionError(
+                f"the device {self.device} ran out of memory: close what else uses it, or set SHARP_DEVICE=cpu"
+            ) from error
+
+    @contextmanager
+    def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
+        """Records a stage's seconds, waiting for the device's work on both sides."""
+        _synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        _synchronize(self.device)
+        timings[stage] = time.perf_counter() - start
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of that name; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        SettingError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingError(f"SHARP_DEVICE is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from error
+    is_there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not is_there.get(device.type, False):
+        present = ", ".join(type_ for type_, there in is_there.items() if there)
+        raise SettingError(f"SHARP_DEVICE is {name!r}, but torch {torch.__version__} finds only: {present}")
+    return device
+
+
+def _load_model(settings: Settings) -> nn.Module:
+    """The model that the settings name, on the CPU."""
+    if settings.model == "lift":
+        return Lift()
+    state = checkpoint.load_state(checkpoint.ensure(settings))
+    if settings.model == "ml-sharp":
+        return MLSharp(state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with torch.device("meta"):
+        model = Sharp(SharpConfig.matching(shapes))
+    checkpoint.fill(model, state, ignore=UNUSED_PARAMETERS)
+    return model
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
