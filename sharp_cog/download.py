@@ -28,7 +28,7 @@ from sharp_cog.errors import DownloadError
 _LOG = logging.getLogger(__name__)
 
 _RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
