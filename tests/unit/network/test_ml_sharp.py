@@ -97,7 +97,7 @@ def test_comparison_finds_the_stages_that_differ(reference: Reference) -> None:
 
     with torch.no_grad():
         bias = state("tiny")["feature_model.texture_head.3.bias"]
-        ours.feature_model.texture_head[3].bias.copy_(bias + 0.1)
+        ours.get_parameter("feature_model.texture_head.3.bias").copy_(bias + 0.1)
     changed = differences()
     unchanged = {"encoder 0", "encoder 1", "encoder 2", "encoder 3", "encoder 4", "monodepth decoder", "disparity"}
     unchanged |= {"features 1", "means"}  # Geometry and positions do not depend on the texture head.
