@@ -1,0 +1,126 @@
+"""The Cog predictor: what Replicate, `cog run` and `scripts/serve` serve.
+
+Cog reads the signature of `run` without executing it, so every default, limit, choice and description here is one
+literal; tests hold them against `sharp_cog.options`. After a change of the signature run `scripts/schema`.
+"""
+
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path as LocalPath
+
+from cog import BaseRunner, Input, Path
+
+from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
+
+
+class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
+    """Loads the model once, then turns one photograph after the other into a splat."""
+
+    def setup(self) -> None:
+        """Gets the checkpoint to local disk, loads it and runs everything once."""
+        start = time.perf_counter()
+        # Cog's inputs come here as well as our outputs: it leaves both behind (see `_delete_leftovers`).
+        self.folder = tempfile.TemporaryDirectory(prefix="sharp_cog_")
+        tempfile.tempdir = self.folder.name
+        try:
+            self.pipeline = SharpPipeline.load()
+            warm_up_seconds = self.pipeline.warm_up()
+        except Exception:
+            # Of a setup that fails, Cog keeps one line, and drops the log lines that it has not passed on by then.
+            traceback.print_exc()
+            sys.stderr.flush()
+            time.sleep(1)
+            raise
+        model, device, ready_seconds = self.pipeline.settings.model, self.pipeline.device, time.perf_counter() - start
+        print(f"{model} on {device}: ready after {ready_seconds:.1f} s, of which warm-up {warm_up_seconds:.1f} s")
+
+    def run(
+        self,
+        image: Path = Input(description="The photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF."),
+        focal_length_px: float | None = Input(
+            default=None,
+            description="Focal length in pixels of the picture as it is shown. Without one, EXIF decides, else 30 mm.",
+            ge=1,
+            le=1000000,
+        ),
+        focal_length_mm: float | None = Input(
+            default=None,
+            description="Focal length as a 35 mm equivalent in millimetres; give this one or the other, not both.",
+            ge=1,
+            le=5000,
+        ),
+        output_format: str = Input(
+            default="ply",
+            description="ply is read by every viewer; apple_ply adds the elements that Apple's own renderer needs.",
+            choices=["ply", "apple_ply"],
+        ),
+        depth: Path | None = Input(
+            default=None,
+            description="Depth map of the same view, to align to: 16-bit PNG in millimetres, or .npy in metres.",
+        ),
+    ) -> Path:
+        """Predicts the splat of one photograph."""
+        folder = LocalPath(self.folder.name)
+        _delete_leftovers(folder, keep=(image, depth))
+        try:
+            options = PredictOptions.from_mapping(
+                {"focal_length_px": focal_length_px, "focal_length_mm": focal_length_mm, "output_format": output_format}
+            )
+            depth_bytes = None if depth is None else _content("depth", depth)
+            prediction = self.pipeline(_content("image", image), options, depth_bytes=depth_bytes)
+            output = prediction.write(folder / _output_name(image))
+        except SharpError as error:
+            raise RuntimeError(f"{error.code}: {error}") from error
+        except Exception:
+            traceback.print_exc()  # Cog's answer and log hold the message alone.
+            raise
+        camera = prediction.camera
+        self.record_metric("num_gaussians", len(prediction.gaussians))
+        self.record_metric("focal_length_px", float(camera.focal_length_px))
+        for stage, seconds in prediction.timings.items():
+            self.record_metric(f"{stage}_seconds", float(seconds))
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in prediction.timings.items())
+        print(f"{len(prediction.gaussians):,} Gaussians, focal length {camera.focal_length_px:.1f} px", end=" ")
+        print(f"({camera.focal_length_source}): {stages}")
+        return Path(output)
+
+
+def _delete_leftovers(folder: LocalPath, keep: Iterable[object]) -> None:
+    """Deletes what earlier predictions left in the folder.
+
+    Cog reads an output after `run` has returned and never deletes it. It also forgets the inputs that it has fetched
+    when another input of the same prediction cannot be fetched.
+    """
+    kept = {LocalPath(path) for path in keep if isinstance(path, Path)}
+    for path in folder.iterdir():
+        if path.is_file() and path not in kept:
+            path.unlink()
+
+
+def _content(name: str, file: object) -> bytes:
+    """Bytes of an input that Cog downloaded or decoded into a file of its own.
+
+    Raises:
+        InputError: The input is text that Cog passed on as it came, which could be the path of any file on the server,
+            or the file is empty.
+    """
+    if not isinstance(file, Path):
+        raise InputError(f"{name} is {str(file)[:80]!r}, not a file: send a data URI or an http(s) address")
+    content: bytes = file.read_bytes()
+    if not content:
+        raise InputError(f"{name} has 0 bytes: send a file with content; a data URI needs valid base64")
+    return content
+
+
+def _output_name(image: Path) -> str:
+    """Names the splat after the input: `/tmp/tmpk3_x9w2dbeach.jpg`, as Cog calls what it downloads, to `beach.ply`.
+
+    A data URI carries no name (Cog says `file`); its splat is `splat.ply`.
+    """
+    stem = LocalPath(re.sub(r"^tmp[a-z0-9_]{8}", "", image.name)).stem
+    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", stem)[:100].strip("._-")
+    return f"{safe}.ply" if safe not in ("", "file") else "splat.ply"

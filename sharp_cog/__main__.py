@@ -1,0 +1,3 @@
+from sharp_cog.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""The command line: `sharp-cog`, or `python -m sharp_cog`.
+
+Only the chosen command is imported, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import sharp_cog
+from sharp_cog.errors import InputError, SharpError
+from sharp_cog.options import OUTPUT_FORMATS
+from sharp_cog.serving.settings import MODELS
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 when all went well, 2 when an input or option was bad, 1 for any other failure, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("sharp_cog")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    try:
+        exit_code: int = import_module(f"sharp_cog.cli.{arguments.command}").run(arguments)
+        sys.stdout.flush()
+    except SharpError as error:
+        return report(error, verbose=arguments.verbose)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # Whoever read our output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return exit_code
+
+
+def report(error: SharpError, *, verbose: bool, about: str = "") -> int:
+    """Prints an error, with its traceback if asked for, and returns its exit code."""
+    if verbose:
+        logging.getLogger(__name__).debug("where it happened:", exc_info=error)
+    print(f"error: {about}{error} [{error.code}]", file=sys.stderr)
+    return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sharp-cog", description="Turns photographs into 3D Gaussian splats with Apple's SHARP model."
+    )
+    parser.add_argument("--version", action="version", version=f"sharp-cog {sharp_cog.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_download(commands)
+    _add_info(commands)
+    _add_verify(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, *, help_text: str, example: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
+    command: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
+        name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.", epilog=f"example: {example}"
+    )
+    command.add_argument("-v", "--verbose", action="store_true", help="say more, and show where errors come from")
+    return command
+
+
+def _add_model_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", metavar="FILE", help="checkpoint file (else it is found or downloaded)")
+    command.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+
+
+def _add_focal_length(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--focal-length-px", type=float, metavar="PX", help="focal length in pixels of the picture")
+    command.add_argument(
+        "--focal-length-mm",
+        type=float,
+        metavar="MM",
+        help="focal length as a 35 mm equivalent (default: from EXIF, else 30)",
+    )
+
+
+def _add_predict(commands: Commands) -> None:  # type: ignore[valid-type]
+    command = _command(
+        commands,
+        "predict",
+        help_text="turn photographs into splats",
+        example="sharp-cog predict photo.jpg holiday/ -o splats/",
+    )
+    command.add_argument("inputs", nargs="+", metavar="PICTURE", help="a picture, or a folder of pictures")
+    command.add_argument(
+        "-o", "--output", metavar="PATH", help="file for one picture, folder for many (default: beside each picture)"
+    )
+    command.add_argument("-r", "--recursive", action="store_true", help="look into folders of folders too")
+    command.add_argument("--model", choices=MODELS, help="default: sharp; lift needs no weights but a depth map")
+    command.add_argument(
+        "--depth",
+        metavar="PATH",
+        help="depth map (16-bit PNG in mm, or .npy in metres), or a folder of them named like the pictures",
+    )
+    _add_focal_length(command)
+    command.add_argument("--format", choices=OUTPUT_FORMATS, default="ply", help="default: ply")
+    _add_model_settings(command)
+
+
+def _add_download(commands: Commands) -> None:  # type: ignore[valid-type]
+    command = _command(
+        commands,
+        "download",
+        help_text="fetch Apple's checkpoint (2.81 GB) ahead of time and verify it",
+        example="sharp-cog download --cache-dir /models",
+    )
+    command.add_argument("--cache-dir", metavar="FOLDER", help="where to keep it (default: torch hub's folder)")
+
+
+def _add_info(commands: Commands) -> None:  # type: ignore[valid-type]
+    command = _command(
+        commands, "info", help_text="say what is in a splat or a picture", example="sharp-cog info room.ply"
+    )
+    command.add_argument("file", metavar="FILE", help="a .ply, or a picture")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
+    command = _command(
+        commands,
+        "verify",
+        help_text="compare our network with Apple's own package, stage by stage",
+        example="sharp-cog verify photo.jpg",
+    )
+    command.add_argument("image", metavar="PICTURE", help="a picture")
+    _add_focal_length(command)
+    command.add_argument(
+        "--tolerance", type=float, default=1e-3, metavar="E", help="largest relative difference (default: 0.001)"
+    )
+    _add_model_settings(command)

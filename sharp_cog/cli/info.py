@@ -1,0 +1,81 @@
+"""`sharp-cog info`: what is in a splat or a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from sharp_cog import images
+from sharp_cog.camera import FULL_FRAME_DIAGONAL_MM, Camera
+from sharp_cog.cli.settings import settings_from
+from sharp_cog.errors import InputError
+from sharp_cog.formats import read_ply
+
+Report = dict[str, object]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    path = Path(arguments.file)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if content.startswith(b"ply"):
+        report = _splat(content)
+    else:
+        source = images.decode(content, max_pixels=settings_from(arguments).max_pixels)
+        report = {"format": source.image_format, **_camera(source.camera)}
+        report["focal_length_source"] = source.camera.focal_length_source
+    report = {"file": str(path), "bytes": len(content), **report}
+    print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
+    return 0
+
+
+def _splat(content: bytes) -> Report:
+    splat = read_ply.read(content)
+    gaussians = splat.gaussians
+    report: Report = {"format": "ply", "num_gaussians": len(gaussians)}
+    if splat.camera is not None:
+        report |= _camera(splat.camera)
+    if len(gaussians):
+        report["bounds_m"] = {
+            axis: [round(values.min().item(), 4), round(values.max().item(), 4)]
+            for axis, values in zip("xyz", gaussians.means.unbind(-1), strict=True)
+        }
+        report["depth_m_quantiles"] = _quantiles(gaussians.means[:, 2])
+        report["scale_m_quantiles"] = _quantiles(gaussians.scales.amax(dim=-1))
+        report["opacity_quantiles"] = _quantiles(gaussians.opacities)
+    return report
+
+
+def _camera(camera: Camera) -> Report:
+    diagonal_px = (camera.width**2 + camera.height**2) ** 0.5
+    return {
+        "width": camera.width,
+        "height": camera.height,
+        "focal_length_px": round(camera.focal_length_px, 2),
+        "focal_length_mm_equivalent": round(camera.focal_length_px * FULL_FRAME_DIAGONAL_MM / diagonal_px, 2),
+        "vertical_fov_degrees": round(camera.vertical_fov_degrees, 2),
+    }
+
+
+def _quantiles(values: torch.Tensor) -> dict[str, float]:
+    """The least, the 10 %, 50 % and 90 % quantiles, and the most."""
+    ordered = values.sort().values
+    last = len(ordered) - 1
+    return {f"{share:.0%}": float(f"{ordered[round(share * last)].item():.4g}") for share in (0, 0.1, 0.5, 0.9, 1)}
+
+
+def _as_text(report: Report) -> str:
+    lines = []
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        lines.append(f"{name.replace('_', ' ')}: {value}")
+    return "\n".join(lines)

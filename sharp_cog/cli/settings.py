@@ -1,0 +1,27 @@
+"""Settings from the environment, overridden by flags."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from sharp_cog.serving.settings import Settings
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The process's settings; flags that a command does not have, or that are not given, change nothing.
+
+    Raises:
+        SettingError: An environment variable or a flag has a bad value.
+    """
+    settings = Settings.from_environment()
+    if getattr(arguments, "model", None):
+        settings = replace(settings, model=arguments.model)
+    if getattr(arguments, "device", None):
+        settings = replace(settings, device=arguments.device)
+    if getattr(arguments, "checkpoint", None):
+        settings = replace(settings, checkpoint=Path(arguments.checkpoint))
+    if getattr(arguments, "cache_dir", None):
+        settings = replace(settings, cache_dir=Path(arguments.cache_dir))
+    return settings
