@@ -11,12 +11,16 @@ from pathlib import Path
 
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, OutputError
 
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .heic .heif .hif .avif".split()  # noqa: SIM905
+SPLAT_SUFFIX = ".ply"
+"""Of every output format."""
+
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff"),
+    *(".bmp", ".gif", ".heic", ".heif", ".hif", ".avif"),
 )
 """What is taken for a picture in a folder; a file that is named outright is taken whatever its name."""
 
-DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy"})
+DEPTH_SUFFIXES = (".png", ".npy")
 """What is taken for a depth map in a folder of depth maps."""
 
 DEPTH_TAG = ".depth"
@@ -68,39 +72,34 @@ def plan(inputs: Sequence[Path], *, output: Path | None, into_folder: bool, recu
     if output is not None and output.exists() and not output.is_dir():
         raise OptionError(f"the output {output} is a file, but there are several pictures: name a folder")
     folders = [each.picture.parent if output is None else output / each.subfolder for each in found]
-    short = [folder / f"{each.picture.stem}.ply" for folder, each in zip(folders, found, strict=True)]
+    short = [folder / f"{each.picture.stem}{SPLAT_SUFFIX}" for folder, each in zip(folders, found, strict=True)]
     times = Counter(short)
     jobs = [
-        Job(picture=each.picture, output=path if times[path] == 1 else folder / f"{each.picture.name}.ply")
+        Job(picture=each.picture, output=path if times[path] == 1 else folder / f"{each.picture.name}{SPLAT_SUFFIX}")
         for each, folder, path in zip(found, folders, short, strict=True)
     ]
     return _checked(jobs)
 
 
-def make_folders(jobs: Iterable[Job], *, create: bool) -> None:
-    """Checks that the splats' folders can be written, before minutes are spent on a model.
-
-    Args:
-        jobs: What is planned.
-        create: Folders that are missing are made.
+def prepare_outputs(jobs: Sequence[Job]) -> None:
+    """Makes the splats' folders and checks that they can be written, before minutes are spent on a model.
 
     Raises:
-        OutputError: A folder is missing or cannot be written.
+        OutputError: A folder cannot be made or written, or there is a folder where a splat should go.
     """
+    for job in jobs:
+        if job.output.is_dir():
+            raise OutputError(f"cannot write {job.output}: it is a folder: name a file, or remove the folder")
     for folder in sorted({job.output.parent for job in jobs}):
         try:
-            if create:
-                folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             reason = error.strerror or str(error)
             raise OutputError(
-                f"cannot write into the folder {folder}: {reason}: make it, or choose another by -o"
+                f"cannot write into the folder {folder}: {reason}: check its rights, or choose another by -o"
             ) from error
-    for job in jobs:
-        if job.output.is_dir():
-            raise OutputError(f"cannot write {job.output}: it is a folder: name a file, or remove the folder")
 
 
 class DepthMaps:
@@ -110,8 +109,8 @@ class DepthMaps:
         """Looks at the path, once.
 
         Args:
-            path: A depth map for every picture; or a folder, where `room.depth.png` or else `room.png` (also .tif,
-                .tiff, .npy) belongs to `room.jpg`; or None.
+            path: A depth map for every picture; or a folder, where `room.depth.png` or else `room.png` (or .npy)
+                belongs to `room.jpg`; or None.
 
         Raises:
             DepthError: There is nothing at the path.
@@ -145,7 +144,7 @@ class DepthMaps:
                 return fitting[0]
         raise DepthError(
             f"the folder {self._path} holds no depth map for {picture.name}: "
-            f"name it {picture.stem}{DEPTH_TAG}.png, .tif or .npy"
+            f"name it {picture.stem}{DEPTH_TAG}.png or .npy"
         )
 
 
@@ -162,7 +161,7 @@ def _find(inputs: Iterable[Path], *, recursive: bool) -> Iterator[_Found]:
         if not pictures:
             deeper = "" if recursive else ", or give --recursive to look into the folders below"
             raise ImageError(
-                f"the folder {path} holds no pictures: put some there ({', '.join(sorted(PICTURE_SUFFIXES))}){deeper}"
+                f"the folder {path} holds no pictures: put some there ({', '.join(PICTURE_SUFFIXES)}){deeper}"
             )
         for picture in pictures:
             yield _Found(picture=picture, subfolder=picture.parent.relative_to(path))

@@ -14,7 +14,7 @@ from sharp_cog.serving.settings import MODELS, Settings
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def exit_code(error: SharpError) -> int:
@@ -27,7 +27,7 @@ def print_error(error: SharpError, *, subject: Path | None = None) -> None:
 
     Call it where the error was caught.
     """
-    _logger.debug("traceback of the error below", exc_info=error)
+    _LOG.debug("traceback of the error below", exc_info=error)
     prefix = "" if subject is None else f"{subject}: "
     print(f"error: {prefix}{error} [{error.code}]", file=sys.stderr)
 
