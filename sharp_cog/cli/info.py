@@ -4,112 +4,78 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sharp_cog.cli.predict import FOCAL_LENGTH_SOURCES, focal_length_mm, read_bytes
-from sharp_cog.cli.report import settings_from
+import torch
+
+from sharp_cog import images
+from sharp_cog.camera import FULL_FRAME_DIAGONAL_MM, Camera
+from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import InputError
+from sharp_cog.formats import read_ply
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sharp_cog.camera import Camera
-
-HELP = "say what is in a splat or a picture"
-DESCRIPTION = "Says what is in a splat (.ply) or a picture; the two are told apart by content."
-EXAMPLES = """\
-examples:
-  sharp-cog info room.ply
-  sharp-cog info photo.jpg --json
-"""
-
-QUANTILES = (0.05, 0.5, 0.95)
+Report = dict[str, object]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a splat or a picture")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints what is in the file."""
-    content = read_bytes(args.file, InputError)
-    is_splat = content.startswith(b"ply")
-    facts = {"file": str(args.file), "bytes": len(content)}
-    facts |= _splat_facts(content) if is_splat else _picture_facts(content, settings_from(args).max_pixels)
-    if args.json:
-        print(json.dumps(facts))
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    path = Path(arguments.file)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if content.startswith(b"ply"):
+        report = _splat(content)
     else:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            print(f"{name.replace('_', ' '):{width}}  {_readable(value)}")
+        source = images.decode(content, max_pixels=settings_from(arguments).max_pixels)
+        report = {"format": source.image_format, **_camera(source.camera)}
+        report["focal_length_source"] = source.camera.focal_length_source
+    report = {"file": str(path), "bytes": len(content), **report}
+    print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
     return 0
 
 
-def _picture_facts(content: bytes, max_pixels: int) -> dict[str, Any]:
-    from sharp_cog import images
-
-    source = images.decode(content, max_pixels=max_pixels)
-    return {"kind": "picture", "format": source.image_format} | _camera_facts(source.camera)
-
-
-def _splat_facts(content: bytes) -> dict[str, Any]:
-    from sharp_cog.formats import read_ply
-
+def _splat(content: bytes) -> Report:
     splat = read_ply.read(content)
     gaussians = splat.gaussians
-    is_apples = b"\nelement intrinsic " in content[: content.index(b"end_header")]
-    facts: dict[str, Any] = {
-        "kind": "splat",
-        "format": "apple_ply" if is_apples else "ply",
-        "num_gaussians": len(gaussians),
-    }
+    report: Report = {"format": "ply", "num_gaussians": len(gaussians)}
     if splat.camera is not None:
-        # A splat does not keep where its focal length came from.
-        facts |= {name: value for name, value in _camera_facts(splat.camera).items() if name != "focal_length_source"}
+        report |= _camera(splat.camera)
     if len(gaussians):
-        facts |= {
-            "bounds_min_m": gaussians.means.amin(dim=0).tolist(),
-            "bounds_max_m": gaussians.means.amax(dim=0).tolist(),
-            "opacity_quantiles": _quantiles(gaussians.opacities),
-            "scale_m_quantiles": _quantiles(gaussians.scales),
+        report["bounds_m"] = {
+            axis: [round(values.min().item(), 4), round(values.max().item(), 4)]
+            for axis, values in zip("xyz", gaussians.means.unbind(-1), strict=True)
         }
-    return facts
+        report["depth_m_quantiles"] = _quantiles(gaussians.means[:, 2])
+        report["scale_m_quantiles"] = _quantiles(gaussians.scales.amax(dim=-1))
+        report["opacity_quantiles"] = _quantiles(gaussians.opacities)
+    return report
 
 
-def _camera_facts(camera: Camera) -> dict[str, Any]:
+def _camera(camera: Camera) -> Report:
+    diagonal_px = (camera.width**2 + camera.height**2) ** 0.5
     return {
         "width": camera.width,
         "height": camera.height,
-        "focal_length_px": camera.focal_length_px,
-        "focal_length_mm": focal_length_mm(camera),
-        "focal_length_source": camera.focal_length_source,
-        "horizontal_fov_degrees": math.degrees(2 * math.atan2(camera.width / 2, camera.focal_length_px)),
-        "vertical_fov_degrees": camera.vertical_fov_degrees,
+        "focal_length_px": round(camera.focal_length_px, 2),
+        "focal_length_mm_equivalent": round(camera.focal_length_px * FULL_FRAME_DIAGONAL_MM / diagonal_px, 2),
+        "vertical_fov_degrees": round(camera.vertical_fov_degrees, 2),
     }
 
 
-def _quantiles(values: Tensor) -> dict[str, float]:
-    """Quantiles by numpy, because torch's refuses more than 16 million values."""
-    import numpy as np
+def _quantiles(values: torch.Tensor) -> dict[str, float]:
+    """The least, the 10 %, 50 % and 90 % quantiles, and the most."""
+    ordered = values.sort().values
+    last = len(ordered) - 1
+    return {f"{share:.0%}": float(f"{ordered[round(share * last)].item():.4g}") for share in (0, 0.1, 0.5, 0.9, 1)}
 
-    levels = np.quantile(values.numpy(), QUANTILES)
-    return {f"{quantile:.0%}": float(level) for quantile, level in zip(QUANTILES, levels, strict=True)}
 
-
-def _readable(value: object) -> str:
-    match value:
-        case bool() | str():
-            return FOCAL_LENGTH_SOURCES.get(str(value), str(value))
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.5g}"
-        case list():
-            return "  ".join(map(_readable, value))
-        case dict():
-            return ", ".join(f"{name}: {_readable(item)}" for name, item in value.items())
-    return str(value)
+def _as_text(report: Report) -> str:
+    lines = []
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        lines.append(f"{name.replace('_', ' ')}: {value}")
+    return "\n".join(lines)

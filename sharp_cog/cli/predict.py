@@ -1,192 +1,186 @@
-"""`sharp-cog predict`: photographs in, splats out."""
+"""`sharp-cog predict`: photographs in, splats out; one bad picture does not stop the rest."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sharp_cog.cli.plan import DepthMaps, Job, plan, prepare_outputs
-from sharp_cog.cli.report import INTERRUPTED, add_setting_arguments, exit_code, print_error, settings_from
-from sharp_cog.errors import DepthError, ImageError, InputError, SharpError
-from sharp_cog.options import OUTPUT_FORMATS, PredictOptions
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from sharp_cog.camera import Camera
-    from sharp_cog.pipeline import Prediction, SharpPipeline
-
-HELP = "turn photographs into splats"
-DESCRIPTION = """\
-Turns photographs into 3D Gaussian splats.
-
-Of a folder, the files that are named like pictures are taken, without those named like room.depth.png. One bad picture
-does not stop the rest. An existing splat is replaced, and never seen half written."""
-EXAMPLES = """\
-examples:
-  sharp-cog predict photo.jpg                            writes photo.ply beside it
-  sharp-cog predict holiday/ -o splats/                  every picture of a folder
-  sharp-cog predict room.jpg --model lift --depth room.depth.png -o room.ply
-"""
-
-VIEWER_URL = "https://superspl.at/editor"
-
-FOCAL_LENGTH_SOURCES = {
-    "caller": "as given",
-    "exif_35mm": "from EXIF, the 35 mm equivalent",
-    "exif": "from EXIF, the lens",
-    "default": "assumed, since the picture does not say; --focal-length-mm sets it",
-}
-"""What each source of a focal length is called."""
+from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
+from sharp_cog.cli.settings import settings_from
+from sharp_cog.errors import DepthError, ImageError, InputError, OutputError, SharpError
+from sharp_cog.formats import FORMATS
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import Prediction, SharpPipeline
 
 _LOG = logging.getLogger(__name__)
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a picture, or a folder of pictures")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUT",
-        help="the file to write; or the folder, if it exists, ends in / or there are several pictures "
-        "(default: NAME.ply beside the picture; NAME.jpg.ply where two pictures have one name)",
-    )
-    parser.add_argument("-r", "--recursive", action="store_true", help="look into the folders below, too")
-    parser.add_argument(
-        "--depth",
-        type=Path,
-        metavar="PATH",
-        help="a depth map (16-bit PNG in millimetres, .npy in metres), or a folder of them: "
-        "NAME.depth.png or NAME.png belongs to NAME.jpg",
-    )
-    parser.add_argument(
-        "--focal-length-px", metavar="PX", help="focal length in pixels (default: from EXIF, else 30 mm)"
-    )
-    parser.add_argument("--focal-length-mm", metavar="MM", help="focal length as a 35 mm equivalent")
-    parser.add_argument(
-        "--format",
-        choices=OUTPUT_FORMATS,
-        default=OUTPUT_FORMATS[0],
-        help="ply (default): what every viewer reads; apple_ply: with the extra elements of Apple's own tool",
-    )
-    add_setting_arguments(parser, with_model=True)
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".heic", ".heif", ".hif", ".avif"),
+)
+"""What is taken for a picture in a folder; a file that is named is read whatever its name."""
+DEPTH_SUFFIXES = (".png", ".npy")
+_SOURCES = {"caller": "as given", "exif_35mm": "from EXIF", "exif": "from EXIF", "default": "assumed, 30 mm equivalent"}
 
 
-def run(args: argparse.Namespace) -> int:
-    """Predicts all pictures and returns the exit code."""
-    settings = settings_from(args)
-    options = PredictOptions.from_mapping(
-        {
-            "focal_length_px": args.focal_length_px,
-            "focal_length_mm": args.focal_length_mm,
-            "output_format": args.format,
-        }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One picture to turn into one splat."""
+
+    image: Path
+    depth: Path | None
+    target: Path
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    settings = settings_from(arguments)
+    options = PredictOptions(
+        focal_length_px=arguments.focal_length_px,
+        focal_length_mm=arguments.focal_length_mm,
+        output_format=arguments.format,
     )
-    if settings.model == "lift" and args.depth is None:
-        raise DepthError("the model 'lift' needs a depth map: give one (--depth FILE), or choose --model sharp")
     jobs = plan(
-        args.inputs,
-        output=None if args.output is None else Path(args.output),
-        into_folder=args.output is not None and args.output.endswith("/"),
-        recursive=args.recursive,
+        [Path(path) for path in arguments.inputs],
+        output=arguments.output,
+        depth=None if arguments.depth is None else Path(arguments.depth),
+        suffix=FORMATS[options.output_format].suffix,
+        recursive=arguments.recursive,
     )
-    depth_maps = DepthMaps(args.depth)
-    prepare_outputs(jobs)
-
-    start = time.perf_counter()
-    # Here and not above, since it takes seconds: what was wrong with the arguments has been said by now.
-    from sharp_cog.pipeline import SharpPipeline
-
     pipeline = SharpPipeline.load(settings)
-    _LOG.info("%s on %s, loaded in %.1f s", settings.model, pipeline.device, time.perf_counter() - start)
-    return _predict_all(pipeline, jobs, options, depth_maps)
+    exit_codes, num_written = set[int](), 0
+    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+        for job in jobs:
+            try:
+                prediction = _predict(pipeline, job, options)
+            except SharpError as error:
+                bar.clear()
+                exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
+            except KeyboardInterrupt:
+                bar.close()
+                print(f"stopped: {num_written} of {len(jobs)} splats are written", file=sys.stderr)
+                return EXIT_INTERRUPTED
+            else:
+                num_written += 1
+                bar.clear()
+                _tell(job.target, prediction)
+            bar.update()
+    if num_written:
+        print("look: drop it on https://superspl.at/editor, or open it in any viewer of 3D Gaussian splats")
+    if len(jobs) > 1:
+        print(f"{num_written} of {len(jobs)} pictures became splats")
+    return EXIT_FAILED if EXIT_FAILED in exit_codes else EXIT_BAD_INPUT if exit_codes else 0
 
 
-def _predict_all(pipeline: SharpPipeline, jobs: Sequence[Job], options: PredictOptions, depth_maps: DepthMaps) -> int:
-    """Predicts one picture after the other; says what became of each, and returns the exit code."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
+def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: str, recursive: bool) -> list[Job]:
+    """Decides what is read and written, before anything is loaded.
 
-    many = len(jobs) > 1
-    start = time.perf_counter()
-    num_written, exit_codes = 0, set[int]()
-    bar = tqdm(jobs, unit="picture", disable=not (many and sys.stderr.isatty()))
-    try:
-        with logging_redirect_tqdm([logging.getLogger("sharp_cog")]):
-            for number, job in enumerate(bar, start=1):
-                counter = f"[{number}/{len(jobs)}] " if many else ""
-                try:
-                    prediction = _predict(pipeline, job, options, depth_maps)
-                    num_written += 1
-                    with bar.external_write_mode():
-                        print(counter + _summary(job, prediction), flush=True)
-                        if not many:
-                            print(_timings(prediction), _hint(), sep="\n")
-                except SharpError as error:
-                    exit_codes.add(exit_code(error))
-                    with bar.external_write_mode():
-                        print_error(error, subject=job.picture)
-    except KeyboardInterrupt:
-        print(f"interrupted: {num_written} of {len(jobs)} splats written, each of them whole", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        bar.close()
-    if many:
-        print(f"{num_written} of {len(jobs)} splats written in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    # A bad input among other failures is what the caller can do something about.
-    return max(exit_codes, default=0)
+    Args:
+        inputs: Pictures and folders of pictures.
+        output: A file for one picture; a folder for many, or where it exists or ends with a slash; None is beside
+            each picture.
+        depth: A depth map for all, or a folder of maps named like the pictures.
+        suffix: Of the splats' names.
+        recursive: Whether folders in folders are looked into.
+
+    Raises:
+        InputError: There is no picture, or two would be written to one place.
+        OutputError: The output folder cannot be made.
+    """
+    images = [image for path in inputs for image in _expand(path, recursive=recursive)]
+    if not images:
+        raise InputError(f"no picture in {', '.join(map(str, inputs))}: name a picture, or use --recursive")
+    if depth is not None and not depth.exists():
+        raise DepthError(f"{depth} does not exist: name a depth map, or a folder of them")
+    is_folder = output is not None and (len(images) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir())
+    if is_folder:
+        assert output is not None
+        folder = Path(output)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        targets = [folder / f"{image.stem}{suffix}" for image in images]
+    elif output is not None:
+        targets = [Path(output)]
+    else:
+        targets = [image.with_suffix(suffix) for image in images]
+    # a.jpg and a.png both become a.ply: then each keeps its whole name, a.jpg.ply and a.png.ply.
+    counts = Counter(targets)
+    targets = [
+        target.with_name(f"{image.name}{suffix}") if counts[target] > 1 else target
+        for image, target in zip(images, targets, strict=True)
+    ]
+    # A path may be spelled in many ways, and what is overwritten is gone.
+    resolved_images = {image.resolve() for image in images}
+    for target, count in Counter(targets).items():
+        if count > 1:
+            clashing = ", ".join(str(image) for image, other in zip(images, targets, strict=True) if other == target)
+            raise InputError(f"{clashing} would all become {target}: run them one after the other")
+        if target.resolve() in resolved_images:
+            raise InputError(f"{target} is a picture and would be overwritten: choose another -o")
+    return [
+        Job(image=image, depth=_depth_of(image, depth), target=target)
+        for image, target in zip(images, targets, strict=True)
+    ]
 
 
-def _predict(pipeline: SharpPipeline, job: Job, options: PredictOptions, depth_maps: DepthMaps) -> Prediction:
-    """Predicts and writes one picture."""
-    depth = depth_maps.find(job.picture)
-    depth_bytes = None if depth is None else read_bytes(depth, DepthError)
-    try:
-        prediction = pipeline(read_bytes(job.picture, ImageError), options, depth_bytes=depth_bytes)
-        prediction.write(job.output)
-    except Exception as error:
-        error.add_note(f"while predicting {job.picture}")
-        raise
+def _expand(path: Path, *, recursive: bool) -> Iterator[Path]:
+    """A file as it is; of a folder, the pictures, without the depth maps that lie beside them."""
+    if not path.is_dir():
+        yield path
+        return
+    for file in sorted(path.rglob("*") if recursive else path.iterdir()):
+        is_depth = file.stem.endswith(".depth")
+        if (
+            file.suffix.lower() in PICTURE_SUFFIXES
+            and not is_depth
+            and not file.name.startswith(".")
+            and file.is_file()
+        ):
+            yield file
+
+
+def _depth_of(image: Path, depth: Path | None) -> Path | None:
+    """The depth map of a picture: the one for all, or `<stem>.png`, `<stem>.depth.npy` and so on in the folder."""
+    if depth is None or not depth.is_dir():
+        return depth
+    for suffix in DEPTH_SUFFIXES:
+        for name in (f"{image.stem}.depth{suffix}", f"{image.stem}{suffix}"):
+            if (depth / name).is_file() and depth / name != image:
+                return depth / name
+    _LOG.warning("%s has no depth map for %s", depth, image.name)
+    return None
+
+
+def _predict(pipeline: SharpPipeline, job: Job, options: PredictOptions) -> Prediction:
+    image_bytes = _read(job.image, ImageError)
+    depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
+    prediction = pipeline(image_bytes, options, depth_bytes=depth_bytes)
+    prediction.write(job.target)
     return prediction
 
 
-def read_bytes(path: Path, error_class: type[InputError]) -> bytes:
-    """The content of an input file.
-
-    Raises:
-        InputError: It cannot be read; of the given class.
-    """
+def _read(path: Path, error_type: type[InputError]) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise error_class(f"cannot read {path}: {error.strerror or error}: check the path and its rights") from error
+        raise error_type(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def focal_length_mm(camera: Camera) -> float:
-    """The 35 mm equivalent of a camera's focal length, in millimetres."""
-    from sharp_cog.camera import FULL_FRAME_DIAGONAL_MM
-
-    return camera.focal_length_px * FULL_FRAME_DIAGONAL_MM / math.hypot(camera.width, camera.height)
-
-
-def _summary(job: Job, prediction: Prediction) -> str:
-    camera = prediction.camera
-    return (
-        f"wrote {job.output} from {job.picture.name}: {len(prediction.gaussians):,} Gaussians, "
-        f"{job.output.stat().st_size / 1e6:.1f} MB; focal length {camera.focal_length_px:.1f} px = "
-        f"{focal_length_mm(camera):.1f} mm ({FOCAL_LENGTH_SOURCES[camera.focal_length_source]})"
+def _tell(target: Path, prediction: Prediction) -> None:
+    """A line of what was written, and one of how long each stage took."""
+    camera, megabytes = prediction.camera, target.stat().st_size / 1e6
+    print(
+        f"{target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
+        f"{camera.focal_length_px:.0f} px ({_SOURCES[camera.focal_length_source]})"
     )
-
-
-def _timings(prediction: Prediction) -> str:
-    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in prediction.timings.items())
-    return f"{stages}; {sum(prediction.timings.values()):.2f} s in all"
-
-
-def _hint() -> str:
-    return f"to look at it, drop it on {VIEWER_URL}"
+    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
+    print(f"  {sum(prediction.timings.values()):.2f} s: {stages}")

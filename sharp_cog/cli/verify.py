@@ -1,63 +1,52 @@
-"""`sharp-cog verify`: our network against Apple's own package, stage by stage."""
+"""`sharp-cog verify`: our network against Apple's own package on a picture of the caller's."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from sharp_cog.cli.predict import read_bytes
-from sharp_cog.cli.report import add_setting_arguments, settings_from
-from sharp_cog.errors import DepthError, ImageError
-
-HELP = "compare our network with Apple's own package on a picture"
-DESCRIPTION = """\
-Runs our network and Apple's own package on a picture and prints the differences stage by stage.
-
-Needs Apple's package; where it is not installed, the error says how to install it."""
-EXAMPLES = """\
-example:
-  sharp-cog verify photo.jpg
-"""
+from sharp_cog import images
+from sharp_cog.cli import EXIT_FAILED
+from sharp_cog.cli.settings import settings_from
+from sharp_cog.errors import ImageError
+from sharp_cog.network.ml_sharp import MLSharp
+from sharp_cog.network.sharp import Sharp
+from sharp_cog.network.verify import compare
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.preprocess import preprocess
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
-    parser.add_argument("--depth", type=Path, metavar="FILE", help="a depth map to align to")
-    add_setting_arguments(parser, with_model=False)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Prints the differences of every stage."""
-    settings = settings_from(args)
-    image_bytes = read_bytes(args.image, ImageError)
-    depth_bytes = None if args.depth is None else read_bytes(args.depth, DepthError)
-
-    from torch import nn
-
-    from sharp_cog import depth, images
-    from sharp_cog.network.ml_sharp import MLSharp
-    from sharp_cog.network.verify import compare
-    from sharp_cog.pipeline import SharpPipeline
-    from sharp_cog.preprocess import preprocess
-
-    source = images.decode(image_bytes, max_pixels=settings.max_pixels)
-    depth_map = None if depth_bytes is None else depth.decode(depth_bytes, source.camera)
+def run(arguments: argparse.Namespace) -> int:
+    """Prints a table of differences; 1 if one is larger than the tolerance."""
+    settings = settings_from(arguments)
+    options = PredictOptions(focal_length_px=arguments.focal_length_px, focal_length_mm=arguments.focal_length_mm)
+    try:
+        image_bytes = Path(arguments.image).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{arguments.image} cannot be read: {error.strerror or error}") from error
+    source = images.decode(image_bytes, options, max_pixels=settings.max_pixels)
     apples = SharpPipeline.load(replace(settings, model="ml-sharp"))
     ours = SharpPipeline.load(replace(settings, model="sharp"))
-    assert isinstance(apples.predictor, MLSharp)
-    assert isinstance(ours.predictor, nn.Module)
-    model_input = preprocess(source, depth_map, device=ours.device)
+    model_input = preprocess(source, None, device=ours.device)
+    apples_model = cast(MLSharp, apples.predictor)
     differences = compare(
-        apples.predictor,
-        apples.predictor.predictor,
-        ours.predictor,
+        apples_model,
+        apples_model.predictor,
+        cast(Sharp, ours.predictor),
         image=model_input.image,
         disparity_factor=model_input.disparity_factor,
-        depth=model_input.depth_m,
     )
-    print(f"{'stage':24} {'relative':>10} {'largest':>10}")
+    print(f"{'stage':<20} {'relative':>10} {'largest':>10}")
     for difference in differences:
-        print(f"{difference.stage:24} {difference.relative:10.2e} {difference.maximum:10.2e}")
-    return 0
+        is_worse = not difference.relative <= arguments.tolerance
+        print(
+            f"{difference.stage:<20} {difference.relative:>10.2e} {difference.maximum:>10.2e}"
+            f"{'  over the tolerance' if is_worse else ''}"
+        )
+    worst = max(difference.relative for difference in differences)
+    is_same = worst <= arguments.tolerance
+    print(f"{'the same' if is_same else 'NOT the same'} within {arguments.tolerance:g}: at worst {worst:.2e}")
+    return 0 if is_same else EXIT_FAILED

@@ -15,7 +15,7 @@ COMMIT = "1eaa046834b81852261262b41b0919f5c1efdd2e"
 
 _INSTALL = (
     f"git clone https://github.com/apple/ml-sharp && cd ml-sharp && git checkout {COMMIT} && rm .python-version && "
-    "pip install --no-deps . && pip install timm plyfile scipy imageio click matplotlib"
+    "pip install --no-deps . && pip install timm==1.0.22 plyfile==1.1.5 scipy==1.17.1"
 )
 
 

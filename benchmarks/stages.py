@@ -1,0 +1,260 @@
+"""Time and peak memory of each stage of a prediction, on whatever device there is.
+
+    scripts/benchmark --model lift
+    scripts/benchmark --model sharp --image photo.jpg --repeat 10 --json stages.json
+    scripts/benchmark --model random        # SHARP's speed without its checkpoint: random weights of the same sizes
+
+Stages run one after the other in one process, as a prediction runs them, and the device is waited for on both sides.
+Memory is the process's largest resident set during a stage, mapped weights included, and on CUDA the most that torch
+had allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sharp_cog import __version__
+from sharp_cog.errors import SharpError
+from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.sharp import Sharp
+from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.serving.settings import MODELS, Settings
+
+RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}
+"""Models with random weights, by name: their splats are noise, their speed is the real one's."""
+
+WIDTH, HEIGHT = 4032, 3024
+"""Of the picture that is made where none is given: what a phone takes, 12 MP."""
+
+
+class MeasuredPipeline(SharpPipeline):
+    """The pipeline itself; what it times, it also weighs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: {"rss": 0, "device": 0})
+
+    @contextmanager
+    def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
+        with self.weighed(stage), super()._timed(stage, timings):
+            yield
+
+    @contextmanager
+    def weighed(self, stage: str) -> Iterator[None]:
+        """Notes the largest resident set, and the most allocated on a CUDA device, during the block."""
+        reset_peak_rss()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        peak = self.peaks[stage]
+        peak["rss"] = max(peak["rss"], peak_rss())
+        if self.device.type == "cuda":
+            peak["device"] = max(peak["device"], torch.cuda.max_memory_allocated(self.device))
+
+
+def reset_peak_rss() -> bool:
+    """Forgets the largest resident set so far, where the system lets us (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss() -> int:
+    """The largest resident set in bytes since the last reset, or since the start where there is no reset."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        # In bytes on macOS, in units of 1024 bytes elsewhere.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def load(model: str, device: str | None) -> MeasuredPipeline:
+    """Loads a model by name, one of random weights included."""
+    settings = Settings.from_environment()
+    if device is not None:
+        settings = replace(settings, device=device)
+    if model not in RANDOM_MODELS:
+        return MeasuredPipeline.load(replace(settings, model=model))  # type: ignore[return-value]
+    torch.manual_seed(0)
+    found = find_device(settings.device)
+    network = Sharp(RANDOM_MODELS[model]()).to(found).eval().requires_grad_(False)
+    return MeasuredPipeline(network, device=found, settings=settings)
+
+
+def import_seconds() -> float:
+    """Seconds that a fresh interpreter takes to import the pipeline."""
+    program = "import time; start = time.perf_counter(); import sharp_cog.pipeline; print(time.perf_counter() - start)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(result.stdout)
+
+
+def made_picture() -> bytes:
+    """A JPEG of smooth noise, which compresses about as a photograph does."""
+    coarse = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def made_depth() -> bytes:
+    """A depth map for any 4:3 picture: a slope from 4 m at the top to 1 m at the bottom."""
+    file = io.BytesIO()
+    np.save(file, np.repeat(np.linspace(4, 1, 768, dtype=np.float32)[:, None], 1024, axis=1))
+    return file.getvalue()
+
+
+def measure(
+    pipeline: MeasuredPipeline, image_bytes: bytes, depth_bytes: bytes | None, *, repeat: int
+) -> tuple[dict[str, list[float]], float]:
+    """Predicts and writes `repeat` times, after once that does not count.
+
+    Returns:
+        Seconds of each stage in each run, and those of the run that did not count.
+    """
+    seconds: dict[str, list[float]] = defaultdict(list)
+    first_s = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for run in range(repeat + 1):
+            if run == 1:
+                pipeline.peaks.clear()
+            prediction = pipeline(image_bytes, depth_bytes=depth_bytes)
+            with pipeline.weighed("write"):
+                prediction.write(Path(folder) / "splat.ply")
+            total_s = sum(prediction.timings.values())
+            if run == 0:
+                first_s = total_s
+                continue
+            for stage, stage_s in {**prediction.timings, "total": total_s}.items():
+                seconds[stage].append(stage_s)
+    peaks = list(pipeline.peaks.values())
+    pipeline.peaks["total"] = {kind: max(peak[kind] for peak in peaks) for kind in ("rss", "device")}
+    return dict(seconds), first_s
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called by who made it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"{report['model']} on {report['device']} ({report['device_name']}), torch {report['torch']}, "
+        f"{report['num_threads']} threads of {report['num_cpus']} CPUs, "
+        f"sharp_cog {report['sharp_cog']}, {report['date']}",
+        f"import {report['import_s']:.2f} s, load {report['load_s']:.2f} s, "
+        f"first prediction {report['first_s']:.2f} s, then {report['repeat']}:",
+        "",
+        f"{'stage':<12} {'median s':>9} {'least s':>9} {'most s':>9} {'RSS MB':>9} {'device MB':>10}",
+    ]
+    for name, stage in report["stages"].items():
+        device_mb = f"{stage['peak_device_bytes'] / 1e6:10.0f}" if report["device"].startswith("cuda") else f"{'-':>10}"
+        lines.append(
+            f"{name:<12} {stage['median_s']:9.4f} {min(stage['all_s']):9.4f} {max(stage['all_s']):9.4f} "
+            f"{stage['peak_rss_bytes'] / 1e6:9.0f} {device_mb}"
+        )
+    if not report["rss_is_per_stage"]:
+        lines.append("RSS is the largest since the start: this system does not let a process reset it")
+    if report["model"] in RANDOM_MODELS:
+        lines.append("the weights are random: the splats are noise, only time and memory mean something")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures, prints a table, writes JSON if asked to."""
+    parser = argparse.ArgumentParser(description="Time and peak memory of each stage of a prediction.")
+    parser.add_argument("--model", choices=[*MODELS, *RANDOM_MODELS], default="sharp", help="default: sharp")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: one of 12 MP is made)")
+    parser.add_argument("--depth", type=Path, metavar="FILE", help="a depth map (default: made, for lift alone)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="predictions that count (default: 5)")
+    parser.add_argument("--device", metavar="DEVICE", help="default: SHARP_DEVICE, else what there is")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    args = parser.parse_args()
+    if args.repeat < 1:
+        parser.error(f"--repeat is {args.repeat}: give at least 1")
+    if args.model == "lift" and args.image is not None and args.depth is None:
+        parser.error("lift needs a depth map for your picture: give --depth FILE")
+    try:
+        report = run(args.model, args.image, args.depth, repeat=args.repeat, device=args.device)
+    except SharpError as error:
+        hint = "; or measure --model random, which needs none" if error.code.startswith("checkpoint") else ""
+        print(f"error: {error}{hint} [{error.code}]", file=sys.stderr)
+        return 1
+    print(table(report))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def run(model: str, image: Path | None, depth: Path | None, *, repeat: int, device: str | None) -> dict[str, Any]:
+    """Loads, measures, and returns everything that the table and the JSON say."""
+    image_bytes = made_picture() if image is None else image.read_bytes()
+    depth_bytes = depth.read_bytes() if depth is not None else made_depth() if model == "lift" else None
+    start = time.perf_counter()
+    pipeline = load(model, device)
+    load_s = time.perf_counter() - start
+    seconds, first_s = measure(pipeline, image_bytes, depth_bytes, repeat=repeat)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "sharp_cog": __version__,
+        "model": model,
+        "device": str(pipeline.device),
+        "device_name": device_name(pipeline.device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "num_threads": torch.get_num_threads(),
+        "num_cpus": os.cpu_count(),
+        "image": "made, 4032x3024" if image is None else image.name,
+        "image_bytes": len(image_bytes),
+        "repeat": repeat,
+        "import_s": import_seconds(),
+        "load_s": load_s,
+        "first_s": first_s,
+        "rss_is_per_stage": reset_peak_rss(),
+        "stages": {
+            stage: {
+                "median_s": statistics.median(all_s),
+                "all_s": all_s,
+                "peak_rss_bytes": pipeline.peaks[stage]["rss"],
+                "peak_device_bytes": pipeline.peaks[stage]["device"],
+            }
+            for stage, all_s in seconds.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Options: what transports send, as numbers or as text."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharp_cog.errors import OptionError
+from sharp_cog.formats import FORMATS
+from sharp_cog.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, OUTPUT_FORMATS, PredictOptions
+
+
+def test_without_values_the_options_are_the_defaults() -> None:
+    assert PredictOptions.from_mapping({}) == PredictOptions()
+    assert PredictOptions() == PredictOptions(focal_length_px=None, focal_length_mm=None, output_format="ply")
+
+
+def test_none_and_empty_text_count_as_not_given() -> None:
+    values = {"focal_length_px": None, "focal_length_mm": "", "output_format": ""}
+    assert PredictOptions.from_mapping(values) == PredictOptions()
+
+
+@given(st.floats(*FOCAL_LENGTH_PX_RANGE))
+def test_a_number_sent_as_text_is_the_same_number(focal_length_px: float) -> None:
+    expected = PredictOptions(focal_length_px=focal_length_px)
+    assert PredictOptions.from_mapping({"focal_length_px": repr(focal_length_px)}) == expected
+    assert PredictOptions.from_mapping({"focal_length_px": focal_length_px}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"), [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE)]
+)
+def test_the_ends_of_a_range_are_taken_and_what_lies_beyond_is_refused(name: str, limits: tuple[float, float]) -> None:
+    low, high = limits
+    for value in limits:
+        assert getattr(PredictOptions.from_mapping({name: value}), name) == value
+    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0, -1, math.nan, math.inf):
+        with pytest.raises(OptionError, match=rf"{name} is .*: give a number from {low:g} to "):
+            PredictOptions.from_mapping({name: value})
+
+
+@pytest.mark.parametrize("value", ["wide", "1,5", "0x10", True, [28], {"mm": 28}, b"28"])
+def test_what_is_not_a_number_is_refused(value: object) -> None:
+    with pytest.raises(OptionError, match=r"focal_length_mm is .*: give a number"):
+        PredictOptions.from_mapping({"focal_length_mm": value})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_text_that_is_no_finite_number_is_refused(value: str) -> None:
+    with pytest.raises(OptionError, match="focal_length_px is"):
+        PredictOptions.from_mapping({"focal_length_px": value})
+
+
+def test_both_focal_lengths_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"focal_length_px=900.0 and focal_length_mm=28.0 are both given"):
+        PredictOptions.from_mapping({"focal_length_px": "900", "focal_length_mm": "28"})
+
+
+def test_an_unknown_option_is_refused_and_the_known_ones_are_named() -> None:
+    with pytest.raises(OptionError) as caught:
+        PredictOptions.from_mapping({"focal_lenght_px": 900})
+    assert "focal_lenght_px" in str(caught.value)
+    for field in dataclasses.fields(PredictOptions):
+        assert field.name in str(caught.value)
+
+
+@pytest.mark.parametrize("output_format", ["PLY", "obj", "ply "])
+def test_an_unknown_format_is_refused_and_the_known_ones_are_named(output_format: str) -> None:
+    with pytest.raises(OptionError, match="choose one of " + ", ".join(OUTPUT_FORMATS)):
+        PredictOptions(output_format=output_format)
+
+
+def test_the_formats_that_can_be_asked_for_are_those_that_can_be_written() -> None:
+    assert tuple(FORMATS) == OUTPUT_FORMATS
+
+
+def test_options_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PredictOptions().output_format = "apple_ply"  # type: ignore[misc]

@@ -1,0 +1,96 @@
+"""Settings: what the environment says, what it may not say."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sharp_cog.errors import SettingError
+from sharp_cog.serving.settings import CHECKPOINT_SHA256, CHECKPOINT_URL, Settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+    assert Settings().model == "sharp"
+    assert Settings().checkpoint_url == CHECKPOINT_URL
+    assert Settings().checkpoint_sha256 == CHECKPOINT_SHA256
+
+
+def test_every_setting_is_read_from_its_variable() -> None:
+    sha256 = "AB" * 32
+    environment = {
+        "SHARP_MODEL": "lift",
+        "SHARP_CHECKPOINT": "/models/sharp.pt",
+        "SHARP_CACHE_DIR": "/cache",
+        "SHARP_CHECKPOINT_URL": "http://mirror.example/sharp.pt",
+        "SHARP_CHECKPOINT_SHA256": sha256,
+        "SHARP_DEVICE": "cuda:1",
+        "SHARP_MAX_MEGAPIXELS": "12.5",
+    }
+    settings = Settings.from_environment(environment)
+    assert settings == Settings(
+        model="lift",
+        checkpoint=Path("/models/sharp.pt"),
+        cache_dir=Path("/cache"),
+        checkpoint_url="http://mirror.example/sharp.pt",
+        checkpoint_sha256=sha256.lower(),
+        device="cuda:1",
+        max_megapixels=12.5,
+    )
+    names = {f"SHARP_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+    assert names == environment.keys(), "a setting without a variable in this test"
+
+
+def test_every_variable_is_in_the_readme() -> None:
+    readme = README.read_text(encoding="utf-8")
+    for field in dataclasses.fields(Settings):
+        assert f"`SHARP_{field.name.upper()}`" in readme
+
+
+def test_the_process_environment_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARP_DEVICE", "cpu")
+    monkeypatch.setenv("SHARP_MODEL", "")
+    settings = Settings.from_environment()
+    assert settings.device == "cpu"
+    assert settings.model == "sharp", "an empty variable counts as not set"
+
+
+def test_blanks_around_a_value_do_not_count() -> None:
+    assert Settings.from_environment({"SHARP_MODEL": " lift\n", "SHARP_DEVICE": "   "}) == Settings(model="lift")
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings.from_environment({"SHARP_CACHE_DIR": "~/models"}).cache_dir == tmp_path / "models"
+
+
+@pytest.mark.parametrize("value", ["none", "None", "NONE"])
+def test_none_accepts_any_checkpoint(value: str) -> None:
+    assert Settings.from_environment({"SHARP_CHECKPOINT_SHA256": value}).checkpoint_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SHARP_MODEL", "sharpest"),
+        ("SHARP_MODEL", "Sharp"),
+        ("SHARP_CHECKPOINT_URL", "ftp://mirror.example/sharp.pt"),
+        ("SHARP_CHECKPOINT_URL", "/models/sharp.pt"),
+        ("SHARP_CHECKPOINT_SHA256", "abc"),
+        ("SHARP_CHECKPOINT_SHA256", "g" * 64),
+        ("SHARP_MAX_MEGAPIXELS", "many"),
+        ("SHARP_MAX_MEGAPIXELS", "0"),
+        ("SHARP_MAX_MEGAPIXELS", "-5"),
+        ("SHARP_MAX_MEGAPIXELS", "nan"),
+        ("SHARP_MAX_MEGAPIXELS", "inf"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:
+    with pytest.raises(SettingError, match=f"^{name} is "):
+        Settings.from_environment({name: value})
+
+
+def test_megapixels_are_millions_of_pixels() -> None:
+    assert Settings(max_megapixels=0.5).max_pixels == 500_000
