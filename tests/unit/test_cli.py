@@ -196,6 +196,28 @@ def test_folders_below_are_searched_only_if_asked_for(predictor: FourGaussians, 
     assert {"a.ply", "below/b.ply"} <= set(names(tmp_path / "photos"))
 
 
+def test_folders_below_are_kept_below_the_output(predictor: FourGaussians, tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        picture(tmp_path / "in" / folder / "a.jpg")
+    assert predict(tmp_path / "in", "-r", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["x/a.ply", "y/a.ply"]
+
+
+def test_what_cannot_work_is_told_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(settings: Settings) -> SharpPipeline:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(SharpPipeline, "load", load)
+    photo = picture(tmp_path / "photo.jpg")
+    assert predict(photo, "-o", tmp_path / "none" / "photo.ply") == 1
+    assert "cannot write into the folder" in capsys.readouterr().err
+    assert predict(tmp_path / "other.jpg") == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert predict(photo, "--focal-length-px", "0") == 2
+
+
 def test_a_folder_without_pictures_is_an_error(
     predictor: FourGaussians, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,13 +7,16 @@ tested is the adapter's wiring, and that a comparison finds exactly the stages t
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from sharp_cog.cli import main
 from sharp_cog.errors import CheckpointError, NotInstalledError
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.ml_sharp import COMMIT, MLSharp
@@ -103,6 +106,16 @@ def test_comparison_finds_the_stages_that_differ(reference: Reference) -> None:
     unchanged |= {"features 1", "means"}  # Geometry and positions do not depend on the texture head.
     for stage, relative in changed.items():
         assert (relative < 1e-6) == (stage in unchanged), f"{stage}: {relative}"
+
+
+@pytest.mark.usefixtures("apple")
+def test_the_verify_command_prints_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(state("tiny"), tmp_path / "tiny.pt")
+    Image.new("RGB", (96, 64), "grey").save(tmp_path / "grey.png")
+    arguments = ["verify", str(tmp_path / "grey.png"), "--checkpoint", str(tmp_path / "tiny.pt"), "--device", "cpu"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert all(stage in said for stage in ("encoder 0", "disparity", "delta", "quaternions_wxyz", "the same within"))
 
 
 def test_unused_parameters_are_the_classifiers() -> None:
