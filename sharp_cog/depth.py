@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import tokenize
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import PngImagePlugin
 
 from sharp_cog.camera import Camera
 from sharp_cog.errors import DepthError
@@ -25,6 +26,20 @@ MIN_DEPTH_M = 0.001
 _FLOOR_QUANTILE, _FLOOR_SHARE = 0.001, 0.5
 _FORMATS = "give a 16-bit grey PNG in millimetres, or a .npy array in metres"
 _NPY_MAGIC, _PNG_MAGIC = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
+# What numpy's header parser raises on broken text: it documents the first, fuzzing found the others.
+_NPY_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    UserWarning,  # That an array was saved by Python 2, where warnings are made errors.
+)
+_PNG_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -86,12 +101,13 @@ def _read_npy(depth_bytes: bytes) -> Depth:
     try:
         version = np.lib.format.read_magic(file)
         shape, is_fortran, dtype = _NPY_HEADERS[version](file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise DepthError(f"the .npy header is broken ({error}): save it with numpy.save") from error
+    except _NPY_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise DepthError(f"the .npy header is broken ({reason}): save it with numpy.save") from error
     if dtype.kind not in "fiu":
         raise DepthError(f"the .npy array holds {dtype}, not numbers: save floats or integers, in metres")
     sides = [side for side in shape if side != 1]
-    if len(sides) != 2 or not all(sides):
+    if len(sides) != 2 or min(sides) < 1:
         raise DepthError(f"the .npy array has shape {shape}: give one map of height x width")
     offset, num_values = file.tell(), sides[0] * sides[1]
     if len(depth_bytes) - offset != num_values * dtype.itemsize:
@@ -106,14 +122,14 @@ def _read_npy(depth_bytes: bytes) -> Depth:
 
 def _read_png(depth_bytes: bytes) -> Depth:
     """Metres from a 16-bit grey PNG in millimetres."""
+    # The plugin is called directly: `Image.open` would warn about large ones by a global limit that is not ours.
     try:
-        image = Image.open(io.BytesIO(depth_bytes), formats=[str(PngImagePlugin.PngImageFile.format)])
+        image = PngImagePlugin.PngImageFile(io.BytesIO(depth_bytes))
         is_16_bit_grey = image.mode.startswith("I;16")
         if is_16_bit_grey and image.width * image.height <= MAX_PIXELS:
             image.load()
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise DepthError(f"the depth map is broken or truncated ({reason}): export it again") from error
+    except _PNG_ERRORS as error:
+        raise DepthError(f"the depth map is broken or truncated ({error}): export it again") from error
     if not is_16_bit_grey:
         raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {_FORMATS}")
     if image.width * image.height > MAX_PIXELS:
@@ -124,41 +140,40 @@ def _read_png(depth_bytes: bytes) -> Depth:
 
 
 def _known_everywhere(depth_m: Depth) -> Depth:
-    """Fills what is unknown and raises near-zero outliers."""
+    """Raises near-zero outliers and fills what is unknown, in this order, lest an outlier spreads over a hole."""
     known = np.isfinite(depth_m) & (depth_m > 0)
     num_unknown = depth_m.size - int(np.count_nonzero(known))
     if num_unknown == depth_m.size:
         raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
+    floor_m = np.float32(np.quantile(depth_m[known], _FLOOR_QUANTILE))
+    outliers = known & (depth_m < _FLOOR_SHARE * floor_m)
+    if outliers.any():
+        _LOG.warning(
+            "%d pixels of the depth map are nearer than half of %.3g m, far before the rest, and were raised to it",
+            np.count_nonzero(outliers),
+            floor_m,
+        )
+        depth_m = np.where(outliers, floor_m, depth_m)
     if num_unknown:
         _LOG.warning(
             "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, depth_m.size
         )
         depth_m = _filled(depth_m, known)
-    floor_m = np.float32(np.quantile(depth_m, _FLOOR_QUANTILE))
-    outliers = depth_m < _FLOOR_SHARE * floor_m
-    if outliers.any():
-        _LOG.warning(
-            "%d pixels of the depth map are nearer than %.3g m, far before the rest, and were raised to it",
-            np.count_nonzero(outliers),
-            floor_m,
-        )
-        depth_m = np.where(outliers, floor_m, depth_m)
     return np.maximum(depth_m, np.float32(MIN_DEPTH_M))
 
 
 def _filled(depth_m: Depth, known: NDArray[np.bool_]) -> Depth:
     """Fills unknown pixels from a pyramid of means of the known ones: each takes the finest level that knows."""
     height, width = depth_m.shape
-    values = np.where(known, depth_m, 0).astype(np.float64)
-    weights = known.astype(np.float64)
     if height == 1 and width == 1:
         return depth_m
-    # Halve, with an odd row or column repeated, fill the half, and take from it what is unknown here.
+    # Halve, an odd side padded with unknown pixels, fill the half, and take from it what is unknown here.
     padding = ((0, height % 2), (0, width % 2))
     blocks = (-(-height // 2), 2, -(-width // 2), 2)
-    sums = np.pad(values, padding).reshape(blocks).sum(axis=(1, 3))
-    counts = np.pad(weights, padding).reshape(blocks).sum(axis=(1, 3))
-    means = (sums / np.maximum(counts, 1)).astype(np.float32)
+    # In quarters, so that the sum of four stays in float32's range.
+    sums = np.pad(np.where(known, depth_m, 0) * np.float32(0.25), padding).reshape(blocks).sum(axis=(1, 3))
+    counts = np.pad(known, padding).reshape(blocks).sum(axis=(1, 3), dtype=np.float32)
+    means = sums / np.maximum(counts * np.float32(0.25), np.float32(0.25))
     coarse = means if counts.all() else _filled(means, counts > 0)
     enlarged = _doubled(_doubled(coarse).T).T[:height, :width]
     return np.where(known, depth_m, enlarged)

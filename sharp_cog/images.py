@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import math
+import numbers
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,10 +22,10 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageCms,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
-    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -39,18 +40,18 @@ DEFAULT_MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 MAX_ASPECT = 10
 
-# The only plugins that may see the bytes; importing them is what makes Pillow know them.
-_PILLOW_FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        TiffImagePlugin.TiffImageFile,
-        BmpImagePlugin.BmpImageFile,
-        GifImagePlugin.GifImageFile,
-        AvifImagePlugin.AvifImageFile,
-    )
+# The only plugins that may see the bytes, by how the bytes begin. They are called directly: `Image.open` would ask the
+# global registry and warn about, or refuse, sizes by a global limit where `max_pixels` is the one that counts.
+_PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # Also the first frame of a multi-picture JPEG.
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"II*\0", TiffImagePlugin.TiffImageFile),
+    (b"MM\0*", TiffImagePlugin.TiffImageFile),
+    (b"II+\0", TiffImagePlugin.TiffImageFile),  # BigTIFF
+    (b"MM\0+", TiffImagePlugin.TiffImageFile),
+    (b"GIF8", GifImagePlugin.GifImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -63,14 +64,19 @@ _DECODER_ERRORS = (
     SyntaxError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
     EOFError,
     RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
+    UserWarning,  # What is odd about EXIF, where warnings are made errors.
 )
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_NEW_SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
+_STRIP_PX = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,14 +116,14 @@ def decode(
         raise ImageError("the picture has zero bytes: give the file's content")
     with _translated():
         image, is_upright = _open(image_bytes, max_pixels)
-        exif = _read_exif(image)
-        rgb = np.asarray(_to_srgb(image))
-    if not is_upright:
-        rgb = _turned_upright(rgb, exif.get(ExifTags.Base.Orientation))
+        image_format, exif = image.format or "HEIC", _read_exif(image)
+        image = _to_srgb(image)
+        turn = None if is_upright else _TURNS.get(exif.get(ExifTags.Base.Orientation))
+        rgb = _to_array(image if turn is None else image.transpose(turn))
     height, width = rgb.shape[:2]
     focal_length_px, source = _focal_length(exif, options or PredictOptions(), width=width, height=height)
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
-    return SourceImage(rgb=np.require(rgb, requirements=["C", "W"]), camera=camera, image_format=image.format or "HEIC")
+    return SourceImage(rgb=rgb, camera=camera, image_format=image_format)
 
 
 @contextmanager
@@ -125,12 +131,12 @@ def _translated() -> Iterator[None]:
     """Turns what a decoder raises into an ImageError: the one boundary to foreign exceptions."""
     try:
         yield
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"the picture is too large to open ({error}): downscale it") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"the bytes are not a picture: give one of {', '.join(FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # WebP and GIF ask Pillow's global limit even so; it lies above ours unless `max_pixels` was raised.
+        raise ImageError(f"the picture is too large for Pillow to decode ({error}): downscale it") from error
     except _DECODER_ERRORS as error:
-        raise ImageError(f"the picture is broken or truncated ({error}): export or send it again") from error
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"the picture is broken or truncated ({reason}): export or send it again") from error
 
 
 def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
@@ -142,10 +148,45 @@ def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
         _check_size(heif.size[0], heif.size[1], max_pixels)
         # libheif has turned it by the file's own transformations, which by its standard outrank EXIF.
         return heif.to_pillow(), True
-    image = Image.open(file, formats=_PILLOW_FORMATS)
+    plugin: Callable[[io.BytesIO], ImageFile.ImageFile] | None = AvifImagePlugin.AvifImageFile
+    if not brands & _AVIF_BRANDS:
+        plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
+    if plugin is None:
+        raise ImageError(f"the bytes are not a picture: give one of {', '.join(FORMATS)}")
+    _check_canvas(image_bytes, max_pixels)
+    image = plugin(file)
     _check_size(*image.size, max_pixels)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _prepare_tiff(image)
     image.load()
     return image, False
+
+
+def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
+    """Checks the size in the header of those formats whose plugins allocate when they open."""
+    width = height = 0
+    if image_bytes.startswith(b"GIF8"):
+        width, height = struct.unpack_from("<HH", image_bytes, 6)
+    elif image_bytes[8:16] == b"WEBPVP8X":
+        width, height = (int.from_bytes(image_bytes[start : start + 3], "little") + 1 for start in (24, 27))
+    elif image_bytes[8:16] == b"WEBPVP8L":
+        bits = int.from_bytes(image_bytes[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif image_bytes[8:16] == b"WEBPVP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", image_bytes, 26))
+    if width * height > max_pixels:
+        _check_size(width, height, max_pixels)
+
+
+def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuses camera raws, and gives the picture its memory, which the plugin would only do below a global limit."""
+    tags = image.tag_v2
+    if tags.get(_NEW_SUBFILE_TYPE) == _REDUCED or _DNG_VERSION in tags:
+        raise ImageError("the picture is a camera raw, in which only a preview can be read: export it as JPEG or TIFF")
+    stored_size = (tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH])
+    # The loader trusts this memory to have the size of the tiles, which is the picture's before it is turned.
+    if sorted(stored_size) == sorted(image.size):
+        image.im = Image.new(image.mode, stored_size, None).im
 
 
 def _brands(image_bytes: bytes) -> set[bytes]:
@@ -168,23 +209,42 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"the picture is {width}x{height}, the longest shape is {MAX_ASPECT}:1: crop it")
 
 
+_EXIF_TAGS = (ExifTags.Base.Orientation, ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)
+
+
 def _read_exif(image: Image.Image) -> dict[int, object]:
-    """EXIF tags of the picture and of its EXIF block; empty where they cannot be read, since the pixels can."""
+    """The tags that count, of the picture and of its EXIF block; those that cannot be read are missing."""
+    tags: dict[int, object] = {}
     try:
         exif = image.getexif()
-        return {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+        tags |= {tag: exif[tag] for tag in _EXIF_TAGS if tag in exif}
+        block = exif.get_ifd(ExifTags.IFD.Exif)
+        tags |= {tag: block[tag] for tag in _EXIF_TAGS if tag in block}
     except _DECODER_ERRORS as error:
         _LOG.warning("the picture's EXIF block is broken and was ignored: %s", error)
-        return {}
+    return tags
 
 
-def _turned_upright(rgb: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
-    """Applies an EXIF orientation, 1 to 8; anything else counts as 1."""
-    # Each is a transposition, or none, and then flips of the axes.
-    if orientation in (5, 6, 7, 8):
-        rgb = rgb.transpose(1, 0, 2)
-    flips_rows, flips_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return rgb[:: -1 if flips_rows else 1, :: -1 if flips_columns else 1]
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What an EXIF orientation asks for; any other value counts as upright."""
+
+
+def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Copies RGB pixels out of Pillow's four bytes a pixel, in strips: `np.array` would copy them three times."""
+    width, height = image.size
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    num_rows = max(1, _STRIP_PX // width)
+    for top in range(0, height, num_rows):
+        rgb[top : top + num_rows] = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
+    return rgb
 
 
 def _focal_length(
@@ -194,27 +254,29 @@ def _focal_length(
     if options.focal_length_px is not None:
         return options.focal_length_px, "caller"
     source: FocalLengthSource
-    equivalent_mm = _positive_number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
-    real_mm = _positive_number(exif.get(ExifTags.Base.FocalLength))
+    equivalent_mm = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
+    real_mm = _number(exif.get(ExifTags.Base.FocalLength))
+    real_mm *= _PHONE_CROP_FACTOR if real_mm < _PHONE_FOCAL_LIMIT_MM else 1.0
     if options.focal_length_mm is not None:
         focal_length_mm, source = options.focal_length_mm, "caller"
-    elif equivalent_mm >= 1:
+    elif _is_plausible(equivalent_mm):
         focal_length_mm, source = equivalent_mm, "exif_35mm"
-    elif real_mm > 0:
-        is_phone = real_mm < _PHONE_FOCAL_LIMIT_MM
-        focal_length_mm, source = real_mm * (_PHONE_CROP_FACTOR if is_phone else 1.0), "exif"
+    elif _is_plausible(real_mm):
+        focal_length_mm, source = real_mm, "exif"
     else:
         focal_length_mm, source = DEFAULT_FOCAL_LENGTH_MM, "default"
     return focal_length_px_from_mm(focal_length_mm, width=width, height=height), source
 
 
-def _positive_number(value: object) -> float:
-    """An EXIF number up to the longest lens anybody owns; 0 for what is not one: EXIF holds anything."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return 0.0
-    return number if math.isfinite(number) and 0 < number <= FOCAL_LENGTH_MM_RANGE[1] else 0.0
+def _number(value: object) -> float:
+    """An EXIF number; NaN for what is not one: EXIF holds anything."""
+    # Pillow's rationals are NaN themselves where the denominator is zero.
+    return float(value) if isinstance(value, numbers.Real) else math.nan
+
+
+def _is_plausible(focal_length_mm: float) -> bool:
+    low, high = FOCAL_LENGTH_MM_RANGE
+    return low <= focal_length_mm <= high
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -223,11 +285,14 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _to_8_bit(image)
     if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
+        opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        layers = image.convert(opaque_mode + "A")
+        image = Image.new(opaque_mode, image.size, "white")
         image.paste(layers, mask=layers.getchannel("A"))
-    elif image.mode in ("1", "P", "YCbCr", "HSV", "RGBX"):
+    elif image.mode in ("P", "YCbCr", "HSV", "RGBX"):
         image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
     if image.mode == "LAB":
         return _apply_profile(image, ImageCms.createProfile("LAB"))
     if profile is not None:
@@ -236,17 +301,27 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: 0 is black and 65535 is white."""
+    """Grey of more than 8 bits: 0 is black, and white is 65535, or 4095 where a TIFF has 12 bits."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
             f"the picture holds {values.dtype} values from {values.min()} to {values.max()}, whose white is unknown: "
             "export it with 8 or 16 bits a channel"
         )
-    return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    # To the nearest: the divisor is odd, so that there are no ties.
+    grey = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone.
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 _PROFILE_SPACES = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
+_SRGB_NAMES = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1")
 
 
 def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
@@ -256,7 +331,8 @@ def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
         return None
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        is_srgb = ImageCms.getProfileDescription(profile).startswith("sRGB")
+        # By the whole name: there are linear profiles whose names only begin so.
+        is_srgb = ImageCms.getProfileDescription(profile).strip() in _SRGB_NAMES
     except (ImageCms.PyCMSError, *_DECODER_ERRORS) as error:
         _LOG.warning("the picture's colour profile is broken and was ignored: %s", error)
         return None

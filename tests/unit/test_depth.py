@@ -7,6 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +24,11 @@ def npy(array: NDArray[np.generic]) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=True)
     return file.getvalue()
+
+
+def npy_of_header(header: str) -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + DEPTH.tobytes()
 
 
 def png(array: NDArray[np.generic]) -> bytes:
@@ -75,6 +82,23 @@ def test_a_near_zero_outlier_does_not_flatten_the_scene(caplog: pytest.LogCaptur
     assert "1 pixels" in caplog.text
 
 
+def test_an_outlier_in_a_hole_does_not_spread(caplog: pytest.LogCaptureFixture) -> None:
+    array = np.zeros((80, 120), np.float32)
+    array[:, :60] = 2
+    array[40, 100] = 1e-5
+    np.testing.assert_array_equal(decode(npy(array), CAMERA).depth_m, np.full_like(array, 2))
+    assert "1 pixels" in caplog.text
+
+
+def test_holes_stay_within_the_range_of_the_known(caplog: pytest.LogCaptureFixture) -> None:
+    array = np.zeros((81, 121), np.float32)
+    array[::9, ::7] = np.finfo(np.float32).max
+    array[3, 5] = array[70, 100] = 1.0
+    depth_m = decode(npy(array), CAMERA).depth_m
+    assert np.isfinite(depth_m).all()
+    assert depth_m.min() == 1.0
+
+
 def test_a_near_object_of_some_size_stays() -> None:
     array = DEPTH.copy()
     array[:10, :10] = 0.2
@@ -99,6 +123,12 @@ def test_a_near_object_of_some_size_stays() -> None:
         (npy(DEPTH)[:-4], "truncated"),
         (npy(DEPTH) + b"more", "broken"),
         (npy(DEPTH)[:40], "header is broken"),
+        (npy_of_header("{[]: 1}"), "header is broken"),
+        (npy_of_header("{1: 1, 'a': 2}"), "header is broken"),
+        (npy_of_header("(" * 5000), "header is broken"),
+        (npy_of_header("-" * 9000 + "1"), "header is broken"),
+        (npy_of_header("{'descr': (), 'fortran_order': False, 'shape': (80, 120)}"), "header is broken"),
+        (npy_of_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-80, -120)}"), "one map"),
         (b"\x93NUMPY\x09\x00", "header is broken"),
         (png(np.zeros((80, 120, 3), np.uint8)), "mode RGB"),
         (png(np.ones((80, 120), np.uint8)), "mode L"),
@@ -120,3 +150,23 @@ def test_a_shape_that_lies_is_refused_before_anything_is_allocated() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+WHOLE = {"npy": npy(DEPTH[:8, :12]), "png": png(np.rint(DEPTH[:8, :12] * 1000).astype(np.uint16))}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(sorted(WHOLE)),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_flipped_bytes_give_a_depth_map_or_a_depth_error(name: str, flips: list[tuple[int, int]]) -> None:
+    content = bytearray(WHOLE[name])
+    for position, value in flips:
+        content[position % len(content)] = value
+    try:
+        depth_m = decode(bytes(content), CAMERA).depth_m
+    except DepthError:
+        return
+    assert np.isfinite(depth_m).all()
+    assert (depth_m > 0).all()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import subprocess
+import sys
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from sharp_cog.errors import ImageError
 from sharp_cog.images import decode
@@ -57,6 +60,7 @@ def test_lossless_formats_give_the_pixels_back(format_name: str) -> None:
     assert source.image_format == format_name
     assert (source.camera.width, source.camera.height) == (64, 48)
     assert source.rgb.flags.c_contiguous
+    assert source.rgb.flags.writeable  # torch.from_numpy warns of what is not.
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "GIF", "AVIF"])
@@ -74,6 +78,27 @@ def test_heic_is_read_and_turned_once() -> None:
         assert np.abs(source.rgb.astype(int) - np.asarray(upright).astype(int)).mean() < 6
         assert source.image_format == "HEIC"
         assert source.camera.focal_length_source == "exif_35mm"
+
+
+def test_a_multi_picture_jpeg_gives_its_first_picture() -> None:
+    second = Image.fromarray(NOISE)
+    content = encoded(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[second])
+    expected = Image.open(io.BytesIO(content))
+    assert expected.format == "MPO"
+    np.testing.assert_array_equal(decode(content).rgb, expected)
+
+
+def test_ten_bit_heic_is_scaled_to_eight() -> None:
+    file = io.BytesIO()
+    sixteen_bits = (SMOOTH.astype(np.uint16) * 257).tobytes()
+    pillow_heif.from_bytes("RGB;16", (SMOOTH.shape[1], SMOOTH.shape[0]), sixteen_bits).save(file, quality=95)
+    assert pillow_heif.open_heif(file.getvalue()).info["bit_depth"] == 10
+    assert np.abs(decode(file.getvalue()).rgb.astype(int) - SMOOTH).mean() < 6
+
+
+def test_transparent_heic_is_laid_over_white() -> None:
+    rgba = np.dstack([SMOOTH, np.zeros(SMOOTH.shape[:2], np.uint8)])
+    assert decode(heic(rgba)).rgb.min() > 250
 
 
 def _tagged(image: Image.Image, orientation: int) -> Image.Image:
@@ -112,10 +137,31 @@ def test_a_transparent_palette_entry_is_white() -> None:
     assert not (source.rgb[~inside] == 255).all()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
-def test_other_modes_give_what_pillow_gives(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "format_name"),
+    [(mode, "TIFF") for mode in ("1", "L", "P", "CMYK", "YCbCr")] + [("1", "PNG"), ("P", "PNG"), ("P", "BMP")],
+)
+def test_other_modes_give_what_pillow_gives(mode: str, format_name: str) -> None:
     image = Image.fromarray(SMOOTH).convert(mode)
-    np.testing.assert_array_equal(decode(encoded(image, "TIFF" if mode != "P" else "PNG")).rgb, image.convert("RGB"))
+    np.testing.assert_array_equal(decode(encoded(image, format_name)).rgb, image.convert("RGB"))
+
+
+def test_cmyk_jpeg_without_ink_is_white() -> None:
+    # Adobe's inverted values: ink 0 is stored as 255.
+    ink = np.zeros((48, 64, 4), np.uint8)
+    ink[:, 32:, 3] = 255
+    rgb = decode(encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=95)).rgb
+    assert rgb[:, :24].min() > 250
+    assert rgb[:, 40:].max() < 5
+
+
+def test_lab_is_converted_to_srgb() -> None:
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(SMOOTH), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    # Eight bits of Lab are coarser than eight bits of sRGB.
+    assert np.abs(decode(encoded(lab, "TIFF")).rgb.astype(int) - SMOOTH).mean() < 2
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
@@ -126,47 +172,145 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         np.testing.assert_array_equal(rgb[..., 0], rgb[..., 2])
 
 
+def test_a_transparent_value_of_sixteen_bits_is_white() -> None:
+    values = np.full((48, 64), 5000, np.uint16)
+    values[:24] = 1234
+    rgb = decode(encoded(Image.fromarray(values), "PNG", transparency=1234)).rgb
+    assert (rgb[:24] == 255).all()
+    assert (rgb[24:] == 19).all()
+
+
+def grey_tiff(bits: int, pixels: bytes, *, photometric: int = 1, subfile_type: int = 0) -> bytes:
+    """An uncompressed 64 x 48 TIFF of one channel, put together by hand: Pillow writes neither of these."""
+    short, long = 3, 4
+    tags = [
+        (254, long, subfile_type),
+        (256, short, 64),
+        (257, short, 48),
+        (258, short, bits),
+        (259, short, 1),
+        (262, short, photometric),
+        (273, long, 8 + 2 + 12 * 10 + 4),
+        (277, short, 1),
+        (278, short, 48),
+        (279, long, len(pixels)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+def test_twelve_bits_and_inverted_sixteen_bits() -> None:
+    assert (decode(grey_tiff(12, b"\xff" * (64 * 48 * 3 // 2))).rgb == 255).all()
+    values = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype("<u2")
+    inverted = decode(grey_tiff(16, values.tobytes(), photometric=0)).rgb
+    np.testing.assert_array_equal(inverted[..., 0], 255 - np.rint(values / 257))
+
+
+def test_the_preview_in_a_camera_raw_is_not_taken_for_the_picture() -> None:
+    content = grey_tiff(8, bytes(64 * 48))
+    assert decode(content).rgb.max() == 0
+    with pytest.raises(ImageError, match="camera raw"):
+        decode(grey_tiff(8, bytes(64 * 48), subfile_type=1))
+
+
 def test_floats_whose_white_is_unknown_are_refused() -> None:
     content = encoded(Image.fromarray(np.ones((48, 64), np.float32)), "TIFF")
     with pytest.raises(ImageError, match="8 or 16 bits"):
         decode(content)
 
 
-def linear_profile() -> bytes:
-    """An ICC profile with sRGB's primaries and a gamma of 1, put together by hand from ICC.1:2010."""
+def s15(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
 
-    def s15(value: float) -> bytes:
-        return struct.pack(">i", round(value * 65536))
 
-    def xyz(*values: float) -> bytes:
-        return b"XYZ \0\0\0\0" + b"".join(map(s15, values))
-
+def icc_profile(kind: bytes, space: bytes, connection_space: bytes, name: str, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile put together by hand from ICC.1:2001 (version 2.4)."""
     tags = {
-        b"rXYZ": xyz(0.4360, 0.2225, 0.0139),
-        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
-        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
-        b"wtpt": xyz(0.9642, 1.0, 0.8249),
-        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv\x00\x00\x00\x00\x00\x00\x00\x00"),
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 7) + b"linear\0" + bytes(78),
+        **tags,
+        b"wtpt": b"XYZ \0\0\0\0" + s15(0.9642) + s15(1.0) + s15(0.8249),
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name.encode() + bytes(79),
         b"cprt": b"text\0\0\0\0none\0",
     }
     table, data, offset = b"", b"", 128 + 4 + 12 * len(tags)
-    for name, value in tags.items():
-        value += bytes(-len(value) % 4)
-        table += name + struct.pack(">II", offset + len(data), len(value))
-        data += value
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", offset + len(data), len(value))
+        data += value + bytes(-len(value) % 4)
     size = offset + len(data)
-    header = struct.pack(">I4sI4s4s4s12s4s", size, b"none", 0x02400000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp")
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s", size, b"none", 0x02400000, kind, space, connection_space, bytes(12), b"acsp"
+    )
     header += bytes(128 - len(header) - 60) + s15(0.9642) + s15(1.0) + s15(0.8249) + bytes(48)
     return header + struct.pack(">I", len(tags)) + table + data
 
 
-def test_a_colour_profile_is_applied() -> None:
-    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 48, axis=0).repeat(3, axis=2)
-    rgb = decode(encoded(Image.fromarray(ramp), "PNG", icc_profile=linear_profile())).rgb
-    linear = ramp / 255
-    srgb = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    assert np.abs(rgb - srgb).max() <= 1.5
+LINEAR_CURVE = b"curv" + bytes(8)
+
+
+def linear_profile(name: str = "linear") -> bytes:
+    """sRGB's primaries with a gamma of 1."""
+    columns = {b"r": (0.4360, 0.2225, 0.0139), b"g": (0.3851, 0.7169, 0.0971), b"b": (0.1431, 0.0606, 0.7141)}
+    tags = {key + b"XYZ": b"XYZ \0\0\0\0" + b"".join(map(s15, column)) for key, column in columns.items()}
+    tags |= {key + b"TRC": LINEAR_CURVE for key in columns}
+    return icc_profile(b"mntr", b"RGB ", b"XYZ ", name, tags)
+
+
+def grey_profile() -> bytes:
+    """Grey with a gamma of 1.8."""
+    curve = b"curv" + struct.pack(">IIH", 0, 1, round(1.8 * 256))
+    return icc_profile(b"mntr", b"GRAY", b"XYZ ", "grey", {b"kTRC": curve})
+
+
+def ink_profile() -> bytes:
+    """CMYK by a table of 2 x 2 x 2 x 2 Lab colours: paper is white, cyan alone is (60, -30, -45), all else black."""
+    table = bytearray(b"\0\x80\x80" * 16)
+    table[0:3] = 255, 128, 128  # The last ink varies fastest: no ink is entry 0, cyan alone entry 8.
+    table[24:27] = round(60 * 2.55), 128 - 30, 128 - 45
+    identity = b"".join(map(s15, (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+    ramps = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + ramps * 4 + bytes(table) + ramps * 3
+    return icc_profile(b"prtr", b"CMYK", b"Lab ", "ink", {b"A2B0": lut})
+
+
+def srgb_from_linear(linear: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IEC 61966-2-1, to 0..255."""
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clip(1e-9) ** (1 / 2.4) - 0.055)
+
+
+def srgb_from_lab(lightness: float, a: float, b: float) -> NDArray[np.float64]:
+    """CIE Lab with the D50 white of ICC, to 0..255."""
+    y = (lightness + 16) / 116
+    roots = np.array([y + a / 500, y, y - b / 200])
+    xyz = np.where(roots > 6 / 29, roots**3, (roots - 4 / 29) * 3 * (6 / 29) ** 2) * [0.9642, 1.0, 0.8249]
+    columns = [[0.4360, 0.3851, 0.1431], [0.2225, 0.7169, 0.0606], [0.0139, 0.0971, 0.7141]]
+    return srgb_from_linear(np.linalg.solve(np.array(columns), xyz).clip(0, 1))
+
+
+RAMP: Pixels = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 48, axis=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "sRGB-elle-V2-g10.icc"])
+def test_a_colour_profile_is_applied(name: str) -> None:
+    content = encoded(Image.fromarray(np.dstack([RAMP] * 3)), "PNG", icc_profile=linear_profile(name))
+    assert np.abs(decode(content).rgb - srgb_from_linear(RAMP / 255)[..., None]).max() <= 1.5
+
+
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_a_grey_profile_is_applied(with_alpha: bool) -> None:
+    grey = np.dstack([RAMP, np.full_like(RAMP, 255)]) if with_alpha else RAMP
+    content = encoded(Image.fromarray(grey), "PNG", icc_profile=grey_profile())
+    expected = srgb_from_linear((RAMP / 255) ** 1.8)
+    assert np.abs(expected - RAMP).max() > 10  # What no profile would give.
+    assert np.abs(decode(content).rgb - expected[..., None]).max() <= 1.5
+
+
+@pytest.mark.parametrize("format_name", ["TIFF", "JPEG"])
+def test_an_ink_profile_is_applied(format_name: str) -> None:
+    ink = np.zeros((48, 64, 4), np.uint8)
+    ink[:, 32:, 0] = 255
+    rgb = decode(encoded(Image.fromarray(ink, "CMYK"), format_name, icc_profile=ink_profile())).rgb
+    assert np.abs(rgb[:, :24].astype(float) - 255).max() <= 3
+    assert np.abs(rgb[:, 40:] - srgb_from_lab(60, -30, -45)).max() <= 6
+    assert np.abs(srgb_from_lab(60, -30, -45) - [0, 255, 255]).max() > 50  # What no profile would give.
 
 
 def test_a_garbage_profile_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -195,6 +339,8 @@ DIAGONAL = (64**2 + 48**2) ** 0.5 / (36**2 + 24**2) ** 0.5
         ({"focal_length": 4.2}, {}, 4.2 * 8.4 * DIAGONAL, "exif"),
         ({"focal_length": float("nan")}, {}, 30 * DIAGONAL, "default"),
         ({"focal_length": 1e7}, {}, 30 * DIAGONAL, "default"),
+        ({"focal_length": 0.0001}, {}, 30 * DIAGONAL, "default"),
+        ({"focal_length_35mm": 65535, "focal_length": 50}, {}, 50 * DIAGONAL, "exif"),
         ({"focal_length_35mm": 28}, {"focal_length_mm": 35.0}, 35 * DIAGONAL, "caller"),
         ({"focal_length_35mm": 28}, {"focal_length_px": 77.0}, 77, "caller"),
     ],
@@ -205,6 +351,35 @@ def test_focal_length(tags: dict[str, float], options: dict[str, float], focal_l
     assert camera.focal_length_px == pytest.approx(focal_length_px)
     assert camera.focal_length_source == source
     assert (camera.width, camera.height) == (48, 64)
+
+
+ASCII, SHORT, RATIONAL, SIGNED_RATIONAL, DOUBLE = 2, 3, 5, 10, 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        (ASCII, 5, b"wide\0"),
+        (ASCII, 3, b"50\0"),
+        (SHORT, 3, struct.pack("<3H", 28, 28, 28)),
+        (RATIONAL, 1, struct.pack("<2I", 50, 0)),
+        (RATIONAL, 1, struct.pack("<2I", 0, 0)),
+        (RATIONAL, 2, struct.pack("<4I", 50, 1, 50, 1)),
+        (SIGNED_RATIONAL, 1, struct.pack("<2i", -50, 1)),
+        (DOUBLE, 1, struct.pack("<d", float("inf"))),
+        (DOUBLE, 1, struct.pack("<d", 1e308)),
+        (99, 1, bytes(8)),
+    ],
+)
+@pytest.mark.parametrize("tag", [FOCAL_LENGTH, FOCAL_LENGTH_35MM])
+def test_an_absurd_focal_length_in_exif_is_passed_over(tag: int, kind: int, count: int, value: bytes) -> None:
+    # One directory that points to another, whose one tag points to the value behind it.
+    block = b"II*\0" + struct.pack("<IHHHIII", 8, 1, EXIF_IFD, 4, 1, 26, 0)
+    entry = struct.pack("<HHHI", 1, tag, kind, count)
+    block += entry + (value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 44)) + bytes(4) + value
+    camera = decode(encoded(Image.fromarray(NOISE), "JPEG", exif=b"Exif\0\0" + block)).camera
+    assert camera.focal_length_source == "default"
+    assert camera.focal_length_px == pytest.approx(30 * DIAGONAL)
 
 
 def test_a_broken_exif_block_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,6 +422,53 @@ def test_too_large_is_refused_before_anything_is_allocated(width: int, height: i
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+HUGE = {
+    "PNG": huge_png(14000, 9000),
+    "WebP": b"RIFF"
+    + struct.pack("<I", 5018)
+    + b"WEBPVP8L"
+    + struct.pack("<IBI", 5005, 47, 13999 | 8999 << 14)
+    + bytes(5000),
+    "GIF": b"GIF89a" + struct.pack("<HH", 14000, 9000) + bytes(5000),
+    "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 5054, 0, 54, 40, 14000, 9000, 1, 24, *[0] * 6) + bytes(5000),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_too_large_is_refused_where_there_is_no_memory_for_it(name: str) -> None:
+    script = (
+        "import resource, sys\n"
+        "from sharp_cog.errors import ImageError\n"
+        "from sharp_cog.images import decode\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)\n"
+        "try:\n"
+        "    decode(sys.stdin.buffer.read())\n"
+        "except ImageError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=HUGE[name], capture_output=True, check=True)
+    assert done.stdout.decode() == "the picture is 14000x9000 (126.0 MP), the limit is 100 MP: downscale it\n"
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "AVIF"])
+@pytest.mark.parametrize("pillows_limit", [2000, 1000])  # It warns from the limit on, and refuses from twice it.
+def test_pillows_own_limit_does_not_get_in_the_way(
+    name: str, pillows_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+    content = encoded(Image.fromarray(NOISE), name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(content).rgb.shape == NOISE.shape
+
+
+def test_pillows_own_limit_is_named_where_it_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"too large for Pillow to decode .*3072 pixels.*limit of 2000"):
+        decode(encoded(Image.fromarray(NOISE), "WEBP"))
 
 
 def test_the_limit_is_a_setting_and_is_named() -> None:
