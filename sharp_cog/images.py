@@ -7,7 +7,6 @@ import logging
 import math
 import numbers
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
-    ImageCms,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -32,6 +30,7 @@ from PIL import (
 from sharp_cog.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, FocalLengthSource, focal_length_px_from_mm
 from sharp_cog.errors import ImageError
 from sharp_cog.options import FOCAL_LENGTH_MM_RANGE, PredictOptions
+from sharp_cog.pixels import DECODER_ERRORS, to_srgb
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,23 +57,6 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 _PHONE_FOCAL_LIMIT_MM, _PHONE_CROP_FACTOR = 10.0, 8.4
 """A focal length under 10 mm is taken for a phone's sensor, as Apple's code does."""
 
-# What the decoders raise on broken bytes: Pillow documents the first two, fuzzing found the others.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    UserWarning,  # What is odd about EXIF, where warnings are made errors.
-)
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _NEW_SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
 _STRIP_PX = 2**20
 
@@ -117,7 +99,7 @@ def decode(
     with _translated():
         image, is_upright = _open(image_bytes, max_pixels)
         image_format, exif = image.format or "HEIC", _read_exif(image)
-        image = _to_srgb(image)
+        image = to_srgb(image)
         turn = None if is_upright else _TURNS.get(exif.get(ExifTags.Base.Orientation))
         rgb = _to_array(image if turn is None else image.transpose(turn))
     height, width = rgb.shape[:2]
@@ -134,7 +116,7 @@ def _translated() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # WebP and GIF ask Pillow's global limit even so; it lies above ours unless `max_pixels` was raised.
         raise ImageError(f"the picture is too large for Pillow to decode ({error}): downscale it") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ImageError(f"the picture is broken or truncated ({reason}): export or send it again") from error
 
@@ -220,7 +202,7 @@ def _read_exif(image: Image.Image) -> dict[int, object]:
         tags |= {tag: exif[tag] for tag in _EXIF_TAGS if tag in exif}
         block = exif.get_ifd(ExifTags.IFD.Exif)
         tags |= {tag: block[tag] for tag in _EXIF_TAGS if tag in block}
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         _LOG.warning("the picture's EXIF block is broken and was ignored: %s", error)
     return tags
 
@@ -277,79 +259,3 @@ def _number(value: object) -> float:
 def _is_plausible(focal_length_mm: float) -> bool:
     low, high = FOCAL_LENGTH_MM_RANGE
     return low <= focal_length_mm <= high
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Any colour mode to 8-bit sRGB: transparency over white, profiles applied."""
-    profile = _read_profile(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        layers = image.convert(opaque_mode + "A")
-        image = Image.new(opaque_mode, image.size, "white")
-        image.paste(layers, mask=layers.getchannel("A"))
-    elif image.mode in ("P", "YCbCr", "HSV", "RGBX"):
-        image = image.convert("RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    if image.mode == "LAB":
-        return _apply_profile(image, ImageCms.createProfile("LAB"))
-    if profile is not None:
-        image = _apply_profile(image, profile.profile)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: 0 is black, and white is 65535, or 4095 where a TIFF has 12 bits."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            f"the picture holds {values.dtype} values from {values.min()} to {values.max()}, whose white is unknown: "
-            "export it with 8 or 16 bits a channel"
-        )
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
-    # To the nearest: the divisor is odd, so that there are no ties.
-    grey = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone.
-        grey = 255 - grey
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-_PROFILE_SPACES = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
-_SRGB_NAMES = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1")
-
-
-def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The embedded colour profile, unless it is sRGB's, absent, or garbage."""
-    data = image.info.get("icc_profile")
-    if not data:
-        return None
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        # By the whole name: there are linear profiles whose names only begin so.
-        is_srgb = ImageCms.getProfileDescription(profile).strip() in _SRGB_NAMES
-    except (ImageCms.PyCMSError, *_DECODER_ERRORS) as error:
-        _LOG.warning("the picture's colour profile is broken and was ignored: %s", error)
-        return None
-    return None if is_srgb else profile
-
-
-def _apply_profile(image: Image.Image, profile: object) -> Image.Image:
-    """Converts to sRGB by a profile; leaves the picture as it is where the profile is for another kind of pixel."""
-    space = getattr(profile, "xcolor_space", None)
-    if image.mode == "L" and space == "RGB ":
-        image = image.convert("RGB")
-    if image.mode in _PROFILE_SPACES and space != _PROFILE_SPACES[image.mode]:
-        _LOG.warning("the picture's colour profile is for %s pixels, not for %s, and was ignored", space, image.mode)
-        return image
-    try:
-        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[arg-type]
-    except ImageCms.PyCMSError as error:
-        _LOG.warning("the picture's colour profile cannot be applied and was ignored: %s", error)
-        return image
-    return image if converted is None else converted

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_download(commands)
     _add_info(commands)
+    _add_render(commands)
     _add_verify(commands)
     return parser
 
@@ -132,6 +133,26 @@ def _add_info(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     command.add_argument("file", metavar="FILE", help="a .ply, or a picture")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_render(commands: Commands) -> None:  # type: ignore[valid-type]
+    command = _command(
+        commands,
+        "render",
+        help_text="make a video or a picture of a splat",
+        example="sharp-cog render room.ply -o room.mp4 --path swipe",
+    )
+    command.add_argument("splat", metavar="SPLAT", help="a .ply")
+    command.add_argument("-o", "--output", metavar="FILE", help=".mp4, .webp or .png (default: the splat's name, .mp4)")
+    command.add_argument("--path", default="rotate_forward", help="swipe, shake, rotate or rotate_forward (default)")
+    command.add_argument("--duration", type=float, default=4.0, metavar="S", help="seconds (default: 4)")
+    command.add_argument("--fps", type=int, default=30, metavar="N", help="frames a second (default: 30)")
+    command.add_argument("--width", type=int, default=768, metavar="PX", help="width of a frame (default: 768)")
+    command.add_argument(
+        "--range", type=float, default=0.08, metavar="R", help="how far the camera moves (default: 0.08)"
+    )
+    command.add_argument("--depth", action="store_true", help="write a video of the depth beside it")
+    command.add_argument("--stereo", action="store_true", help="two views side by side, for headsets")
 
 
 def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]

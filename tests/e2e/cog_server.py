@@ -81,6 +81,13 @@ class CogServer:
             time.sleep(0.1)
         raise RuntimeError(f"the server was {status} after {READY_SECONDS:.0f} s:\n{self.log()}")
 
+    def wait_until_gone(self, name: str) -> None:
+        """Waits until no temporary file has the name."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while name in self.temporary_files():
+            assert time.monotonic() < deadline, f"{name} is still there:\n{self.log()}"
+            time.sleep(0.002)
+
     def log(self, start: int = 0) -> str:
         """The log from a byte on, one message a line."""
         lines = self.log_path.read_bytes()[start:].decode(errors="replace").splitlines()

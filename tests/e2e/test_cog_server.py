@@ -170,10 +170,18 @@ def test_asynchronous_prediction_reports_to_the_webhook(lift: CogServer, outside
 
 
 def test_cancelled_prediction_stops_and_the_next_one_works(lift: CogServer, outside: Outside) -> None:
-    fields = {"id": "unwanted", "webhook": f"{outside.url}/hook", "webhook_events_filter": ["start", "completed"]}
-    assert lift.post(INPUTS, respond_async=True, **fields).status_code == 202
-    assert outside.next_webhook()["status"] in ("starting", "processing")
+    assert lift.predict(INPUTS)["status"] == "succeeded"
+    outside.uploads.clear()
+    lift.wait_until_ready()
+    webhook = f"{outside.url}/hook"
+    response = lift.post(
+        INPUTS, respond_async=True, id="unwanted", webhook=webhook, webhook_events_filter=["completed"]
+    )
+    assert response.status_code == 202
     assert lift.post(INPUTS).status_code == 409
+    # Cog 0.23.1 hangs for good when it is told to cancel while it fetches the inputs. Deleting the previous splat is
+    # the first thing that the predictor itself does.
+    lift.wait_until_gone("splat.ply")
     assert requests.post(f"{lift.url}/predictions/unwanted/cancel", timeout=10).status_code == 200
     assert outside.next_webhook()["status"] == "canceled"
     lift.wait_until_ready()

@@ -1,0 +1,213 @@
+"""Renders the example: `room.jpg`, a photograph-like picture, and `room.depth.png`, its exact depth in millimetres.
+
+    python -m examples.make_room [--output-dir examples]
+
+A small ray tracer on analytic shapes: what a pixel shows and how far it is come from the same equations, so the depth
+is exact. Frame: OpenCV (x right, y down, z forward), metres; the camera sits at the origin and looks along +z.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from examples.room_scene import LAMP, build_room
+from examples.room_shapes import LEFT_X, RIGHT_X, WINDOW, Floats, Shape, unit
+
+WIDTH, HEIGHT = 1200, 800
+FOCAL_LENGTH_MM = 28.0
+"""35 mm equivalent."""
+FOCAL_LENGTH_SHARE = FOCAL_LENGTH_MM / math.hypot(36, 24)
+"""Focal length over the picture's diagonal, both in pixels."""
+
+SUN = np.array([-0.80, -0.47, -0.16]) / np.linalg.norm([-0.80, -0.47, -0.16])
+
+
+def trace(shapes: list[Shape], origin: Floats, direction: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Distance to the first surface along each ray, and which shape it is (-1 for none)."""
+    nearest = np.full(len(origin), np.inf)
+    which = np.full(len(origin), -1)
+    for rays, members in _near(shapes, origin, direction):
+        for index in members:
+            distance = shapes[index].hit(origin[rays], direction[rays])
+            closer = distance < nearest[rays]
+            nearest[rays[closer]] = distance[closer]
+            which[rays[closer]] = index
+    return nearest, which
+
+
+def _near(shapes: list[Shape], origin: Floats, direction: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
+    """Pairs of rays and shapes that may meet: runs of small shapes share a sphere that a ray must pass."""
+    every = np.arange(len(origin))
+    for first in range(0, len(shapes), _RUN):
+        members = list(range(first, min(first + _RUN, len(shapes))))
+        bounds = [shapes[index].bounds() for index in members]
+        large = [index for index, bound in zip(members, bounds, strict=True) if bound is None]
+        if large:
+            yield every, large
+        small = [(index, bound) for index, bound in zip(members, bounds, strict=True) if bound is not None]
+        if small:
+            centre = np.mean([bound[0] for _, bound in small], axis=0)
+            radius = max(float(np.linalg.norm(bound[0] - centre)) + bound[1] for _, bound in small)
+            offset = centre - origin
+            along = (offset * direction).sum(1) / (direction * direction).sum(1)
+            miss = offset - along[:, None] * direction
+            yield np.flatnonzero((miss * miss).sum(1) <= radius * radius), [index for index, _ in small]
+
+
+_RUN = 8
+
+
+def blocked(shapes: list[Shape], origin: Floats, direction: Floats, limit: Floats | float) -> NDArray[np.bool_]:
+    """Whether something stands within `limit` along each ray."""
+    return trace(shapes, origin, direction)[0] < limit
+
+
+def radiance(shapes: list[Shape], direction: Floats, rng: np.random.Generator, *, bounces: int = 1) -> Floats:
+    """Linear RGB seen along rays from the camera."""
+    return _shade(shapes, np.zeros_like(direction), direction, rng, bounces)
+
+
+SKY, SUNLIGHT, LAMPLIGHT = np.array([0.75, 0.92, 1.25]), np.array([11.0, 8.4, 5.6]), np.array([1.0, 0.62, 0.30])
+
+
+def _shade(shapes: list[Shape], origin: Floats, direction: Floats, rng: np.random.Generator, bounces: int) -> Floats:
+    distance, which = trace(shapes, origin, direction)
+    color = np.tile(SKY * 3.2, (len(direction), 1))
+    color *= 1.0 - 0.35 * np.clip(direction[:, 1:2] + 0.2, -1, 1)
+    seen = which >= 0
+    points = origin[seen] + distance[seen, None] * direction[seen]
+    normals, albedo, shine, glow = (np.zeros((seen.sum(), 3)), np.zeros((seen.sum(), 3)), *np.zeros((2, seen.sum(), 1)))
+    for index in np.unique(which[seen]):
+        mine = which[seen] == index
+        normals[mine] = shapes[index].normal(points[mine])
+        albedo[mine] = shapes[index].color(points[mine])
+        shine[mine], glow[mine] = shapes[index].shine, shapes[index].glow
+    view = direction[seen]
+    normals *= -np.sign(np.maximum((normals * view).sum(1, keepdims=True), 0) - 0.5)
+    start = points + 1e-4 * normals
+    light = _direct(shapes, start, normals, rng) + _ambient(shapes, start, normals, rng)
+    result = albedo * (light + glow * LAMPLIGHT * 2.2)
+    if bounces:
+        mirror = view - 2 * (view * normals).sum(1, keepdims=True) * normals
+        mirror = unit(mirror + 0.05 * rng.normal(size=mirror.shape))
+        facing = 1 - np.abs((view * normals).sum(1, keepdims=True))
+        strength = shine * (0.12 + 0.88 * facing**4)
+        glossy = strength[:, 0] > 0.01
+        if glossy.any():
+            reflected = _shade(shapes, start[glossy], mirror[glossy], rng, bounces - 1)
+            result[glossy] += strength[glossy] * np.minimum(reflected, 3)
+    color[seen] = result
+    return color
+
+
+def _direct(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.Generator) -> Floats:
+    """Sun through the window, the window's sky as an area light, and the lamp; each by one jittered ray."""
+    sun = unit(SUN + 0.006 * rng.normal(size=start.shape))
+    to_window = (LEFT_X - 0.1 - start[:, 0]) / np.minimum(sun[:, 0], -1e-3)
+    facing = np.maximum((normals * sun).sum(1, keepdims=True), 0)
+    light = np.where(blocked(shapes, start, sun, to_window)[:, None], 0, facing * SUNLIGHT)
+    y0, y1, z0, z1 = WINDOW
+    target = np.stack(
+        [np.full(len(start), LEFT_X - 0.01), rng.uniform(y0, y1, len(start)), rng.uniform(z0, z1, len(start))], axis=1
+    )
+    for point, strength, is_area in (
+        (target, SKY * 5.0, True),
+        (LAMP + 0.06 * rng.normal(size=start.shape), LAMPLIGHT * 0.9, False),
+    ):
+        offset = point - start
+        length = np.linalg.norm(offset, axis=1, keepdims=True)
+        toward = offset / length
+        facing = np.maximum((normals * toward).sum(1, keepdims=True), 0)
+        if is_area:
+            facing = facing * np.maximum(-toward[:, :1], 0) * (y1 - y0) * (z1 - z0) / math.pi
+        others = shapes if is_area else [shape for shape in shapes if not shape.glow]
+        hidden = blocked(others, start, toward, length[:, 0] - 0.1)[:, None]
+        light += np.where(hidden, 0, facing * strength / np.maximum(length, 0.2) ** 2)
+    return light
+
+
+def _ambient(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.Generator) -> Floats:
+    """What the room itself sends back: a warm floor, pale walls, darker in corners and under things."""
+    toward = unit(normals + unit(rng.normal(size=start.shape)) * 0.999)
+    distance, _ = trace(shapes, start, toward)
+    openness = (np.minimum(distance, 1.4) / 1.4)[:, None] ** 0.8
+    from_left = 0.5 - 0.5 * normals[:, :1] * 0.4 + 0.12 * (1 - (start[:, :1] - LEFT_X) / (RIGHT_X - LEFT_X))
+    upward = 0.5 + 0.5 * normals[:, 1:2]
+    tint = np.array([0.62, 0.62, 0.64]) * (1 - 0.35 * upward) + np.array([0.50, 0.36, 0.24]) * 0.55 * upward
+    return tint * openness * from_left * 0.85
+
+
+def camera_rays(width: int, height: int, columns: Floats, rows: Floats) -> Floats:
+    """Directions with z = 1 through positions in pixels, (n, 3)."""
+    focal = FOCAL_LENGTH_SHARE * math.hypot(width, height)
+    return np.stack([(columns - width / 2) / focal, (rows - height / 2) / focal, np.ones_like(columns)], axis=1)
+
+
+def render_depth(width: int, height: int) -> Floats:
+    """Depth along the optical axis in metres at the centres of the pixels, (height, width)."""
+    shapes = build_room()
+    rows, columns = (grid.ravel() + 0.5 for grid in np.mgrid[:height, :width].astype(np.float64))
+    depth = np.empty(width * height)
+    for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // 200_000)):
+        rays = camera_rays(width, height, columns[part], rows[part])
+        # A ray's z is 1, so the distance in units of the ray is the depth.
+        depth[part] = trace(shapes, np.zeros_like(rays), rays)[0]
+    return depth.reshape(height, width)
+
+
+def render_color(width: int, height: int, *, samples: int, seed: int = 0) -> Floats:
+    """Linear RGB, (height, width, 3), with `samples` jittered rays a pixel."""
+    shapes, rng = build_room(), np.random.default_rng(seed)
+    rows, columns = (grid.ravel() for grid in np.mgrid[:height, :width].astype(np.float64))
+    color = np.zeros((width * height, 3))
+    side = math.isqrt(samples)
+    for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // 60_000)):
+        for sample in range(side * side):
+            jitter = (np.array([[sample % side, sample // side]]) + rng.uniform(size=(len(part), 2))) / side
+            rays = camera_rays(width, height, columns[part] + jitter[:, 0], rows[part] + jitter[:, 1])
+            color[part] += np.minimum(radiance(shapes, unit(rays), rng), 6.0)
+    return (color / side**2).reshape(height, width, 3)
+
+
+def develop(linear: Floats) -> NDArray[np.uint8]:
+    """Exposure, a filmic shoulder, a slight vignette, and the sRGB curve."""
+    height, width = linear.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    exposed = linear * 1.05 * (1 - 0.16 * ((x * x + y * y) / 2) ** 1.2)[..., None]
+    toned = exposed * (2.51 * exposed + 0.03) / (exposed * (2.43 * exposed + 0.59) + 0.14)  # Narkowicz's ACES fit
+    toned = np.clip(toned, 0, 1)
+    srgb = np.where(toned <= 0.0031308, 12.92 * toned, 1.055 * toned ** (1 / 2.4) - 0.055)
+    pixels: NDArray[np.uint8] = np.round(255 * srgb).astype(np.uint8)
+    return pixels
+
+
+def exif() -> Image.Exif:
+    """What a camera with a 28 mm-equivalent lens writes."""
+    block = Image.Exif()
+    block[0x010F], block[0x0110] = "sharp_cog", "example room"
+    block[0x8769] = {0x920A: FOCAL_LENGTH_MM, 0xA405: int(FOCAL_LENGTH_MM)}
+    return block
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Renders examples/room.jpg and examples/room.depth.png.")
+    parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--samples", type=int, default=36, help="rays a pixel, a square number")
+    arguments = parser.parse_args()
+    width, height = arguments.width, arguments.width * HEIGHT // WIDTH
+    depth_mm = np.round(render_depth(width, height) * 1000).astype(np.uint16)
+    Image.fromarray(depth_mm).save(arguments.output_dir / "room.depth.png", optimize=True)
+    picture = develop(render_color(width, height, samples=arguments.samples))
+    Image.fromarray(picture).save(arguments.output_dir / "room.jpg", quality=88, subsampling=0, exif=exif())
+
+
+if __name__ == "__main__":
+    main()

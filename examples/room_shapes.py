@@ -1,0 +1,177 @@
+"""The shapes of the example room: where a ray meets each of them, and how the surface stands there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Texture = Callable[[Floats], Floats]
+"""Points (n, 3) to linear RGB (n, 3)."""
+
+
+FLOOR_Y, CEILING_Y, LEFT_X, RIGHT_X, BACK_Z, BEHIND_Z = 1.15, -1.45, -2.1, 2.3, 5.2, -1.0
+ROOM = np.array([[LEFT_X, CEILING_Y, BEHIND_Z], [RIGHT_X, FLOOR_Y, BACK_Z]])
+WINDOW = (-0.75, 0.35, 2.3, 3.9)
+"""The opening in the left wall: from y to y, from z to z."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A surface: distances along rays (inf where missed), and normals and colours at points."""
+
+    color: Texture
+    shine: float = 0.0
+    glow: float = 0.0
+
+    def hit(self, origin: Floats, direction: Floats) -> Floats:
+        raise NotImplementedError
+
+    def normal(self, points: Floats) -> Floats:
+        raise NotImplementedError
+
+    def bounds(self) -> tuple[Floats, float] | None:
+        """Centre and radius of a sphere around it; None for a wall."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane(Shape):
+    """The plane axis = offset, seen from the side of `facing` (+1 or -1 along the axis)."""
+
+    axis: int
+    offset: float
+    facing: float
+    window: tuple[float, float, float, float] | None = None
+
+    def hit(self, origin: Floats, direction: Floats) -> Floats:
+        distance = (self.offset - origin[:, self.axis]) / _nonzero(direction[:, self.axis])
+        point = origin + distance[:, None] * direction
+        # Walls end where the room does: what leaves by the window must not meet one outside.
+        is_there = (distance > 1e-6) & (point > ROOM[0] - 1e-6).all(axis=1) & (point < ROOM[1] + 1e-6).all(axis=1)
+        if self.window is not None:
+            y0, y1, z0, z1 = self.window
+            is_there &= ~((point[:, 1] > y0) & (point[:, 1] < y1) & (point[:, 2] > z0) & (point[:, 2] < z1))
+        return np.where(is_there, distance, np.inf)
+
+    def normal(self, points: Floats) -> Floats:
+        normals = np.zeros_like(points)
+        normals[:, self.axis] = self.facing
+        return normals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box(Shape):
+    """A box turned about the vertical axis."""
+
+    centre: tuple[float, float, float]
+    half: tuple[float, float, float]
+    turn_degrees: float = 0.0
+
+    def _local(self, vectors: Floats) -> Floats:
+        angle = math.radians(self.turn_degrees)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        x, y, z = vectors.T
+        return np.stack([cosine * x - sine * z, y, sine * x + cosine * z], axis=1)
+
+    def _world(self, vectors: Floats) -> Floats:
+        angle = math.radians(self.turn_degrees)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        x, y, z = vectors.T
+        return np.stack([cosine * x + sine * z, y, -sine * x + cosine * z], axis=1)
+
+    def hit(self, origin: Floats, direction: Floats) -> Floats:
+        start, along = self._local(origin - self.centre), _nonzero(self._local(direction))
+        first, second = (-np.array(self.half) - start) / along, (np.array(self.half) - start) / along
+        near, far = np.minimum(first, second).max(axis=1), np.maximum(first, second).min(axis=1)
+        return np.where((near <= far) & (near > 1e-6), near, np.inf)
+
+    def normal(self, points: Floats) -> Floats:
+        local = self._local(points - self.centre) / np.array(self.half)
+        axis = np.abs(local).argmax(axis=1)
+        normals = np.zeros_like(points)
+        rows = np.arange(len(points))
+        normals[rows, axis] = np.sign(local[rows, axis])
+        return self._world(normals)
+
+    def bounds(self) -> tuple[Floats, float]:
+        return np.array(self.centre), float(np.linalg.norm(self.half))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ellipsoid(Shape):
+    """An ellipsoid along the axes."""
+
+    centre: tuple[float, float, float]
+    radii: tuple[float, float, float]
+
+    def hit(self, origin: Floats, direction: Floats) -> Floats:
+        start, along = (origin - self.centre) / self.radii, direction / self.radii
+        a, b, c = (along * along).sum(1), (start * along).sum(1), (start * start).sum(1) - 1
+        root = np.sqrt(np.maximum(b * b - a * c, 0))
+        distance = (-b - root) / a
+        return np.where((b * b > a * c) & (distance > 1e-6), distance, np.inf)
+
+    def normal(self, points: Floats) -> Floats:
+        return unit((points - self.centre) / np.square(self.radii))
+
+    def bounds(self) -> tuple[Floats, float]:
+        return np.array(self.centre), max(self.radii)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rod(Shape):
+    """A cone frustum from one point to another, such as a leg, a stem or a lampshade; open at its ends."""
+
+    start: tuple[float, float, float]
+    end: tuple[float, float, float]
+    radius: float
+    end_radius: float
+
+    def _axis(self) -> tuple[Floats, float, float]:
+        axis = np.subtract(self.end, self.start)
+        length = float(np.linalg.norm(axis))
+        return axis / length, length, (self.end_radius - self.radius) / length
+
+    def hit(self, origin: Floats, direction: Floats) -> Floats:
+        axis, length, slope = self._axis()
+        offset = origin - self.start
+        along, height = direction @ axis, offset @ axis
+        side, flat = direction - along[:, None] * axis, offset - height[:, None] * axis
+        # |flat + t side|^2 = (radius + slope (height + t along))^2
+        width = self.radius + slope * height
+        a = (side * side).sum(1) - (slope * along) ** 2
+        b = (side * flat).sum(1) - slope * along * width
+        c = (flat * flat).sum(1) - width**2
+        root = np.sqrt(np.maximum(b * b - a * c, 0))
+        best = np.full(len(origin), np.inf)
+        for sign in (-1, 1):
+            distance = (-b + sign * root) / _nonzero(a)
+            at = height + distance * along
+            valid = (b * b > a * c) & (distance > 1e-6) & (at >= 0) & (at <= length)
+            best = np.where(valid & (distance < best), distance, best)
+        return best
+
+    def normal(self, points: Floats) -> Floats:
+        axis, _, slope = self._axis()
+        offset = points - self.start
+        flat = offset - (offset @ axis)[:, None] * axis
+        return unit(unit(flat) - slope * axis)
+
+    def bounds(self) -> tuple[Floats, float]:
+        centre = (np.array(self.start) + np.array(self.end)) / 2
+        return centre, float(np.linalg.norm(centre - self.start)) + max(self.radius, self.end_radius)
+
+
+def _nonzero(values: Floats) -> Floats:
+    return np.where(np.abs(values) < 1e-12, 1e-12, values)
+
+
+def unit(vectors: Floats) -> Floats:
+    """Vectors (n, 3) of length one."""
+    lengths: Floats = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, 1e-12)

@@ -1,0 +1,83 @@
+"""What of a scene is kept, and how it is placed: fewer Gaussians, other axes, another size or origin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sharp_cog.gaussians import Gaussians
+
+
+def keep_visible(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opacity: float = 0.0) -> Gaussians:
+    """Drops the Gaussians that add least to the picture, seen from the photograph's camera.
+
+    Args:
+        gaussians: OpenCV axes, the photograph's camera at the origin.
+        max_gaussians: Keep at most so many: those of the largest `contribution`. None keeps all.
+        min_opacity: Drop what is less opaque.
+
+    Returns:
+        What is kept, in the order in which it came.
+    """
+    if max_gaussians is None and min_opacity <= 0:
+        return gaussians
+    kept = torch.nonzero(gaussians.opacities >= min_opacity).squeeze(-1)
+    if max_gaussians is not None and len(kept) > max_gaussians:
+        strongest = torch.topk(contribution(gaussians)[kept], max_gaussians, sorted=False).indices
+        kept = kept[strongest].sort().values
+    return Gaussians(
+        means=gaussians.means[kept],
+        scales=gaussians.scales[kept],
+        quaternions_wxyz=gaussians.quaternions_wxyz[kept],
+        colors_linear=gaussians.colors_linear[kept],
+        opacities=gaussians.opacities[kept],
+    )
+
+
+def contribution(gaussians: Gaussians) -> Tensor:
+    """Opacity times projected area on the photograph's picture plane, up to a factor, (N,); 0 behind the camera.
+
+    Along a unit direction d, a Gaussian with axes R and standard deviations S casts a shadow whose area grows with
+    det(S) |S^-1 R^T d|; on the picture plane it shrinks with the squared distance and grows with 1 / cos^3 of the angle
+    off the axis. Volume instead of area would favour the far: it grows with the cube of the distance.
+    """
+    distance = torch.linalg.vector_norm(gaussians.means, dim=-1).clamp(min=1e-12)
+    w, vector = gaussians.quaternions_wxyz[:, :1], gaussians.quaternions_wxyz[:, 1:]
+    direction = gaussians.means / distance.unsqueeze(-1)
+    # R^T d, by the conjugate of the quaternion.
+    twice = 2.0 * torch.linalg.cross(-vector, direction)
+    local = direction + w * twice + torch.linalg.cross(-vector, twice)
+    a, b, c = gaussians.scales.unbind(-1)
+    x, y, z = local.unbind(-1)
+    # det(S) S^-1 without a division: each axis times the two other deviations.
+    shadow = torch.sqrt((x * b * c) ** 2 + (y * a * c) ** 2 + (z * a * b) ** 2)
+    depth = gaussians.means[:, 2]
+    area = shadow * distance / depth.clamp(min=1e-6) ** 3
+    return torch.where(depth > 0, gaussians.opacities * area, 0.0)
+
+
+def place(gaussians: Gaussians, *, scale: float = 1.0, is_centred: bool = False) -> Gaussians:
+    """Scales a scene about the photograph's camera, then moves its centre, the median position, to the origin."""
+    means = gaussians.means * scale
+    if is_centred and len(gaussians):
+        means = means - means.median(dim=0).values
+    return Gaussians(
+        means=means,
+        scales=gaussians.scales * scale,
+        quaternions_wxyz=gaussians.quaternions_wxyz,
+        colors_linear=gaussians.colors_linear,
+        opacities=gaussians.opacities,
+    )
+
+
+def turn_about_x(gaussians: Gaussians) -> Gaussians:
+    """Turns a scene by 180 degrees about x: between OpenCV axes (y down, z ahead) and OpenGL ones (y up, z back)."""
+    w, x, y, z = gaussians.quaternions_wxyz.unbind(-1)
+    turned = torch.stack([-x, w, -z, y], dim=-1)
+    return Gaussians(
+        means=gaussians.means * gaussians.means.new_tensor([1.0, -1.0, -1.0]),
+        scales=gaussians.scales,
+        quaternions_wxyz=turned * torch.where(turned[:, :1] < 0, -1.0, 1.0),
+        colors_linear=gaussians.colors_linear,
+        opacities=gaussians.opacities,
+    )

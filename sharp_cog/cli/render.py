@@ -1,0 +1,52 @@
+"""`sharp-cog render`: a picture or a video of a splat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sharp_cog.camera import Camera, focal_length_px_from_mm
+from sharp_cog.errors import OptionError
+from sharp_cog.formats import read_ply
+from sharp_cog.preview import movie
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    source = Path(arguments.splat)
+    output = Path(arguments.output) if arguments.output else source.with_suffix(".mp4")
+    if output.suffix.lower() not in movie.SUFFIXES:
+        raise OptionError(f"{output} has no suffix of {', '.join(movie.SUFFIXES)}: name it so that the format is clear")
+    shot = movie.Shot(
+        path=arguments.path,
+        duration_s=arguments.duration,
+        fps=arguments.fps,
+        width=arguments.width,
+        reach=arguments.range,
+        is_stereo=arguments.stereo,
+    )
+    splat = read_ply.read(source)
+    camera = splat.camera
+    if camera is None:
+        camera = Camera(width=1200, height=800, focal_length_px=focal_length_px_from_mm(30, width=1200, height=800))
+        print(f"{source} does not say which camera it is seen by: a 30 mm equivalent, 3:2, is assumed", file=sys.stderr)
+    if output.suffix.lower() == ".png":
+        movie.write_picture(output, movie.still(splat.gaussians, camera, width=shot.width))
+        print(f"{output}: the photograph's own view")
+        return 0
+    writer = movie.MovieWriter(output, fps=shot.fps)
+    depth_path = output.with_name(f"{output.stem}.depth{output.suffix}")
+    depth_writer = movie.MovieWriter(depth_path, fps=shot.fps) if arguments.depth else None
+    rendered = movie.frames(splat.gaussians, camera, shot)
+    for picture, depth in tqdm(rendered, total=shot.num_frames, unit="frame", disable=not sys.stderr.isatty()):
+        writer.add(picture)
+        if depth_writer is not None:
+            depth_writer.add(depth)
+    for each in (writer, depth_writer):
+        if each is not None:
+            each.close()
+            print(f"{each.path}: {shot.num_frames} frames, {each.path.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,109 @@
+"""Pixels of any colour mode to 8-bit sRGB."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageCms, TiffImagePlugin
+
+from sharp_cog.errors import ImageError
+
+_LOG = logging.getLogger(__name__)
+
+# What the decoders raise on broken bytes: Pillow documents the first two, fuzzing found the others.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    UserWarning,  # What is odd about EXIF, where warnings are made errors.
+)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Any colour mode to 8-bit sRGB: transparency over white, profiles applied."""
+    profile = _read_profile(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        layers = image.convert(opaque_mode + "A")
+        image = Image.new(opaque_mode, image.size, "white")
+        image.paste(layers, mask=layers.getchannel("A"))
+    elif image.mode in ("P", "YCbCr", "HSV", "RGBX"):
+        image = image.convert("RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    if image.mode == "LAB":
+        return _apply_profile(image, ImageCms.createProfile("LAB"))
+    if profile is not None:
+        image = _apply_profile(image, profile.profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits: 0 is black, and white is 65535, or 4095 where a TIFF has 12 bits."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"the picture holds {values.dtype} values from {values.min()} to {values.max()}, whose white is unknown: "
+            "export it with 8 or 16 bits a channel"
+        )
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    # To the nearest: the divisor is odd, so that there are no ties.
+    grey = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits alone.
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+_PROFILE_SPACES = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
+_SRGB_NAMES = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1")
+
+
+def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """The embedded colour profile, unless it is sRGB's, absent, or garbage."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        # By the whole name: there are linear profiles whose names only begin so.
+        is_srgb = ImageCms.getProfileDescription(profile).strip() in _SRGB_NAMES
+    except (ImageCms.PyCMSError, *DECODER_ERRORS) as error:
+        _LOG.warning("the picture's colour profile is broken and was ignored: %s", error)
+        return None
+    return None if is_srgb else profile
+
+
+def _apply_profile(image: Image.Image, profile: object) -> Image.Image:
+    """Converts to sRGB by a profile; leaves the picture as it is where the profile is for another kind of pixel."""
+    space = getattr(profile, "xcolor_space", None)
+    if image.mode == "L" and space == "RGB ":
+        image = image.convert("RGB")
+    if image.mode in _PROFILE_SPACES and space != _PROFILE_SPACES[image.mode]:
+        _LOG.warning("the picture's colour profile is for %s pixels, not for %s, and was ignored", space, image.mode)
+        return image
+    try:
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[arg-type]
+    except ImageCms.PyCMSError as error:
+        _LOG.warning("the picture's colour profile cannot be applied and was ignored: %s", error)
+        return image
+    return image if converted is None else converted

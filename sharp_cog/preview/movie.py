@@ -1,0 +1,187 @@
+"""Pictures and videos of a splat along a camera path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sharp_cog.atomic import open_atomically
+from sharp_cog.camera import Camera
+from sharp_cog.errors import NotInstalledError, OptionError, OutputError
+from sharp_cog.gaussians import Gaussians
+from sharp_cog.preview.path import DEFAULT_RANGE, PATHS, camera_path
+from sharp_cog.preview.render import Pixels, render
+from sharp_cog.preview.view import View
+
+SUFFIXES = (".mp4", ".webp", ".png")
+EYE_DISTANCE_M = 0.063
+_NEAR_QUANTILE, _FOCUS_QUANTILE, _FAR_QUANTILE = 0.05, 0.5, 0.95
+_MAX_SIDE_PX = 4096
+
+# Nearest to farthest: dark violet, blue, green, yellow.
+_COLORS = np.array(
+    [[253, 231, 37], [122, 209, 81], [34, 168, 132], [42, 120, 142], [65, 68, 135], [68, 1, 84]], dtype=np.float32
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shot:
+    """How a splat is filmed.
+
+    Attributes:
+        path: One of `sharp_cog.preview.path.PATHS`.
+        duration_s: Length of a video in seconds.
+        fps: Frames a second.
+        width: Width of a frame in pixels; its height follows from the photograph's.
+        reach: How far the camera moves, as `DEFAULT_RANGE`.
+        is_stereo: Two views side by side, an eye's distance apart, for headsets.
+
+    Raises:
+        OptionError: A value is out of its range.
+    """
+
+    path: str = "rotate_forward"
+    duration_s: float = 4.0
+    fps: int = 30
+    width: int = 768
+    reach: float = DEFAULT_RANGE
+    is_stereo: bool = False
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise OptionError(f"path is {self.path!r}: choose one of {', '.join(PATHS)}")
+        limits = {"duration_s": (0.1, 600), "fps": (1, 120), "width": (16, _MAX_SIDE_PX), "reach": (0, 1)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise OptionError(f"{name} is {value}: give a number from {low} to {high}")
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames of the video, at least one."""
+        return max(1, round(self.duration_s * self.fps))
+
+
+def frames(gaussians: Gaussians, camera: Camera, shot: Shot) -> Iterator[tuple[Pixels, Pixels]]:
+    """Renders a shot: pictures, and their depth in colours (near is yellow, far is violet), both (height, width, 3)."""
+    photograph = View.of_photograph(camera, width=shot.width)
+    depth_m = gaussians.means[:, 2].cpu().numpy() if len(gaussians) else np.ones(1, np.float32)
+    near_m, focus_m, far_m = (
+        float(np.quantile(depth_m, share)) for share in (_NEAR_QUANTILE, _FOCUS_QUANTILE, _FAR_QUANTILE)
+    )
+    poses = camera_path(
+        shot.path, num_frames=shot.num_frames, camera=camera, near_m=near_m, focus_m=focus_m, reach=shot.reach
+    )
+    for pose in poses:
+        eyes = (-EYE_DISTANCE_M / 2, EYE_DISTANCE_M / 2) if shot.is_stereo else (0.0,)
+        seen = [render(gaussians, photograph.moved(_beside(pose, shift_m))) for shift_m in eyes]
+        picture = np.concatenate([pixels for pixels, _ in seen], axis=1)
+        yield picture, _in_colors(np.concatenate([depth for _, depth in seen], axis=1), near_m, far_m)
+
+
+def still(gaussians: Gaussians, camera: Camera, *, width: int) -> Pixels:
+    """The photograph's own view, (height, width, 3)."""
+    return render(gaussians, View.of_photograph(camera, width=width))[0]
+
+
+class MovieWriter:
+    """Writes frames to an .mp4 or an animated .webp, which appears whole or not at all."""
+
+    def __init__(self, path: Path, *, fps: int) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: Its suffix tells the format.
+            fps: Frames a second.
+
+        Raises:
+            OptionError: Another suffix.
+        """
+        if path.suffix.lower() not in (".mp4", ".webp"):
+            raise OptionError(f"{path} is not a video: name it .mp4 or .webp")
+        self.path, self.fps, self.pictures = path, fps, list[Pixels]()
+
+    def add(self, picture: Pixels) -> None:
+        """Takes a frame, (height, width, 3)."""
+        self.pictures.append(picture)
+
+    def close(self) -> None:
+        """Writes the file.
+
+        Raises:
+            OutputError: The file cannot be written.
+            NotInstalledError: ffmpeg, of the extra `preview`, is not installed.
+        """
+        if self.path.suffix.lower() == ".webp":
+            first, *rest = [Image.fromarray(picture) for picture in self.pictures]
+            with open_atomically(self.path) as file:
+                first.save(
+                    file,
+                    "WEBP",
+                    save_all=True,
+                    append_images=rest,
+                    duration=1000 / self.fps,
+                    loop=0,
+                    quality=75,
+                    method=2,
+                )
+            return
+        self._write_mp4()
+
+    def _write_mp4(self) -> None:
+        try:
+            import imageio_ffmpeg
+        except ImportError as error:
+            raise NotInstalledError(
+                "writing .mp4 needs the extra 'preview': pip install 'sharp-cog[preview]'"
+            ) from error
+        height, width = self.pictures[0].shape[:2]
+        # ffmpeg wants a name; the file gets its own when it is whole.
+        temporary = self.path.with_name(f".{self.path.name}.part.mp4")
+        try:
+            writer = imageio_ffmpeg.write_frames(
+                str(temporary), (width, height), fps=self.fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+            )
+            writer.send(None)
+            for picture in self.pictures:
+                writer.send(np.ascontiguousarray(picture))
+            writer.close()
+            temporary.replace(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}: check the folder") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: Pixels) -> None:
+    """Writes one picture as .png or .webp.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with open_atomically(path) as file:
+        Image.fromarray(picture).save(file, "WEBP" if path.suffix.lower() == ".webp" else "PNG")
+
+
+def _beside(pose: NDArray[np.float64], shift_m: float) -> NDArray[np.float64]:
+    """The pose of a camera moved along its own x axis."""
+    moved = pose.copy()
+    moved[0, 3] -= shift_m
+    return moved
+
+
+def _in_colors(depth_m: NDArray[np.float32], near_m: float, far_m: float) -> Pixels:
+    """Depth to colours, linear in disparity between the near and the far; black where nothing is."""
+    disparity = 1.0 / np.maximum(depth_m, 1e-6)
+    span = max(1.0 / near_m - 1.0 / far_m, 1e-9)
+    position = np.clip((1.0 / near_m - disparity) / span, 0.0, 1.0) * (len(_COLORS) - 1)
+    lower = np.minimum(position.astype(np.int64), len(_COLORS) - 2)
+    share = (position - lower)[..., None]
+    colors = _COLORS[lower] * (1 - share) + _COLORS[lower + 1] * share
+    pixels: Pixels = np.where(depth_m[..., None] > 0, np.round(colors), 0).astype(np.uint8)
+    return pixels

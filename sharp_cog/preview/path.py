@@ -1,0 +1,70 @@
+"""Camera paths around the photograph's own camera, small enough that holes stay out of sight."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharp_cog.camera import Camera
+
+PATHS = ("swipe", "shake", "rotate", "rotate_forward")
+DEFAULT_RANGE = 0.08
+"""How far the nearest things move in the picture, as a share of its diagonal, when the far ones stand still."""
+_FORWARD_SHARE = 0.15
+"""How far `rotate_forward` goes ahead at most, as a share of the nearest depth."""
+
+Poses = NDArray[np.float64]
+
+
+def camera_path(kind: str, *, num_frames: int, camera: Camera, near_m: float, focus_m: float, reach: float) -> Poses:
+    """Poses along a path that starts and ends (but for `swipe`) where it began.
+
+    Args:
+        kind: `swipe` (left to right), `shake` (left and right, then up and down), `rotate` (a circle across the
+            line of sight), `rotate_forward` (a circle that also goes ahead).
+        num_frames: Number of poses, at least 1.
+        camera: The photograph's camera.
+        near_m: Depth of the nearest things, in metres.
+        focus_m: Depth of the point, straight ahead, that stays in the centre, in metres.
+        reach: As `DEFAULT_RANGE`.
+
+    Returns:
+        (num_frames, 4, 4), world to camera, OpenCV axes.
+
+    Raises:
+        ValueError: An unknown path.
+    """
+    if kind not in PATHS:
+        raise ValueError(f"path is {kind!r}: choose one of {', '.join(PATHS)}")
+    diagonal = math.hypot(camera.width, camera.height) / camera.focal_length_px
+    side_m = reach * diagonal * near_m
+    ahead_m = _FORWARD_SHARE * (reach / DEFAULT_RANGE) * near_m
+    # One loop; the last frame stops short of the first, so that a repeated video does not stutter.
+    turn = 2 * math.pi * np.arange(num_frames) / num_frames
+    still = np.zeros(num_frames)
+    if kind == "swipe":
+        positions = [np.linspace(-side_m, side_m, num_frames), still, still]
+    elif kind == "shake":
+        first_half = np.arange(num_frames) < num_frames / 2
+        sway = side_m * np.sin(2 * turn)
+        positions = [np.where(first_half, sway, 0), np.where(first_half, 0, sway), still]
+    elif kind == "rotate":
+        positions = [side_m * np.cos(turn), side_m * np.sin(turn), still]
+    else:
+        positions = [side_m * np.sin(turn), still, ahead_m * (1 - np.cos(turn)) / 2]
+    return np.stack([looking_at_focus(np.array(position), focus_m) for position in zip(*positions, strict=True)])
+
+
+def looking_at_focus(position_m: NDArray[np.float64], focus_m: float) -> Poses:
+    """World to camera of an upright camera at `position_m` (3,) that looks at (0, 0, focus_m), (4, 4)."""
+    forward = np.array([0.0, 0.0, focus_m]) - position_m
+    forward /= np.linalg.norm(forward)
+    right = np.cross([0.0, 1.0, 0.0], forward)
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    pose = np.eye(4)
+    pose[:3, :3] = rotation
+    pose[:3, 3] = -rotation @ position_m
+    return pose

@@ -1,0 +1,90 @@
+"""Renders views of a splat: by gsplat on CUDA, by our own rasterizer elsewhere.
+
+Both do what Apple's renderer does: antialiased, linear colours blended over black, then converted to sRGB.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sharp_cog.color import linear_to_srgb
+from sharp_cog.errors import NotInstalledError
+from sharp_cog.gaussians import Gaussians
+from sharp_cog.preview.view import View
+
+_LOG = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+
+def render(gaussians: Gaussians, view: View) -> tuple[Pixels, NDArray[np.float32]]:
+    """Renders one view.
+
+    Args:
+        gaussians: Metric, OpenCV axes, on any device.
+        view: Where from, and how large.
+
+    Returns:
+        Picture (height, width, 3), sRGB; and depth (height, width) in metres, 0 where nothing is.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+    """
+    linear, depth_m = _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
+    srgb = linear_to_srgb(linear.clamp(0.0, 1.0)).mul_(255.0).round_().to(torch.uint8)
+    return srgb.cpu().numpy(), depth_m.cpu().numpy()
+
+
+def _uses_gsplat(gaussians: Gaussians) -> bool:
+    return gaussians.means.device.type == "cuda" and _has_gsplat()
+
+
+@cache
+def _has_gsplat() -> bool:
+    is_there = importlib.util.find_spec("gsplat") is not None
+    if not is_there:
+        _LOG.warning("gsplat is not installed: previews are rendered on the CPU (pip install gsplat==1.5.3)")
+    return is_there
+
+
+def _render_on_cuda(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    import gsplat
+
+    from sharp_cog.preview.rasterize import LOW_PASS_PX2, NEAR_M
+
+    device = gaussians.means.device
+    focal = view.focal_length_px
+    intrinsics = [[focal, 0.0, view.width / 2], [0.0, focal, view.height / 2], [0.0, 0.0, 1.0]]
+    rendered, alpha, _ = gsplat.rasterization(
+        means=gaussians.means,
+        quats=gaussians.quaternions_wxyz,
+        scales=gaussians.scales,
+        opacities=gaussians.opacities,
+        colors=gaussians.colors_linear,
+        viewmats=torch.from_numpy(view.world_to_camera).float().to(device).unsqueeze(0),
+        Ks=torch.tensor([intrinsics], device=device),
+        width=view.width,
+        height=view.height,
+        near_plane=NEAR_M,
+        eps2d=LOW_PASS_PX2,
+        rasterize_mode="antialiased",
+        render_mode="RGB+ED",
+    )
+    return rendered[0, ..., :3], torch.where(alpha[0, ..., 0] > 0, rendered[0, ..., 3], 0.0)
+
+
+def _render_on_cpu(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        from sharp_cog.preview.rasterize import rasterize
+    except ImportError as error:
+        raise NotInstalledError(
+            f"rendering needs the extra 'preview' ({error}): pip install 'sharp-cog[preview]'"
+        ) from error
+    rendering = rasterize(gaussians, view)
+    return torch.from_numpy(rendering.rgb), torch.from_numpy(rendering.depth_m)

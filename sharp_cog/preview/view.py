@@ -1,0 +1,50 @@
+"""A view of a splat: where the camera stands and what it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharp_cog.camera import Camera
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A pinhole view with the principal point in the centre, in the splat's OpenCV axes.
+
+    Attributes:
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
+        focal_length_px: Focal length in pixels of this picture.
+        world_to_camera: (4, 4) float64, maps points of the splat to the camera's frame (x right, y down, z forward).
+
+    Raises:
+        ValueError: The matrix has another shape.
+    """
+
+    width: int
+    height: int
+    focal_length_px: float
+    world_to_camera: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+
+    def __post_init__(self) -> None:
+        if self.world_to_camera.shape != (4, 4):
+            raise ValueError(f"world_to_camera has shape {self.world_to_camera.shape}, expected (4, 4)")
+
+    @classmethod
+    def of_photograph(cls, camera: Camera, *, width: int) -> View:
+        """The photograph's own view, `width` pixels wide, with even sides (as video codecs want them)."""
+        even_width = max(2, width - width % 2)
+        height = max(2, round(camera.height * even_width / camera.width / 2) * 2)
+        return cls(width=even_width, height=height, focal_length_px=camera.focal_length_px * even_width / camera.width)
+
+    def moved(self, world_to_camera: NDArray[np.float64]) -> View:
+        """The same picture from somewhere else."""
+        return View(
+            width=self.width,
+            height=self.height,
+            focal_length_px=self.focal_length_px,
+            world_to_camera=world_to_camera,
+        )

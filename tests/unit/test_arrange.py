@@ -1,0 +1,84 @@
+"""Keeping and placing Gaussians, against numerical integration, scipy and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from sharp_cog.arrange import contribution, keep_visible, place, turn_about_x
+from sharp_cog.gaussians import Gaussians
+from tests.unit.test_ply import random_gaussians
+
+
+def in_front(num: int) -> Gaussians:
+    gaussians = random_gaussians(num)
+    gaussians.means[:, 2].abs_().add_(1.0)
+    gaussians.scales.clamp_(1e-3, 1e-2)
+    return gaussians
+
+
+def test_contribution_is_opacity_times_the_projected_ellipses_area() -> None:
+    """The area by the Jacobian of the projection, in float64, which the formula never forms."""
+    gaussians = in_front(200)
+    means = gaussians.means.double().numpy()
+    axes = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
+    factors = axes * gaussians.scales.double().numpy()[:, None, :]
+    areas = np.empty(len(means))
+    for i, (x, y, z) in enumerate(means):
+        jacobian = np.array([[1 / z, 0, -x / z**2], [0, 1 / z, -y / z**2]])
+        flat = jacobian @ factors[i]
+        areas[i] = np.sqrt(np.linalg.det(flat @ flat.T))
+    expected = areas * gaussians.opacities.double().numpy()
+    np.testing.assert_allclose(contribution(gaussians), expected, rtol=1e-4)
+
+
+def test_what_is_behind_the_camera_contributes_nothing() -> None:
+    gaussians = in_front(3)
+    gaussians.means[1, 2] *= -1
+    assert contribution(gaussians)[1] == 0
+
+
+def test_the_strongest_are_kept_in_their_order() -> None:
+    gaussians = in_front(500)
+    kept = keep_visible(gaussians, max_gaussians=100)
+    order = np.sort(np.argsort(-contribution(gaussians).numpy(), kind="stable")[:100])
+    assert torch.equal(kept.means, gaussians.means[torch.from_numpy(order)])
+    assert torch.equal(kept.colors_linear, gaussians.colors_linear[torch.from_numpy(order)])
+
+
+def test_limits_that_do_not_bind_change_nothing() -> None:
+    gaussians = in_front(50)
+    assert keep_visible(gaussians) is gaussians
+    assert torch.equal(keep_visible(gaussians, max_gaussians=50).means, gaussians.means)
+    assert len(keep_visible(gaussians, max_gaussians=0)) == 0
+    assert len(keep_visible(in_front(0), max_gaussians=5)) == 0
+
+
+def test_min_opacity() -> None:
+    gaussians = in_front(500)
+    kept = keep_visible(gaussians, min_opacity=0.3, max_gaussians=400)
+    assert kept.opacities.min() >= 0.3
+    assert len(kept) == min(400, int((gaussians.opacities >= 0.3).sum()))
+
+
+def test_scale_and_centre() -> None:
+    gaussians = in_front(501)
+    placed = place(gaussians, scale=2.5, is_centred=True)
+    middle = np.median(gaussians.means.numpy() * 2.5, axis=0)
+    np.testing.assert_allclose(placed.means, gaussians.means.numpy() * 2.5 - middle, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(placed.scales, gaussians.scales.numpy() * 2.5, rtol=1e-6)
+    assert len(place(in_front(0), is_centred=True)) == 0
+
+
+def test_turning_about_x_is_scipys_rotation_and_its_own_inverse() -> None:
+    gaussians = in_front(100)
+    turned = turn_about_x(gaussians)
+    half_turn = Rotation.from_euler("x", 180, degrees=True)
+    np.testing.assert_allclose(turned.means, half_turn.apply(gaussians.means.numpy()), atol=1e-5)
+    before = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True)
+    after = Rotation.from_quat(turned.quaternions_wxyz.double().numpy(), scalar_first=True)
+    np.testing.assert_allclose(after.as_matrix(), (half_turn * before).as_matrix(), atol=1e-6)
+    assert (turned.quaternions_wxyz[:, 0] >= 0).all()
+    back = turn_about_x(turned)
+    torch.testing.assert_close(back.means, gaussians.means)
