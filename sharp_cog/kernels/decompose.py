@@ -16,8 +16,12 @@ NUM_SWEEPS = 4
 """Sweeps over the three pairs of columns; a fifth changes nothing, see the tests."""
 
 _CPU_CHUNK = 1 << 17
-"""Gaussians at a time on a CPU, so that the nine columns stay in cache."""
-_TINY = 1e-30
+"""Gaussians at a time on a CPU: few enough for the caches, many enough that torch's calls and its threads' waiting for
+each other do not count; measured from 8,192 on, idle and beside busy processes."""
+_TINY, _LEAST_SQUARE = 1e-30, 1e-37
+
+Column = list[Tensor]
+"""The three components of a vector for each of n Gaussians, each (n,)."""
 
 
 def decompose(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
@@ -39,17 +43,21 @@ def decompose(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, fl
     for start in range(0, len(scales), chunk):
         part = slice(start, start + chunk)
         columns, norms = _jacobi(_stretched_axes(quaternions_wxyz[part], scales[part], stretch))
-        quaternion, scale = _sorted_axes(columns, norms)
-        quaternions_out[part] = quaternion.T
-        scales_out[part] = scale.T
+        quaternion, lengths = _sorted_axes(columns, norms)
+        for index, component in enumerate(quaternion):
+            quaternions_out[part, index] = component
+        for index, length in enumerate(lengths):
+            scales_out[part, index] = length
     return quaternions_out, scales_out
 
 
-def _stretched_axes(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, float, float]) -> list[Tensor]:
-    """The columns of L R S, each (3, n)."""
-    w, x, y, z = quaternions_wxyz.T.contiguous()
+def _stretched_axes(
+    quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, float, float]
+) -> tuple[Column, Column, Column]:
+    """The columns of L R S."""
+    w, x, y, z = (component.contiguous() for component in quaternions_wxyz.unbind(-1))
     # 2 / |q|^2, which makes R a rotation for a quaternion of any length, and the identity for zero.
-    double = 2.0 / (w * w + x * x + y * y + z * z).clamp(min=_TINY)
+    double = 2.0 / (w * w + x * x + y * y + z * z).clamp_(min=_TINY)
     xs, ys, zs = x * double, y * double, z * double
     xx, yy, zz = x * xs, y * ys, z * zs
     xy, xz, yz = x * ys, x * zs, y * zs
@@ -59,74 +67,95 @@ def _stretched_axes(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[flo
         (xy - wz, 1.0 - (xx + zz), yz + wx),
         (xz + wy, yz - wx, 1.0 - (xx + yy)),
     )
-    factor = torch.tensor(stretch, dtype=scales.dtype, device=scales.device).unsqueeze(-1)
-    deviations = scales.T.contiguous()
-    return [torch.stack(axis) * (factor * deviations[index]) for index, axis in enumerate(rotation)]
+    first, second, third = (
+        [component.mul_(factor).mul_(scale) for component, factor in zip(axis, stretch, strict=True)]
+        for axis, scale in zip(rotation, scales.unbind(-1), strict=True)
+    )
+    return first, second, third
 
 
-def _jacobi(columns: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Rotates three columns, each (3, n), until they are orthogonal; returns them as unit vectors, and their norms."""
+def _jacobi(matrix: tuple[Column, Column, Column]) -> tuple[list[Column], Column]:
+    """Rotates three columns until they are orthogonal; returns them as unit vectors, and their norms."""
     # Relative to the largest entry, so that no square over- or underflows.
-    unit = torch.stack([column.abs().amax(dim=0) for column in columns]).amax(dim=0).clamp(min=_TINY)
-    columns = [column / unit for column in columns]
+    unit = matrix[0][0].abs()
+    for column in matrix:
+        for component in column:
+            unit = torch.maximum(unit, component.abs())
+    unit.clamp_(min=_TINY)
+    columns = [[component / unit for component in column] for column in matrix]
+    one, least = unit.new_tensor(1.0), unit.new_tensor(_LEAST_SQUARE)
     for _ in range(NUM_SWEEPS):
+        squares = [_dot(column, column) for column in columns]
         for p, q in ((0, 1), (0, 2), (1, 2)):
             first, second = columns[p], columns[q]
-            twice = 2.0 * _dot(first, second)
-            gap = _dot(second, second).sub_(_dot(first, first))
-            # The smaller root of t^2 + (2 gap / twice) t - 1, as a quotient that is safe at twice = 0.
-            root = torch.hypot(gap, twice).add_(gap.abs()).clamp_(min=_TINY)
-            tangent = torch.copysign(twice, twice * gap).div_(root)
-            cosine = torch.addcmul(torch.ones_like(tangent), tangent, tangent).rsqrt_()
-            columns[p] = torch.addcmul(first, tangent, second, value=-1.0).mul_(cosine)
-            columns[q] = torch.addcmul(second, tangent, first).mul_(cosine)
+            dot = _dot(first, second)
+            twice, gap = 2.0 * dot, squares[q] - squares[p]
+            # The smaller root of t^2 + (2 gap / twice) t - 1, as a quotient whose divisor is never zero.
+            root = torch.addcmul(least, gap, gap).addcmul_(twice, twice).sqrt_()
+            tangent = twice.div_(root.copysign_(gap).add_(gap))
+            cosine = torch.addcmul(one, tangent, tangent).rsqrt_()
+            pairs = list(zip(first, second, strict=True))
+            columns[p] = [torch.addcmul(a, tangent, b, value=-1.0).mul_(cosine) for a, b in pairs]
+            columns[q] = [torch.addcmul(b, tangent, a).mul_(cosine) for a, b in pairs]
+            # What the rotation does to the squares; their rounding moves later angles a little, never the result.
+            squares[p].addcmul_(tangent, dot, value=-1.0)
+            squares[q].addcmul_(tangent, dot)
     norms = [_dot(column, column).sqrt_() for column in columns]
-    units = [column / norm.clamp(min=_TINY) for column, norm in zip(columns, norms, strict=True)]
-    return units, [norm * unit for norm in norms]
+    for column, norm in zip(columns, norms, strict=True):
+        inverse = norm.clamp(min=_TINY).reciprocal_()
+        for component in column:
+            component.mul_(inverse)
+    return columns, [norm.mul_(unit) for norm in norms]
 
 
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Dot products of two columns, each (3, n)."""
-    total = first[0] * second[0]
-    return total.addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
+def _dot(first: Column, second: Column) -> Tensor:
+    """Dot products, (n,)."""
+    return (first[0] * second[0]).addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
 
 
-def _sorted_axes(columns: list[Tensor], norms: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sorts axes by norm, largest first, and turns them into a quaternion: (4, n) and (3, n)."""
+def _sorted_axes(columns: list[Column], norms: Column) -> tuple[list[Tensor], Column]:
+    """Sorts axes by norm, largest first, and turns them into a quaternion: its four components, and the norms."""
     axes, lengths = list(columns), list(norms)
     for p, q in ((0, 1), (1, 2), (0, 1)):
-        swap = lengths[p] < lengths[q]
-        axes[p], axes[q] = _select(swap, axes[q], axes[p]), _select(swap, axes[p], axes[q])
+        swaps = (lengths[p] < lengths[q]).to(lengths[p].dtype)
+        stays = 1.0 - swaps
+        pairs = list(zip(axes[p], axes[q], strict=True))
+        axes[p] = [_select(swaps, b, stays, a) for a, b in pairs]
+        axes[q] = [_select(swaps, a, stays, b) for a, b in pairs]
         lengths[p], lengths[q] = torch.maximum(lengths[p], lengths[q]), torch.minimum(lengths[p], lengths[q])
     (ax, ay, az), (bx, by, bz) = axes[0], axes[1]
     # The third axis follows from the first two, which settles reflections.
-    third = torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
-    return _quaternion(axes[0], axes[1], third), torch.stack(lengths)
+    third = [ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]
+    return _quaternion(axes[0], axes[1], third), lengths
 
 
-def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """`torch.where` for finite values, which on a CPU is several times slower than this arithmetic."""
-    mask = condition.to(chosen.dtype)
-    return torch.addcmul(other * (1.0 - mask), chosen, mask)
+def _select(mask: Tensor, chosen: Tensor, opposite: Tensor, other: Tensor) -> Tensor:
+    """`chosen` where the mask is 1, `other` where its opposite is; on a CPU several times faster than `torch.where`."""
+    return (other * opposite).addcmul_(chosen, mask)
 
 
-def _quaternion(x_axis: Tensor, y_axis: Tensor, z_axis: Tensor) -> Tensor:
-    """Unit quaternion (4, n), w first and >= 0, of the rotation with these columns, each (3, n).
+def _quaternion(x_axis: Column, y_axis: Column, z_axis: Column) -> list[Tensor]:
+    """Components w, x, y, z of the unit quaternion with w >= 0 of the rotation with these columns.
 
     Each row of candidates is the quaternion times four times one of its own components (Shepperd, 1978); the row of the
     largest component is the one without cancellation.
     """
     (m00, m10, m20), (m01, m11, m21), (m02, m12, m22) = x_axis, y_axis, z_axis
+    wx, wy, wz = m21 - m12, m02 - m20, m10 - m01
+    xy, xz, yz = m10 + m01, m02 + m20, m21 + m12
     candidates = (
-        (1.0 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01),
-        (m21 - m12, 1.0 + m00 - m11 - m22, m10 + m01, m02 + m20),
-        (m02 - m20, m10 + m01, 1.0 - m00 + m11 - m22, m21 + m12),
-        (m10 - m01, m02 + m20, m21 + m12, 1.0 - m00 - m11 + m22),
+        (1.0 + m00 + m11 + m22, wx, wy, wz),
+        (wx, 1.0 + m00 - m11 - m22, xy, xz),
+        (wy, xy, 1.0 - m00 + m11 - m22, yz),
+        (wz, xz, yz, 1.0 - m00 - m11 + m22),
     )
-    best, largest = torch.stack(candidates[0]), candidates[0][0]
+    best, largest = list(candidates[0]), candidates[0][0]
     for index in (1, 2, 3):
-        is_larger = candidates[index][index] > largest
-        best = _select(is_larger, torch.stack(candidates[index]), best)
+        is_larger = (candidates[index][index] > largest).to(largest.dtype)
+        is_not = 1.0 - is_larger
+        pairs = zip(best, candidates[index], strict=True)
+        best = [_select(is_larger, candidate, is_not, component) for component, candidate in pairs]
         largest = torch.maximum(candidates[index][index], largest)
-    length = torch.addcmul(_dot(best[1:], best[1:]), best[0], best[0]).sqrt_()
-    return best / torch.copysign(length, best[0])
+    length = _dot(best[1:], best[1:]).addcmul_(best[0], best[0]).sqrt_()
+    inverse = length.copysign_(best[0]).reciprocal_()
+    return [component.mul_(inverse) for component in best]
