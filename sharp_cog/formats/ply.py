@@ -33,6 +33,9 @@ MAX_OPACITY = 1.0 - torch.finfo(torch.float32).eps / 2
 """The largest float32 below 1; its logit is 16.6."""
 MIN_SCALE_M = torch.finfo(torch.float32).tiny
 
+MAX_DISPARITY_PER_M = 1e6
+"""Where Apple's disparity quantiles stop, so that a Gaussian in the camera's centre does not make them infinite."""
+
 _CHUNK = 1 << 16
 """Gaussians at a time, so that a chunk's columns stay in cache on a CPU."""
 
@@ -49,7 +52,7 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
         Opacities of 0 and 1 and scales of 0 are moved to the nearest value whose logit or logarithm is finite.
 
     Raises:
-        PredictionError: A value is not finite.
+        PredictionError: A value is not finite, or too large for the file.
     """
     block = torch.empty(len(gaussians), len(PROPERTIES), device=gaussians.means.device)
     for start in range(0, len(gaussians), _CHUNK):
@@ -60,14 +63,18 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
         rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
         rows[:, 7:10] = gaussians.scales[part].clamp(min=MIN_SCALE_M).log_()
         rows[:, 10:14] = gaussians.quaternions_wxyz[part]
-    # One sum sees every NaN and infinity; only then it is worth looking for them.
-    if not math.isfinite(block.sum().item()):
-        _check_finite(block)
+    # A sum sees every NaN and infinity, and is told from the device once; only then it is worth looking for them.
+    # The block alone does not show infinite opacities and scales, which have been clamped.
+    total = block.sum() + gaussians.opacities.sum() + gaussians.scales.sum()
+    if not math.isfinite(total.item()):
+        _check_finite(block, gaussians)
     return block.cpu().numpy()
 
 
-def _check_finite(block: Tensor) -> None:
+def _check_finite(block: Tensor, gaussians: Gaussians) -> None:
     bad = ~block.isfinite()
+    bad[:, 6] |= ~gaussians.opacities.isfinite()
+    bad[:, 7:10] |= ~gaussians.scales.isfinite()
     if not bad.any():  # The sum of finite values was too large.
         return
     names = [name for name, is_bad in zip(PROPERTIES, bad.any(dim=0).tolist(), strict=True) if is_bad]
@@ -81,7 +88,7 @@ def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> None:
     """Writes the vertices alone; what else is known goes into comments of the header."""
     comments = (
         f"generator sharp_cog {sharp_cog.__version__}",
-        f"focal_length_px {camera.focal_length_px!r}",
+        f"focal_length_px {float(camera.focal_length_px)!r}",
         f"image_size {camera.width} {camera.height}",
         "axes opencv",
         "color_space srgb",
@@ -123,9 +130,11 @@ def _header(
 
 
 def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
-    """The 10 % and 90 % quantiles of 1 / z, linearly interpolated; zeros for no Gaussians."""
+    """The 10 % and 90 % quantiles of 1 / z in 1 / m, linearly interpolated; zeros for no Gaussians."""
     if not len(gaussians):
         return 0.0, 0.0
-    disparity = np.reciprocal(gaussians.means[:, 2].cpu().numpy())
+    with np.errstate(divide="ignore", over="ignore"):
+        disparity = np.reciprocal(gaussians.means[:, 2].cpu().numpy())
+    disparity = disparity.clip(-MAX_DISPARITY_PER_M, MAX_DISPARITY_PER_M)
     low, high = np.quantile(disparity, (0.1, 0.9))
     return float(low), float(high)
