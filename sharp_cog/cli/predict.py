@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sharp_cog import checkpoint, images
 from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import settings_from
@@ -37,6 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         suffix=FORMATS[options.output_format].suffix,
         recursive=arguments.recursive,
     )
+    if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
+        # A broken picture should be known before gigabytes are fetched for it.
+        images.decode(_read(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
     pipeline = SharpPipeline.load(settings)
     exit_codes, num_written = set[int](), 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:

@@ -216,6 +216,9 @@ def test_what_cannot_work_is_told_before_the_model_is_loaded(
     assert predict(tmp_path / "other.jpg") == 2
     assert "there is no file or folder" in capsys.readouterr().err
     assert predict(photo, "--focal-length-px", "0") == 2
+    (tmp_path / "text.jpg").write_text("text")
+    monkeypatch.setenv("SHARP_CACHE_DIR", str(tmp_path))  # Empty: the checkpoint would have to be downloaded.
+    assert predict(tmp_path / "text.jpg") == 2
 
 
 def test_a_folder_without_pictures_is_an_error(
