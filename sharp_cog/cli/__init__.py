@@ -11,11 +11,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import sharp_cog
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.options import OUTPUT_FORMATS
 from sharp_cog.serving.settings import MODELS
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -68,11 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def _command(commands: Commands, name: str, *, help_text: str, example: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
-    command: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
+def _command(commands: Commands, name: str, *, help_text: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
         name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.", epilog=f"example: {example}"
     )
     command.add_argument("-v", "--verbose", action="store_true", help="say more, and show where errors come from")
@@ -94,7 +95,7 @@ def _add_focal_length(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_predict(commands: Commands) -> None:  # type: ignore[valid-type]
+def _add_predict(commands: Commands) -> None:
     command = _command(
         commands,
         "predict",
@@ -117,7 +118,7 @@ def _add_predict(commands: Commands) -> None:  # type: ignore[valid-type]
     _add_model_settings(command)
 
 
-def _add_download(commands: Commands) -> None:  # type: ignore[valid-type]
+def _add_download(commands: Commands) -> None:
     command = _command(
         commands,
         "download",
@@ -127,7 +128,7 @@ def _add_download(commands: Commands) -> None:  # type: ignore[valid-type]
     command.add_argument("--cache-dir", metavar="FOLDER", help="where to keep it (default: torch hub's folder)")
 
 
-def _add_info(commands: Commands) -> None:  # type: ignore[valid-type]
+def _add_info(commands: Commands) -> None:
     command = _command(
         commands, "info", help_text="say what is in a splat or a picture", example="sharp-cog info room.ply"
     )
@@ -135,7 +136,7 @@ def _add_info(commands: Commands) -> None:  # type: ignore[valid-type]
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_render(commands: Commands) -> None:  # type: ignore[valid-type]
+def _add_render(commands: Commands) -> None:
     command = _command(
         commands,
         "render",
@@ -155,7 +156,7 @@ def _add_render(commands: Commands) -> None:  # type: ignore[valid-type]
     command.add_argument("--stereo", action="store_true", help="two views side by side, for headsets")
 
 
-def _add_verify(commands: Commands) -> None:  # type: ignore[valid-type]
+def _add_verify(commands: Commands) -> None:
     command = _command(
         commands,
         "verify",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from sharp_cog.errors import DepthError, ImageError, InputError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import Prediction, SharpPipeline
-
-_LOG = logging.getLogger(__name__)
 
 _SOURCES = {"caller": "as given", "exif_35mm": "from EXIF", "exif": "from EXIF", "default": "assumed, 30 mm equivalent"}
 
