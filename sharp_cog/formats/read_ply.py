@@ -16,6 +16,8 @@ from sharp_cog.formats.ply import PROPERTIES, SH_C0
 from sharp_cog.gaussians import Gaussians
 
 _MAX_HEADER_BYTES = 1 << 16
+_MAX_COUNT_DIGITS = 18
+"""What fits in 64 bits; no file comes near."""
 _TYPES = {
     name: type_
     for type_, names in {
@@ -75,7 +77,8 @@ def read(source: Path | bytes) -> Splat:
     elements = _read_elements(content, header)
     if "vertex" not in elements:
         raise SplatError("the .ply has no element 'vertex': it is not a splat")
-    return Splat(gaussians=_gaussians(elements["vertex"]), camera=_camera(header.comments, elements))
+    gaussians = _gaussians(elements["vertex"], is_linear=_is_linear(elements))
+    return Splat(gaussians=gaussians, camera=_camera(header.comments, elements))
 
 
 def _content(path: Path) -> bytes:
@@ -87,18 +90,18 @@ def _content(path: Path) -> bytes:
 
 def _parse_header(content: bytes) -> _Header:
     head = content[:_MAX_HEADER_BYTES]
-    end = head.find(b"end_header")
-    newline = head.find(b"\n", end)
+    end = head.find(b"\nend_header")
+    newline = head.find(b"\n", end + 1)
     if head[:3] != b"ply" or end < 0 or newline < 0:
         raise SplatError("the file is not a .ply: its header does not start with 'ply' and end with 'end_header'")
     format_name, comments, elements = "", [], list[_Element]()
-    for line in head[:end].decode("latin-1").splitlines()[1:]:
+    for line in head[:end].decode("latin-1").split("\n")[1:]:  # Not splitlines, which breaks comments in UTF-8.
         match line.split():
             case ["format", name, _]:
                 format_name = name
             case ["comment" | "obj_info", *_]:
-                comments.append(line.partition(" ")[2])
-            case ["element", name, count] if count.isdigit():
+                comments.append(line.partition(" ")[2].rstrip())
+            case ["element", name, count] if count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS:
                 elements.append(_Element(name=name, count=int(count), fields=[]))
             case ["property", type_, name] if type_ in _TYPES and elements:
                 elements[-1].fields.append((name, _TYPES[type_]))
@@ -157,7 +160,15 @@ def _parse_rows(rows: list[bytes], dtype: np.dtype[np.void], name: str) -> NDArr
     return array
 
 
-def _gaussians(vertices: NDArray[np.void]) -> Gaussians:
+def _is_linear(elements: dict[str, NDArray[np.void]]) -> bool:
+    """Whether Apple's element says that colours are linear (1); without it they are sRGB, as viewers take them."""
+    element = elements.get("color_space")
+    if element is None or "color_space" not in (element.dtype.names or ()) or not len(element):
+        return False
+    return bool(element["color_space"][0] == 1)
+
+
+def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
     missing = [name for name in PROPERTIES if name not in (vertices.dtype.names or ())]
     if missing:
         raise SplatError(f"the .ply has no {', '.join(missing)}: it holds points or a mesh, not Gaussians")
@@ -166,14 +177,17 @@ def _gaussians(vertices: NDArray[np.void]) -> Gaussians:
         return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=-1))
 
     quaternions = columns("rot_0", "rot_1", "rot_2", "rot_3")
-    # A quaternion of length zero stands for no rotation; q and -q are the same one.
+    # A quaternion of length zero stands for no rotation; q and -q are the same one. Relative to the largest component,
+    # so that no square over- or underflows.
     quaternions[(quaternions == 0).all(dim=-1)] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    quaternions = quaternions / quaternions.abs().amax(dim=-1, keepdim=True)
     quaternions = torch.nn.functional.normalize(quaternions, dim=-1)
+    colors = (columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5).clamp_(0.0, 1.0)
     gaussians = Gaussians(
         means=columns("x", "y", "z"),
         scales=columns("scale_0", "scale_1", "scale_2").exp_(),
         quaternions_wxyz=quaternions * torch.where(quaternions[:, :1] < 0, -1.0, 1.0),
-        colors_linear=srgb_to_linear((columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5).clamp_(0.0, 1.0)),
+        colors_linear=colors if is_linear else srgb_to_linear(colors),
         opacities=columns("opacity")[:, 0].sigmoid(),
     )
     for name in ("means", "scales", "quaternions_wxyz", "colors_linear", "opacities"):
@@ -194,6 +208,6 @@ def _camera(comments: list[str], elements: dict[str, NDArray[np.void]]) -> Camer
             apple_width, apple_height = elements["image_size"]["image_size"][:2]
             apple_focal = float(elements["intrinsic"]["intrinsic"][0])
             return Camera(width=int(apple_width), height=int(apple_height), focal_length_px=apple_focal)
-    except (ValueError, IndexError, OptionError) as error:
+    except (ValueError, IndexError, OverflowError, OptionError) as error:
         raise SplatError(f"what the .ply tells about the camera cannot be read: {error}") from error
     return None

@@ -106,6 +106,16 @@ def test_apple_ply_has_apples_elements(tmp_path: Path) -> None:
     assert path.stat().st_size == len(header) + 11 + 1000 * 56 + 16 * 4 + 9 * 4 + 8 + 8 + 8 + 1 + 3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("depth_m", [0.0, 1e-45, -2.0])
+def test_apple_ply_stays_finite_at_and_behind_the_camera(tmp_path: Path, depth_m: float) -> None:
+    gaussians = random_gaussians(9)
+    gaussians.means[:] = depth_m  # All at the same place.
+    ply = PlyData.read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "apple_ply"))
+    expected = 1 / depth_m if depth_m < 0 else 1e6
+    np.testing.assert_allclose(ply["disparity"]["disparity"], [expected] * 2)
+
+
 def test_ends_of_the_ranges_stay_representable(tmp_path: Path) -> None:
     gaussians = random_gaussians(4)
     gaussians.opacities[:2] = torch.tensor([0.0, 1.0])
@@ -136,12 +146,10 @@ def test_no_input_in_range_becomes_infinite(values: np.ndarray, mean: float) -> 
 
 
 @pytest.mark.parametrize("field", ["means", "scales", "quaternions_wxyz", "colors_linear", "opacities"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_never_written(tmp_path: Path, field: str, value: float) -> None:
     gaussians = random_gaussians(9)
     getattr(gaussians, field)[4:6] = value
-    if field == "opacities" and value > 0:
-        gaussians.opacities[4:6] = float("nan")  # An infinite opacity is clamped to 1.
     with pytest.raises(PredictionError, match="2 of 9 Gaussians are not finite"):
         formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "ply")
     assert list(tmp_path.iterdir()) == []
@@ -191,12 +199,47 @@ def test_reads_what_plyfile_writes_with_properties_of_other_tools(text: bool, by
     torch.testing.assert_close(splat.gaussians.opacities, gaussians.opacities, rtol=1e-4, atol=1e-5)
 
 
+def test_reads_headers_as_other_tools_and_editors_leave_them(tmp_path: Path) -> None:
+    whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, "ply").read_bytes()
+    header, body = whole.split(b"end_header\n", 1)
+    headers = {
+        "Windows line ends": header.replace(b"\n", b"\r\n") + b"end_header\r\n",
+        "UTF-8 in a comment": header.replace(b"axes opencv", "\u00c5ngstr\u00f6m \u2026".encode()) + b"end_header\n",
+        "end_header in a comment": header.replace(b"axes opencv", b"before end_header") + b"end_header\n",
+        "an element without properties": header + b"element nothing 7\nend_header\n",
+    }
+    for changed in headers.values():
+        splat = read(changed + body)
+        assert splat.camera == CAMERA
+        assert torch.equal(splat.gaussians.means, read(whole).gaussians.means)
+
+
+def test_apples_linear_colours_are_read_as_linear(tmp_path: Path) -> None:
+    gaussians = random_gaussians(5)
+    content = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "apple_ply").read_bytes()
+    assert content[-4:] == b"\0\1\5\0"  # color_space, version
+    linear = read(content[:-4] + b"\1\1\5\0").gaussians.colors_linear
+    srgb = 0.5 + vertex_block(gaussians)[:, 3:6] * 0.28209479177387814
+    np.testing.assert_allclose(linear, srgb, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1e-37, 1e-20, 1e20, 1e37])
+def test_quaternions_of_any_length_are_read_as_unit(tmp_path: Path, length: float) -> None:
+    gaussians = random_gaussians(64)
+    expected = gaussians.quaternions_wxyz.clone()
+    gaussians.quaternions_wxyz.mul_(length)
+    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "ply")).gaussians
+    torch.testing.assert_close(back.quaternions_wxyz, expected, rtol=0, atol=1e-5)
+
+
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, "ply").read_bytes()
     lying = whole.replace(b"element vertex 5", b"element vertex 99999999999")
     cases = {
         "not a .ply": b"\x89PNG....",
         "truncated": whole[:-3],
+        "cannot be read: 'element vertex \u00b2'": whole.replace(b"element vertex 5", b"element vertex \xb2"),
+        "cannot be read: 'element vertex 999": whole.replace(b"element vertex 5", b"element vertex " + b"9" * 5000),
         "promises 99999999999": lying,
         "has no opacity": whole.replace(b"float opacity", b"float opaque_"),
         "cannot be read: 'property list": whole.replace(b"property float x", b"property list uchar int x"),
@@ -207,6 +250,11 @@ def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     for message, content in cases.items():
         with pytest.raises(SplatError, match=message):
             read(content)
+    apples = formats.write(tmp_path / "apple.ply", random_gaussians(5), CAMERA, "apple_ply").read_bytes()
+    endless = apples.replace(b"property uint image_size", b"property float image_size")
+    endless = endless.replace(np.array([1200, 800], "<u4").tobytes(), np.array([np.inf, 800], "<f4").tobytes())
+    with pytest.raises(SplatError, match="about the camera"):
+        read(endless)
     with pytest.raises(SplatError, match="cannot be read"):
         read(tmp_path / "none.ply")
     for length in range(0, len(whole), 7):
