@@ -97,10 +97,11 @@ class CogServer:
         """Names of all files in the folder of temporary files, sorted."""
         return sorted(path.name for path in self.temporary.rglob("*") if path.is_file())
 
-    def resident_bytes(self) -> int:
-        """Resident memory of the server and its children."""
+    def anonymous_bytes(self) -> int:
+        """Resident memory of the server and its children, without pages of files: the kernel drops and reads those."""
         server = psutil.Process(self.process.pid)
-        return sum(process.memory_info().rss for process in (server, *server.children(recursive=True)))
+        memory = [process.memory_info() for process in (server, *server.children(recursive=True))]
+        return sum(info.rss - info.shared for info in memory)
 
 
 @contextlib.contextmanager
