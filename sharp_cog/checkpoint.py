@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import re
+import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,8 +28,14 @@ LICENSE_NOTICE = (
     "under the Apple Machine Learning Research Model License Agreement."
 )
 
-_MAX_NAMED = 5
-"""Tensors named in an error; the rest is counted."""
+_MAX_NAMED = 3
+"""Tensors of each fault that an error names; the rest is counted."""
+
+_UNREADABLE = (
+    *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
+    *(ArithmeticError, AssertionError, MemoryError, struct.error),
+)
+"""What the readers of zip and pickle were seen to raise for a file with a few bytes changed."""
 
 
 def locate(settings: Settings) -> Path | None:
@@ -58,35 +66,38 @@ def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
     if path is not None:
         return path
     target = _download_path(settings)
-    is_apples = settings.checkpoint_sha256 == CHECKPOINT_SHA256
     _LOG.warning(LICENSE_NOTICE)
     _LOG.info("downloading %s to %s", without_secrets(settings.checkpoint_url), target)
     download(
         settings.checkpoint_url,
         target,
         sha256=settings.checkpoint_sha256,
-        num_bytes=CHECKPOINT_BYTES if is_apples else None,
+        num_bytes=_known_bytes(settings),
         effort=effort,
     )
     return target
 
 
 def verify(path: Path, settings: Settings) -> None:
-    """Compares a file with the hash in the settings; does nothing where they accept any.
+    """Compares a file's length, where it is known, and hash with the settings; reads nothing where they accept any.
 
     Raises:
-        CheckpointError: The file is another one; the message has both hashes.
+        CheckpointError: The file is another one, the message has both lengths or hashes; or it cannot be read.
     """
-    expected = settings.checkpoint_sha256
+    expected, expected_bytes = settings.checkpoint_sha256, _known_bytes(settings)
     if expected is None:
         return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    remedy = "remove it and run 'sharp-cog download', or set SHARP_CHECKPOINT_SHA256 if you mean this file"
+    try:
+        num_bytes = path.stat().st_size
+        if expected_bytes not in (None, num_bytes):
+            raise CheckpointError(f"{path} has {num_bytes:,} bytes, expected {expected_bytes:,}: {remedy}")
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if actual != expected:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) has the SHA-256 {actual}, expected {expected}: remove it and run "
-            "'sharp-cog download', or set SHARP_CHECKPOINT_SHA256 if you mean this file"
-        )
+        raise CheckpointError(f"{path} ({num_bytes:,} bytes) has the SHA-256 {actual}, expected {expected}: {remedy}")
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -103,15 +114,21 @@ def load_state(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path} is {what}: remove it and run 'sharp-cog download'")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and was not opened: use Apple's file") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is truncated or broken ({reason}): remove it and run 'sharp-cog download'"
-        ) from error
+        found = re.search(r"WeightsUnpickler error: *(.*)", str(error))
+        reason = found[1] if found else str(error)
+        if "global" in reason.lower():  # A class or a function, which could run code.
+            raise CheckpointError(f"{path} holds more than tensors and was not opened: use Apple's file") from error
+        raise CheckpointError(_broken(path, reason)) from error
+    except _UNREADABLE as error:
+        raise CheckpointError(_broken(path, str(error) or type(error).__name__)) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return _checked_state(state, path)
+
+
+def _broken(path: Path, reason: str) -> str:
+    first = reason.splitlines()[0].split(". ")[0] if reason.strip() else "no reason given"
+    return f"{path} is truncated or broken ({first[:200]}): remove it and run 'sharp-cog download'"
 
 
 def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
@@ -136,26 +153,43 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[st
         ignore: Names that the state may hold and the network does not use.
 
     Raises:
-        CheckpointError: Names or shapes differ; the message names the first ones.
+        CheckpointError: Names, shapes or types differ; the message names the first of each.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = model.state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in ignore}
-    faults = [f"{name} is missing" for name in sorted(expected.keys() - used.keys())]
-    faults += [f"{name} is unknown" for name in sorted(used.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {tuple(used[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in used and tuple(used[name].shape) != shape
-    ]
-    if faults:
-        more = f", and {len(faults) - _MAX_NAMED} more" if len(faults) > _MAX_NAMED else ""
-        raise CheckpointError(
-            f"the checkpoint is not SHARP's: {'; '.join(faults[:_MAX_NAMED])}{more}: use Apple's sharp_2572gikvuh.pt"
-        )
+    shared = [name for name in expected if name in used]
+    faults = (
+        [f"{name} is missing" for name in sorted(expected.keys() - used.keys())],
+        [f"{name} is unknown" for name in sorted(used.keys() - expected.keys())],
+        [
+            f"{name} has shape {tuple(used[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in shared
+            if used[name].shape != expected[name].shape
+        ],
+        [
+            f"{name} is {used[name].dtype}, expected {expected[name].dtype}"
+            for name in shared
+            if used[name].dtype != expected[name].dtype
+        ],
+    )
+    if any(faults):
+        what = "; ".join(_first(group) for group in faults if group)
+        raise CheckpointError(f"the checkpoint is not SHARP's: {what}: use Apple's sharp_2572gikvuh.pt")
     model.load_state_dict(used, strict=True, assign=True)
+
+
+def _first(faults: list[str]) -> str:
+    more = len(faults) - _MAX_NAMED
+    return ", ".join(faults[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _known_bytes(settings: Settings) -> int | None:
+    """Length of the file with the hash in the settings, as far as it is known."""
+    return CHECKPOINT_BYTES if settings.checkpoint_sha256 == CHECKPOINT_SHA256 else None
 
 
 def _download_path(settings: Settings) -> Path:
     """Where the download goes: torch hub's folder by default, so that a copy from Apple's tool is found."""
     folder = settings.cache_dir or Path(torch.hub.get_dir()) / "checkpoints"
-    return folder / (Path(urlsplit(settings.checkpoint_url).path).name or "checkpoint.pt")
+    name = Path(urlsplit(settings.checkpoint_url).path).name
+    return folder / (name if name not in ("", "..") else "checkpoint.pt")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,13 +71,24 @@ def test_a_missing_checkpoint_is_downloaded_once_with_the_licence_in_the_log(
     assert len(server.requests) == num_requests
 
 
-def test_verify_compares_the_hash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["", "/", "/.."])
+def test_an_address_without_a_file_name_still_has_a_place_in_the_cache(tmp_path: Path, path: str) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"weights")
+    settings = Settings(cache_dir=tmp_path, checkpoint_url=f"https://example.com{path}")
+    assert checkpoint.locate(settings) == tmp_path / "checkpoint.pt"
+
+
+def test_verify_compares_length_and_hash(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
     checkpoint.verify(path, Settings(checkpoint_sha256=SHA256))
     checkpoint.verify(path, Settings(checkpoint_sha256=None))
-    with pytest.raises(CheckpointError, match=rf"3,000,000 bytes.*{SHA256}, expected {CHECKPOINT_SHA256}"):
+    with pytest.raises(CheckpointError, match=rf"3,000,000 bytes.*{SHA256}, expected {'0' * 64}"):
+        checkpoint.verify(path, Settings(checkpoint_sha256="0" * 64))
+    with pytest.raises(CheckpointError, match=r"has 3,000,000 bytes, expected 2,809,738,232"):
         checkpoint.verify(path, Settings())
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        checkpoint.verify(tmp_path / "none.pt", Settings())
 
 
 def test_fills_a_network_on_the_meta_device(tmp_path: Path) -> None:
@@ -92,12 +105,23 @@ def test_fills_a_network_on_the_meta_device(tmp_path: Path) -> None:
         ({"layer.bias": None}, "layer.bias is missing"),
         ({"other": torch.ones(1)}, "other is unknown"),
         ({"layer.weight": torch.ones(3, 2)}, r"layer.weight has shape \(3, 2\), expected \(2, 3\)"),
+        ({"layer.weight": torch.ones(2, 3).half()}, r"layer.weight is torch.float16, expected torch.float32"),
     ],
 )
 def test_other_names_and_shapes_are_refused(change: dict[str, torch.Tensor | None], message: str) -> None:
     changed = {name: tensor for name, tensor in {**state(), **change}.items() if tensor is not None}
     with pytest.raises(CheckpointError, match=message):
         checkpoint.fill(Small(), changed, ignore={"unused.weight"})
+
+
+def test_every_kind_of_difference_is_told_with_its_first_names() -> None:
+    other = {f"other{index}": torch.ones(1) for index in range(5)} | {"layer.weight": torch.ones(1)}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.fill(Small(), other)
+    assert str(caught.value) == (
+        "the checkpoint is not SHARP's: layer.bias is missing; other0 is unknown, other1 is unknown, other2 is unknown "
+        "and 2 more; layer.weight has shape (1,), expected (2, 3): use Apple's sharp_2572gikvuh.pt"
+    )
 
 
 class NotATensor:
@@ -135,6 +159,28 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
         checkpoint.load_state(tmp_path / "none.pt")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_with_a_few_bytes_changed_never_fails_in_another_way(tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved(tmp_path, state())) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in members if name.endswith("/data.pkl"))
+    chance = random.Random(0)
+    num_refused = 0
+    for index in range(400):
+        changed = bytearray(members[pickled])
+        for _ in range(chance.randint(1, 3)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        path = tmp_path / f"{index}.pt"
+        with zipfile.ZipFile(path, "w") as archive:  # Stored, with a checksum that fits: the change gets to the pickle.
+            for name, content in {**members, pickled: bytes(changed)}.items():
+                archive.writestr(name, content)
+        try:
+            checkpoint.load_state(path)
+        except CheckpointError:
+            num_refused += 1
+    assert num_refused > 200
+
+
 MEASURE = """
 import sys
 from pathlib import Path
@@ -146,23 +192,30 @@ def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
-torch.ones(10) @ torch.ones(10)
+# What torch imports when it is first used is no part of the weights.
+torch.save(nn.Linear(2, 2).state_dict(), sys.argv[2])
+small = nn.Linear(2, 2)
+checkpoint.fill(small, checkpoint.load_state(Path(sys.argv[2])))
+small(torch.ones(1, 2)).sum().item()
 anonymous, peak = memory("RssAnon"), memory("VmHWM")
 with torch.device("meta"):
-    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(16)))
+    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(24)))
 checkpoint.fill(model, checkpoint.load_state(Path(sys.argv[1])))
+loaded = memory("RssAnon") - anonymous, memory("VmHWM") - peak
 total = sum(float(tensor.sum()) for tensor in model.state_dict().values())
-print(memory("RssAnon") - anonymous, memory("VmHWM") - peak, total)
+print(*loaded, memory("RssAnon") - anonymous, memory("VmHWM") - peak, total)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_makes_no_second_copy(tmp_path: Path) -> None:
-    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(16)))
+    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(24)))
     num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     path = saved(tmp_path, model.state_dict())
-    printed = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
-    anonymous, peak, total = (float(word) for word in printed.stdout.split())
+    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "small.pt")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded_anonymous, loaded_peak, anonymous, peak, total = (float(word) for word in printed.stdout.split())
     assert total == pytest.approx(sum(float(tensor.sum()) for tensor in model.state_dict().values()))
-    assert anonymous < 0.1 * num_bytes  # The weights stay in the file's pages.
+    assert max(loaded_anonymous, loaded_peak) < 0.1 * num_bytes  # Nothing is read before it is used,
+    assert anonymous < 0.1 * num_bytes  # and then the weights stay in the file's pages.
     assert peak < 1.1 * num_bytes

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from sharp_cog.download import Effort, download, without_secrets
-from sharp_cog.errors import DownloadError
+from sharp_cog.errors import DownloadError, OutputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -40,13 +48,23 @@ class Server(ThreadingHTTPServer):
         self.error_status = 500
         self.lie = 0  # added to the Content-Length of whole answers
         self.wrong_range = False
-        self.html = False
+        self.total_lie = 0  # added to the length in Content-Range
+        self.refuse_ranges = False  # with HTTP 416
+        self.num_ranges: int | None = None  # ranges are ignored after that many
+        self.send_length = True
+        self.content_type = "application/octet-stream"
         self.stall = 0  # answers that send a little and then nothing
         self.pause_s = 0.0  # between blocks
         self.bytes_sent = 0
         self.requests: list[str] = []
         self.lock = threading.Lock()
         self.after_request: dict[int, str] = {}  # request number -> new etag
+        self.num_answers: int | None = None  # then HTTP 500 for ever
+
+    def handle_error(self, *request: Any) -> None:
+        """A client that hangs up is what these tests are about; the rest is told."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*request)
 
     @property
     def url(self) -> str:
@@ -67,6 +85,9 @@ class Handler(BaseHTTPRequestHandler):
             server.etag = server.after_request.get(len(server.requests), server.etag)
             fails = server.num_errors > 0
             server.num_errors -= fails
+            fails = fails or (server.num_answers is not None and len(server.requests) > server.num_answers)
+            if server.num_ranges is not None and len(server.requests) > server.num_ranges:
+                server.ranges = False
             stalls = server.stall > 0
             server.stall -= stalls
         if fails:
@@ -74,17 +95,25 @@ class Handler(BaseHTTPRequestHandler):
             return
         start, end = 0, len(server.content)
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if match and server.ranges and (server.refuse_ranges or int(match[1]) >= end):
+            self.send_error(416)
+            return
         if match and server.ranges:
             start, end = int(match[1]), min(int(match[2]) + 1, end)
             self.send_response(206)
             shift = 7 if server.wrong_range and end - start > 1 else 0
-            self.send_header("Content-Range", f"bytes {start + shift}-{end - 1 + shift}/{len(server.content)}")
+            self.send_header(
+                "Content-Range", f"bytes {start + shift}-{end - 1 + shift}/{len(server.content) + server.total_lie}"
+            )
             self.send_header("Content-Length", str(end - start))
         else:
             self.send_response(200)
-            self.send_header("Content-Length", str(end - start + server.lie))
+            if server.send_length:
+                self.send_header("Content-Length", str(end - start + server.lie))
+            else:
+                self.send_header("Connection", "close")
         self.send_header("ETag", server.etag)
-        self.send_header("Content-Type", "text/html" if server.html else "application/octet-stream")
+        self.send_header("Content-Type", server.content_type)
         self.end_headers()
         cut = end if server.break_after is None else min(end, start + server.break_after)
         for position in range(start, cut, 50_000):
@@ -191,17 +220,65 @@ def test_another_length_is_refused_before_the_download(server: Server, tmp_path:
     assert server.bytes_sent <= 1
 
 
-def test_wrong_ranges_never_become_a_file(server: Server, tmp_path: Path) -> None:
-    server.wrong_range = True
-    with pytest.raises(DownloadError, match="changed"):
-        fetch(server, tmp_path / "model.pt")
+@pytest.mark.parametrize(
+    ("lie", "message"), [(500_000, "3,000,000 of 3,500,000"), (-500_000, f"SHA-256 .*, expected {SHA256}")]
+)
+def test_ranges_of_a_length_that_lies_are_found_out(server: Server, tmp_path: Path, lie: int, message: str) -> None:
+    server.total_lie = lie
+    with pytest.raises(DownloadError, match=message):
+        fetch(server, tmp_path / "model.pt", num_bytes=None)
     assert files(tmp_path) == set()
 
 
-def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path) -> None:
-    server.html = True
+def test_wrong_ranges_are_given_up_for_the_whole_file(server: Server, tmp_path: Path) -> None:
+    server.wrong_range = True
+    fetch(server, tmp_path / "model.pt")
+    assert_whole(tmp_path / "model.pt")
+    assert server.requests[-1] == "whole"
+
+
+def test_ranges_that_are_refused_are_given_up_for_the_whole_file(server: Server, tmp_path: Path) -> None:
+    server.refuse_ranges = True
+    fetch(server, tmp_path / "model.pt")
+    assert_whole(tmp_path / "model.pt")
+    assert server.requests == ["bytes=0-0", "whole"]
+
+
+def test_a_server_that_stops_serving_ranges_serves_the_whole_file(server: Server, tmp_path: Path) -> None:
+    server.num_ranges = 4
+    fetch(server, tmp_path / "model.pt")
+    assert_whole(tmp_path / "model.pt")
+
+
+def test_a_server_that_tells_no_length_serves_too(server: Server, tmp_path: Path) -> None:
+    server.ranges = server.send_length = False
+    fetch(server, tmp_path / "model.pt", num_bytes=None)
+    assert_whole(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"), [(2_000_000, "sends more than"), (4_000_000, "3,000,000 of 4,000,000")]
+)
+def test_without_a_length_the_expected_one_holds(server: Server, tmp_path: Path, expected: int, message: str) -> None:
+    server.ranges = server.send_length = False
+    with pytest.raises(DownloadError, match=message):
+        fetch(server, tmp_path / "model.pt", num_bytes=expected)
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "Text/HTML", "application/json"])
+def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path, content_type: str) -> None:
+    server.content_type = content_type
     with pytest.raises(DownloadError, match="web page"):
         fetch(server, tmp_path / "model.pt")
+    assert len(server.requests) == 1
+
+
+def test_a_web_page_in_disguise_is_not_the_file(server: Server, tmp_path: Path) -> None:
+    server.content = b"\n<!DOCTYPE html><html>" + b" " * 500_000
+    with pytest.raises(DownloadError, match="web page"):
+        fetch(server, tmp_path / "model.pt", sha256=None, num_bytes=None)
+    assert files(tmp_path) == set()
 
 
 def test_another_hash_is_refused_with_both_hashes_and_removed(server: Server, tmp_path: Path) -> None:
@@ -216,11 +293,65 @@ def test_a_file_that_changes_on_the_way_is_fetched_anew(server: Server, tmp_path
     assert_whole(tmp_path / "model.pt")
 
 
+def break_off(server: Server, folder: Path) -> None:
+    """A download that gets four pieces, one after the other, and is then given up."""
+    server.num_answers = 5
+    with pytest.raises(DownloadError, match="HTTP 500"):
+        fetch(server, folder / "model.pt", effort=replace(QUICK, num_connections=1))
+    server.num_answers = None
+    assert files(folder) == {".model.pt.part", ".model.pt.part.json"}
+
+
+def test_what_was_given_up_goes_on_from_its_finished_pieces(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    break_off(server, tmp_path)
+    sent = server.bytes_sent
+    with caplog.at_level(logging.INFO):
+        fetch(server, tmp_path / "model.pt")
+    assert_whole(tmp_path / "model.pt")
+    assert server.bytes_sent - sent == len(CONTENT) - 4 * QUICK.piece_bytes + 1
+    assert "model.pt: going on from 0.00 of 0.00 GB" in caplog.messages
+
+
+def test_a_file_that_changed_between_two_downloads_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    break_off(server, tmp_path)
+    server.content, server.etag = CONTENT[::-1], '"two"'
+    fetch(server, tmp_path / "model.pt", sha256=None)
+    assert (tmp_path / "model.pt").read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("journal", ["", "[]", '{"done": 3}', '{"done": [0, 400000]}', '{"done": [[]]}'])
+def test_a_broken_journal_vouches_for_nothing(server: Server, tmp_path: Path, journal: str) -> None:
+    (tmp_path / ".model.pt.part").write_bytes(bytes(len(CONTENT)))
+    (tmp_path / ".model.pt.part.json").write_text(journal)
+    fetch(server, tmp_path / "model.pt", sha256=None)
+    assert_whole(tmp_path / "model.pt")
+
+
+def test_a_partial_file_of_another_length_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
+    break_off(server, tmp_path)
+    os.truncate(tmp_path / ".model.pt.part", 100_000)
+    fetch(server, tmp_path / "model.pt", sha256=None)
+    assert_whole(tmp_path / "model.pt")
+
+
+def test_pieces_do_not_outlive_a_whole_download(server: Server, tmp_path: Path) -> None:
+    break_off(server, tmp_path)
+    server.ranges, server.break_after = False, 100_000
+    with pytest.raises(DownloadError, match="4 times in a row"):
+        fetch(server, tmp_path / "model.pt")
+    assert files(tmp_path) == set()
+    server.ranges, server.break_after = True, None
+    fetch(server, tmp_path / "model.pt", sha256=None)
+    assert_whole(tmp_path / "model.pt")
+
+
 def test_a_full_disk_is_told_before_the_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1_000_000})()
-    monkeypatch.setattr("sharp_cog.download.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("sharp_cog.download.partial.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DownloadError, match=r"0\.00 GB free.*SHARP_CACHE_DIR"):
         fetch(server, tmp_path / "model.pt")
     assert server.bytes_sent <= 1
@@ -230,6 +361,74 @@ def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) ->
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DownloadError, match="SHARP_CACHE_DIR"):
         fetch(server, tmp_path / "file" / "model.pt")
+
+
+def test_a_folder_without_rights_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sharp_cog.download.FileLock", refuse)
+    with pytest.raises(DownloadError, match=r"cannot write to .*: Permission denied: .*SHARP_CACHE_DIR"):
+        fetch(server, tmp_path / "model.pt")
+
+
+def test_a_journal_that_cannot_be_written_ends_the_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OutputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("sharp_cog.download.partial.open_atomically", refuse)
+    with pytest.raises(DownloadError, match=r"No space left.*SHARP_CACHE_DIR"):
+        fetch(server, tmp_path / "model.pt")
+    assert "model.pt" not in files(tmp_path)
+
+
+def test_a_folder_in_the_files_place_is_told_before_the_download(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(DownloadError, match=r"model\.pt is a folder"):
+        fetch(server, tmp_path / "model.pt")
+    assert server.requests == []
+
+
+def test_who_waits_says_so_and_takes_what_the_other_one_fetched(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "model.pt"
+    waiting = threading.Thread(target=fetch, args=(server, target))
+    with FileLock(tmp_path / ".model.pt.lock"):
+        waiting.start()
+        deadline = time.monotonic() + 30
+        while "another process is downloading model.pt: waiting for it" not in caplog.messages:
+            assert time.monotonic() < deadline, "nobody waits"
+            time.sleep(0.01)
+        target.write_bytes(b"fetched by the other one")
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert target.read_bytes() == b"fetched by the other one"
+    assert server.requests == []
+
+
+def test_without_a_terminal_lines_tell_the_progress(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharp_cog.download._LINE_EVERY_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        fetch(server, tmp_path / "model.pt")
+    assert "model.pt: 0.00 GB (100%)" in caplog.messages
+
+
+def test_on_a_terminal_a_bar_tells_the_progress(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    fetch(server, tmp_path / "model.pt")
+    assert "model.pt: 100%" in terminal.getvalue()
 
 
 def test_nothing_is_fetched_where_the_file_is(server: Server, tmp_path: Path) -> None:
@@ -248,10 +447,24 @@ def test_secrets_stay_out_of_messages(server: Server, tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_secrets_stay_out_of_tracebacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://user:password@127.0.0.1:{port}/model.pt?token=xyzzy"  # Nobody listens there any more.
+    with caplog.at_level(logging.INFO, logger="sharp_cog"), pytest.raises(DownloadError, match="refused") as caught:
+        download(url, tmp_path / "model.pt", sha256=None, effort=QUICK)
+    told = "".join([*traceback.format_exception(caught.value), *caplog.messages])
+    assert "trying again" in told
+    assert "password" not in told
+    assert "xyzzy" not in told
+
+
 PROCESS = """
+import signal
 import sys
 from pathlib import Path
 from sharp_cog.download import Effort, download
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs inherit that it is ignored.
 effort = Effort(num_connections=2, piece_bytes=400_000, first_wait_s=0.01, timeout_s=5.0)
 download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], effort=effort)
 """
@@ -277,13 +490,21 @@ def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(
     server.pause_s = 0.05
     process = start(server, tmp_path / "model.pt")
     deadline = time.monotonic() + 30
-    while server.bytes_sent < 1_500_000:
-        assert time.monotonic() < deadline, "the download did not start"
+    while len(finished(tmp_path)) < 2:
+        assert time.monotonic() < deadline, "no two pieces were finished"
         time.sleep(0.01)
     process.send_signal(how)
     assert process.wait(30) != 0
     assert "model.pt" not in files(tmp_path)
-    sent, server.pause_s = server.bytes_sent, 0.0
+    kept, num_requests, server.pause_s = finished(tmp_path), len(server.requests), 0.0
+    assert len(kept) < 8
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
-    assert server.bytes_sent - sent <= len(CONTENT) - 2 * QUICK.piece_bytes + 1  # and the look
+    assert not kept & set(server.requests[num_requests:])
+
+
+def finished(folder: Path) -> set[str]:
+    """The ranges that an interrupted download need not ask for again."""
+    journal = folder / ".model.pt.part.json"
+    starts = json.loads(journal.read_text())["done"] if journal.exists() else []
+    return {f"bytes={start}-{min(start + QUICK.piece_bytes, len(CONTENT)) - 1}" for start in starts}
