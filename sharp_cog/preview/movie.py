@@ -138,7 +138,7 @@ class MovieWriter:
             import imageio_ffmpeg
         except ImportError as error:
             raise NotInstalledError(
-                "writing .mp4 needs the extra 'preview': pip install 'sharp-cog[preview]'"
+                "writing .mp4 needs the extra 'preview': run .venv/bin/pip install -e '.[preview]'"
             ) from error
         height, width = self.pictures[0].shape[:2]
         # ffmpeg wants a name; the file gets its own when it is whole.

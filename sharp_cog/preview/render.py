@@ -84,7 +84,7 @@ def _render_on_cpu(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torc
         from sharp_cog.preview.rasterize import rasterize
     except ImportError as error:
         raise NotInstalledError(
-            f"rendering needs the extra 'preview' ({error}): pip install 'sharp-cog[preview]'"
+            f"rendering needs the extra 'preview' ({error}): run .venv/bin/pip install -e '.[preview]'"
         ) from error
     rendering = rasterize(gaussians, view)
     return torch.from_numpy(rendering.rgb), torch.from_numpy(rendering.depth_m)

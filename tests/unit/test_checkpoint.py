@@ -194,7 +194,8 @@ def memory(key):
 
 # What torch imports when it is first used is no part of the weights.
 torch.save(nn.Linear(2, 2).state_dict(), sys.argv[2])
-small = nn.Linear(2, 2)
+with torch.device("meta"):
+    small = nn.Linear(2, 2)
 checkpoint.fill(small, checkpoint.load_state(Path(sys.argv[2])))
 small(torch.ones(1, 2)).sum().item()
 anonymous, peak = memory("RssAnon"), memory("VmHWM")
