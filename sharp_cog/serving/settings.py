@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sharp_cog.errors import SettingError
 
@@ -47,7 +48,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise SettingError(f"SHARP_MODEL is {self.model!r}: choose one of {', '.join(MODELS)}")
-        if not self.checkpoint_url.startswith(("https://", "http://")):
+        if not _is_web_address(self.checkpoint_url):
             raise SettingError(f"SHARP_CHECKPOINT_URL is {self.checkpoint_url!r}: give an http or https address")
         sha256 = self.checkpoint_sha256
         if sha256 is not None and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
@@ -90,3 +91,11 @@ class Settings:
             device=text("SHARP_DEVICE", "auto"),
             max_megapixels=max_megapixels,
         )
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # Such as a bracket that is not closed.
+        return False
+    return parts.scheme in ("https", "http") and bool(parts.hostname)

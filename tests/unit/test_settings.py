@@ -78,6 +78,8 @@ def test_none_accepts_any_checkpoint(value: str) -> None:
         ("SHARP_MODEL", "Sharp"),
         ("SHARP_CHECKPOINT_URL", "ftp://mirror.example/sharp.pt"),
         ("SHARP_CHECKPOINT_URL", "/models/sharp.pt"),
+        ("SHARP_CHECKPOINT_URL", "http://[::1/sharp.pt"),
+        ("SHARP_CHECKPOINT_URL", "https:///sharp.pt"),
         ("SHARP_CHECKPOINT_SHA256", "abc"),
         ("SHARP_CHECKPOINT_SHA256", "g" * 64),
         ("SHARP_MAX_MEGAPIXELS", "many"),
