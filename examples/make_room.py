@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,11 @@ FOCAL_LENGTH_MM = 28.0
 """35 mm equivalent."""
 FOCAL_LENGTH_SHARE = FOCAL_LENGTH_MM / math.hypot(36, 24)
 """Focal length over the picture's diagonal, both in pixels."""
+
+SUN_RADIUS = 0.015
+"""In radians, three times the real one: soft shadows."""
+LENS_BLUR_PX = 0.6
+"""Standard deviation of what a lens, and the filter before the sensor, make of a point."""
 
 SUN = np.array([-0.80, -0.47, -0.16]) / np.linalg.norm([-0.80, -0.47, -0.16])
 
@@ -74,7 +81,7 @@ def radiance(shapes: list[Shape], direction: Floats, rng: np.random.Generator, *
     return _shade(shapes, np.zeros_like(direction), direction, rng, bounces)
 
 
-SKY, SUNLIGHT, LAMPLIGHT = np.array([0.75, 0.92, 1.25]), np.array([11.0, 8.4, 5.6]), np.array([1.0, 0.62, 0.30])
+SKY, SUNLIGHT, LAMPLIGHT = np.array([0.75, 0.92, 1.25]), np.array([9.0, 7.0, 4.8]), np.array([1.0, 0.62, 0.30])
 
 
 def _shade(shapes: list[Shape], origin: Floats, direction: Floats, rng: np.random.Generator, bounces: int) -> Floats:
@@ -109,7 +116,7 @@ def _shade(shapes: list[Shape], origin: Floats, direction: Floats, rng: np.rando
 
 def _direct(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.Generator) -> Floats:
     """Sun through the window, the window's sky as an area light, and the lamp; each by one jittered ray."""
-    sun = unit(SUN + 0.006 * rng.normal(size=start.shape))
+    sun = unit(SUN + SUN_RADIUS * rng.normal(size=start.shape))
     to_window = (LEFT_X - 0.1 - start[:, 0]) / np.minimum(sun[:, 0], -1e-3)
     facing = np.maximum((normals * sun).sum(1, keepdims=True), 0)
     light = np.where(blocked(shapes, start, sun, to_window)[:, None], 0, facing * SUNLIGHT)
@@ -163,26 +170,45 @@ def render_depth(width: int, height: int) -> Floats:
 
 
 def render_color(width: int, height: int, *, samples: int, seed: int = 0) -> Floats:
-    """Linear RGB, (height, width, 3), with `samples` jittered rays a pixel."""
-    shapes, rng = build_room(), np.random.default_rng(seed)
-    rows, columns = (grid.ravel() for grid in np.mgrid[:height, :width].astype(np.float64))
-    color = np.zeros((width * height, 3))
-    side = math.isqrt(samples)
-    for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // 60_000)):
-        for sample in range(side * side):
-            jitter = (np.array([[sample % side, sample // side]]) + rng.uniform(size=(len(part), 2))) / side
-            rays = camera_rays(width, height, columns[part] + jitter[:, 0], rows[part] + jitter[:, 1])
-            color[part] += np.minimum(radiance(shapes, unit(rays), rng), 6.0)
-    return (color / side**2).reshape(height, width, 3)
+    """Linear RGB, (height, width, 3), with `samples` jittered rays a pixel; the same for any number of processors."""
+    bands = np.array_split(np.arange(height), max(1, width * height // 60_000))
+    render = partial(_render_band, width, height, samples, seed)
+    with ProcessPoolExecutor() as executor:
+        return np.concatenate(list(executor.map(render, bands)))
+
+
+def _render_band(width: int, height: int, samples: int, seed: int, band: NDArray[np.int64]) -> Floats:
+    """Some whole rows of the picture, (len(band), width, 3)."""
+    shapes, rng = build_room(), np.random.default_rng([seed, int(band[0])])
+    rows, columns = (
+        grid.ravel() for grid in np.meshgrid(band.astype(float), np.arange(width, dtype=float), indexing="ij")
+    )
+    color, side = np.zeros((len(rows), 3)), math.isqrt(samples)
+    for sample in range(side * side):
+        jitter = (np.array([[sample % side, sample // side]]) + rng.uniform(size=(len(rows), 2))) / side
+        rays = camera_rays(width, height, columns + jitter[:, 0], rows + jitter[:, 1])
+        color += np.minimum(radiance(shapes, unit(rays), rng), 6.0)
+    return (color / side**2).reshape(len(band), width, 3)
+
+
+def through_lens(linear: Floats) -> Floats:
+    """Linear RGB (height, width, 3), blurred by `LENS_BLUR_PX` at the full size and by less at a smaller one."""
+    sigma = LENS_BLUR_PX * linear.shape[1] / WIDTH
+    weights = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        padded = np.pad(linear, [(3, 3) if each == axis else (0, 0) for each in range(3)], mode="edge")
+        shifted = (np.take(padded, range(start, start + linear.shape[axis]), axis=axis) for start in range(7))
+        linear = sum((weight * part for weight, part in zip(weights, shifted, strict=True)), np.zeros_like(linear))
+    return linear
 
 
 def develop(linear: Floats) -> NDArray[np.uint8]:
-    """Exposure, a filmic shoulder, a slight vignette, and the sRGB curve."""
+    """Exposure, a slight vignette, a film's shoulder, the sRGB curve."""
     height, width = linear.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    exposed = linear * 1.05 * (1 - 0.16 * ((x * x + y * y) / 2) ** 1.2)[..., None]
-    toned = exposed * (2.51 * exposed + 0.03) / (exposed * (2.43 * exposed + 0.59) + 0.14)  # Narkowicz's ACES fit
-    toned = np.clip(toned, 0, 1)
+    exposed = through_lens(linear) * 1.05 * (1 - 0.16 * ((x * x + y * y) / 2) ** 1.2)[..., None]
+    toned = 1 - np.exp(-exposed)
     srgb = np.where(toned <= 0.0031308, 12.92 * toned, 1.055 * toned ** (1 / 2.4) - 0.055)
     pixels: NDArray[np.uint8] = np.round(255 * srgb).astype(np.uint8)
     return pixels

@@ -83,18 +83,29 @@ def wood(points: Floats) -> Floats:
 
 
 def rug(points: Floats) -> Floats:
-    """A woven rug with a border and diamonds."""
+    """A woven rug with a border and diamonds, their edges as soft as the pile."""
     x, z = points[:, 0] - 0.05, points[:, 2] - 3.1
     edge = np.maximum(np.abs(x) / 1.15, np.abs(z) / 0.85)
-    diamonds = np.mod(np.abs(x) / 0.19 + np.abs(z) / 0.19, 2.0) < 1.0
-    stripes = np.mod(np.abs(x) / 0.19 - np.abs(z) / 0.19, 2.0) < 0.35
-    base = np.where(diamonds[:, None], [0.36, 0.085, 0.06], [0.50, 0.40, 0.27])
-    base = np.where(stripes[:, None], [0.07, 0.10, 0.16], base)
-    base = np.where(((edge > 0.84) & (edge < 0.9))[:, None], [0.55, 0.47, 0.35], base)
-    base = np.where((edge >= 0.9)[:, None], [0.075, 0.09, 0.15], base)
-    weave = 0.8 + 0.25 * _noise(points[:, [0, 2]] * 240) + 0.12 * _cloud(points[:, [0, 2]] * 14)
-    color: Floats = base * weave[:, None]
-    return color
+    along, across = (np.abs(x) + np.abs(z)) / 0.27, (np.abs(x) - np.abs(z)) / 0.27
+    color = _mix(np.array([0.36, 0.10, 0.07]), [0.43, 0.22, 0.14], _soft(np.cos(math.pi * along), 0.25))
+    color = _mix(color, [0.21, 0.11, 0.11], _soft(np.cos(math.pi * across) - 0.75, 0.12))
+    color = _mix(color, [0.46, 0.33, 0.24], _soft(0.03 - np.abs(edge - 0.87), 0.01))
+    color = _mix(color, [0.17, 0.11, 0.12], _soft(edge - 0.9, 0.01))
+    weave = 0.92 + 0.10 * _noise(points[:, [0, 2]] * 240) + 0.08 * _cloud(points[:, [0, 2]] * 14)
+    woven: Floats = color * weave[:, None]
+    return woven
+
+
+def _soft(value: Floats, width: float) -> Floats:
+    """From 0 to 1 where a value crosses 0, within plus and minus `width`; (n, 1)."""
+    share = np.clip(0.5 + 0.5 * value / width, 0, 1)
+    step: Floats = (share * share * (3 - 2 * share))[:, None]
+    return step
+
+
+def _mix(color: Floats, other: list[float], share: Floats) -> Floats:
+    mixed: Floats = color + (np.array(other) - color) * share
+    return mixed
 
 
 def wall(points: Floats) -> Floats:
