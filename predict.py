@@ -15,6 +15,7 @@ from pathlib import Path as LocalPath
 from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
+from sharp_cog.formats import FORMATS
 
 
 class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
@@ -55,8 +56,25 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
         output_format: str = Input(
             default="ply",
-            description="ply is read by every viewer; apple_ply adds the elements that Apple's own renderer needs.",
-            choices=["ply", "apple_ply"],
+            description="ply suits every viewer; spz and sog are small, for the web; html is a page; mp4 is a film.",
+            choices=["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4"],
+        ),
+        axes: str = Input(
+            default="auto",
+            description="auto suits each format's viewers; if yours shows things upside down, try opengl or opencv.",
+            choices=["auto", "opencv", "opengl"],
+        ),
+        max_gaussians: int | None = Input(
+            default=None,
+            description="Keep only so many of the 1,179,648 Gaussians, those that matter most: a smaller file.",
+            ge=1,
+            le=1000000000,
+        ),
+        min_opacity: float = Input(
+            default=0.0,
+            description="Drop Gaussians fainter than this: 0 keeps all, 0.1 drops haze, 1 keeps what is opaque.",
+            ge=0,
+            le=1,
         ),
         depth: Path | None = Input(
             default=None,
@@ -68,11 +86,18 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         _delete_leftovers(folder, keep=(image, depth))
         try:
             options = PredictOptions.from_mapping(
-                {"focal_length_px": focal_length_px, "focal_length_mm": focal_length_mm, "output_format": output_format}
+                {
+                    "focal_length_px": focal_length_px,
+                    "focal_length_mm": focal_length_mm,
+                    "output_format": output_format,
+                    "axes": axes,
+                    "max_gaussians": max_gaussians,
+                    "min_opacity": min_opacity,
+                }
             )
             depth_bytes = None if depth is None else _content("depth", depth)
             prediction = self.pipeline(_content("image", image), options, depth_bytes=depth_bytes)
-            output = prediction.write(folder / _output_name(image))
+            output = prediction.write(folder / _output_name(image, FORMATS[options.output_format].suffix))
         except SharpError as error:
             raise RuntimeError(f"{error.code}: {error}") from error
         except Exception:
@@ -116,11 +141,11 @@ def _content(name: str, file: object) -> bytes:
     return content
 
 
-def _output_name(image: Path) -> str:
+def _output_name(image: Path, suffix: str) -> str:
     """Names the splat after the input: `/tmp/tmpk3_x9w2dbeach.jpg`, as Cog calls what it downloads, to `beach.ply`.
 
     A data URI carries no name (Cog says `file`); its splat is `splat.ply`.
     """
     stem = LocalPath(re.sub(r"^tmp[a-z0-9_]{8}", "", image.name)).stem
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", stem)[:100].strip("._-")
-    return f"{safe}.ply" if safe not in ("", "file") else "splat.ply"
+    return f"{safe}{suffix}" if safe not in ("", "file") else f"splat{suffix}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -56,28 +58,41 @@ def contribution(gaussians: Gaussians) -> Tensor:
     return torch.where(depth > 0, gaussians.opacities * area, 0.0)
 
 
-def place(gaussians: Gaussians, *, scale: float = 1.0, is_centred: bool = False) -> Gaussians:
-    """Scales a scene about the photograph's camera, then moves its centre, the median position, to the origin."""
-    means = gaussians.means * scale
-    if is_centred and len(gaussians):
-        means = means - means.median(dim=0).values
-    return Gaussians(
-        means=means,
-        scales=gaussians.scales * scale,
-        quaternions_wxyz=gaussians.quaternions_wxyz,
-        colors_linear=gaussians.colors_linear,
-        opacities=gaussians.opacities,
-    )
+def place(
+    gaussians: Gaussians, *, scale: float = 1.0, is_centred: bool = False
+) -> tuple[Gaussians, tuple[float, float, float]]:
+    """Scales a scene about the photograph's camera, then moves its centre, the median position, to the origin.
+
+    Args:
+        gaussians: The photograph's camera at the origin.
+        scale: Factor on all lengths.
+        is_centred: Whether the centre becomes the origin.
+
+    Returns:
+        The scene, and where the photograph's camera stands in it.
+    """
+    scaled = gaussians
+    if scale != 1.0:
+        scaled = replace(gaussians, means=gaussians.means * scale, scales=gaussians.scales * scale)
+    if not is_centred or not len(gaussians):
+        return scaled, (0.0, 0.0, 0.0)
+    x, y, z = (-scaled.means.median(dim=0).values).tolist()
+    return moved(scaled, (x, y, z)), (x, y, z)
+
+
+def moved(gaussians: Gaussians, offset: tuple[float, float, float]) -> Gaussians:
+    """Adds an offset (x, y, z) to all positions."""
+    if not any(offset):
+        return gaussians
+    return replace(gaussians, means=gaussians.means + gaussians.means.new_tensor(offset))
 
 
 def turn_about_x(gaussians: Gaussians) -> Gaussians:
     """Turns a scene by 180 degrees about x: between OpenCV axes (y down, z ahead) and OpenGL ones (y up, z back)."""
     w, x, y, z = gaussians.quaternions_wxyz.unbind(-1)
     turned = torch.stack([-x, w, -z, y], dim=-1)
-    return Gaussians(
+    return replace(
+        gaussians,
         means=gaussians.means * gaussians.means.new_tensor([1.0, -1.0, -1.0]),
-        scales=gaussians.scales,
         quaternions_wxyz=turned * torch.where(turned[:, :1] < 0, -1.0, 1.0),
-        colors_linear=gaussians.colors_linear,
-        opacities=gaussians.opacities,
     )

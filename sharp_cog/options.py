@@ -5,34 +5,111 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from sharp_cog.errors import OptionError
 
-OUTPUT_FORMATS = ("ply", "apple_ply")
+OUTPUT_FORMATS = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4")
+AXES = ("auto", "opencv", "opengl")
+SPZ_VERSIONS = (3, 4)
+
+FIXED_AXES = {"apple_ply": "opencv", "glb": "opengl", "html": "opencv", "mp4": "opencv"}
+"""Formats whose axes are part of what they are."""
+FIXED_ORIGINS = ("apple_ply", "html", "mp4")
+"""Formats in which the photograph's camera stands at the origin."""
+
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
+MAX_GAUSSIANS_RANGE = (1, 1_000_000_000)
+MIN_OPACITY_RANGE = (0.0, 1.0)
+SCALE_RANGE = (1e-6, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictOptions:
-    """Options of one prediction.
+class OutputOptions:
+    """What of a splat is written, and how.
+
+    Attributes:
+        output_format: One of `OUTPUT_FORMATS`.
+        axes: `opencv` (x right, y down, z ahead), `opengl` (x right, y up, z back), or `auto`: what the format asks
+            for, which is OpenCV's but for spz and glb.
+        max_gaussians: Keep at most so many: those that add most to the photograph's own view. None keeps all.
+        min_opacity: Drop Gaussians that are less opaque.
+        scale: Factor on all lengths, about the photograph's camera.
+        center: Move the scene so that its centre, the median position, becomes the origin. Otherwise the photograph's
+            camera is the origin.
+        spz_version: Of the format spz: 3, which most viewers read, or 4.
+
+    Raises:
+        OptionError: A value is out of its range, or the format cannot have it.
+    """
+
+    output_format: str = "ply"
+    axes: str = "auto"
+    max_gaussians: int | None = None
+    min_opacity: float = 0.0
+    scale: float = 1.0
+    center: bool = False
+    spz_version: int = 3
+
+    def __post_init__(self) -> None:
+        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
+        _check_choice("axes", self.axes, AXES)
+        _check_choice("spz_version", self.spz_version, SPZ_VERSIONS)
+        _check_range("max_gaussians", self.max_gaussians, MAX_GAUSSIANS_RANGE, "Gaussians")
+        _check_range("min_opacity", self.min_opacity, MIN_OPACITY_RANGE, "(1 is opaque)")
+        _check_range("scale", self.scale, SCALE_RANGE, "(1 keeps metres)")
+        fixed = FIXED_AXES.get(self.output_format)
+        if fixed and self.axes not in ("auto", fixed):
+            raise OptionError(
+                f"axes is {self.axes!r}, but {self.output_format} always has {fixed}: leave it out, or choose another "
+                "output_format"
+            )
+        if self.center and self.output_format in FIXED_ORIGINS:
+            raise OptionError(
+                f"center is given, but in {self.output_format} the photograph's camera is the origin: leave it out, or "
+                "choose another output_format"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Builds options from a transport's mapping; None and empty strings count as not given.
+
+        Numbers and flags may arrive as text, as forms and environment variables send them.
+
+        Raises:
+            OptionError: An unknown name, a value of the wrong type, or a value out of its range.
+        """
+        known = {field.name: str(field.type) for field in fields(cls)}
+        given = {name: value for name, value in values.items() if value is not None and value != ""}
+        unknown = sorted(given.keys() - known.keys())
+        if unknown:
+            raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+        for name, value in given.items():
+            type_ = known[name].removesuffix(" | None")
+            if type_ in _CONVERTERS:
+                given[name] = _CONVERTERS[type_](name, value)
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictOptions(OutputOptions):
+    """Options of one prediction, with those of what is written.
 
     Attributes:
         focal_length_px: Focal length in pixels of the picture as it is shown (after EXIF rotation).
         focal_length_mm: The same as a 35 mm equivalent in millimetres; not together with `focal_length_px`.
             Without either, EXIF decides, and without EXIF 30 mm.
-        output_format: One of `OUTPUT_FORMATS`.
 
     Raises:
-        OptionError: A value is out of its range, or both focal lengths are given.
+        OptionError: A value is out of its range, the format cannot have it, or both focal lengths are given.
     """
 
     focal_length_px: float | None = None
     focal_length_mm: float | None = None
-    output_format: str = "ply"
 
     def __post_init__(self) -> None:
+        OutputOptions.__post_init__(self)
         _check_range("focal_length_px", self.focal_length_px, FOCAL_LENGTH_PX_RANGE, "pixels")
         _check_range("focal_length_mm", self.focal_length_mm, FOCAL_LENGTH_MM_RANGE, "millimetres")
         if self.focal_length_px is not None and self.focal_length_mm is not None:
@@ -40,27 +117,6 @@ class PredictOptions:
                 f"focal_length_px={self.focal_length_px} and focal_length_mm={self.focal_length_mm} are both given: "
                 "give only one of them"
             )
-        if self.output_format not in OUTPUT_FORMATS:
-            raise OptionError(f"output_format is {self.output_format!r}: choose one of {', '.join(OUTPUT_FORMATS)}")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> PredictOptions:
-        """Builds options from a transport's mapping; None and empty strings count as not given.
-
-        Numbers may arrive as text, as forms and environment variables send them.
-
-        Raises:
-            OptionError: An unknown name, a value of the wrong type, or a value out of its range.
-        """
-        known = {field.name for field in fields(cls)}
-        given = {name: value for name, value in values.items() if value is not None and value != ""}
-        unknown = sorted(given.keys() - known)
-        if unknown:
-            raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
-        for name in ("focal_length_px", "focal_length_mm"):
-            if name in given:
-                given[name] = _number(name, given[name])
-        return cls(**given)
 
 
 def _number(name: str, value: object) -> float:
@@ -68,8 +124,32 @@ def _number(name: str, value: object) -> float:
         raise OptionError(f"{name} is {value!r}: give a number")
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise OptionError(f"{name} is {value!r}: give a number") from None
+
+
+def _whole_number(name: str, value: object) -> int:
+    number = _number(name, value)
+    if not number.is_integer():
+        raise OptionError(f"{name} is {value!r}: give a whole number")
+    return int(number)
+
+
+def _flag(name: str, value: object) -> bool:
+    flags = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    flag = flags.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    if flag is None:
+        raise OptionError(f"{name} is {value!r}: give true or false")
+    return flag
+
+
+_CONVERTERS: dict[str, Any] = {"float": _number, "int": _whole_number, "bool": _flag}
+"""By the type of the field, as it is written."""
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
 
 
 def _check_range(name: str, value: float | None, limits: tuple[float, float], unit: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharp_cog import checkpoint, depth, formats, images
+from sharp_cog import arrange, checkpoint, depth, formats, images
 from sharp_cog.camera import Camera
 from sharp_cog.errors import PredictionError, SettingError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
@@ -35,16 +35,18 @@ class Prediction:
     """One photograph's splat.
 
     Attributes:
-        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device.
+        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device; what the options keep of them.
         camera: The photograph's camera; says where the focal length came from.
         options: The options that the prediction was made with.
         timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
+        viewer_dir: The viewer inside the pages of the format `html`; None is where `scripts/viewer` puts it.
     """
 
     gaussians: Gaussians
     camera: Camera
     options: PredictOptions
     timings: dict[str, float]
+    viewer_dir: Path | None = None
 
     def write(self, path: Path | str) -> Path:
         """Writes the splat in the format of the options; `path` appears whole or not at all.
@@ -54,10 +56,11 @@ class Prediction:
 
         Raises:
             PredictionError: A value is not finite.
+            NotInstalledError: The format needs what is not installed.
             OutputError: The file cannot be written.
         """
         start = time.perf_counter()
-        written = formats.write(Path(path), self.gaussians, self.camera, self.options.output_format)
+        written = formats.write(Path(path), self.gaussians, self.camera, self.options, viewer_dir=self.viewer_dir)
         self.timings["write"] = time.perf_counter() - start
         return written
 
@@ -100,15 +103,27 @@ class SharpPipeline:
 
         Raises:
             InputError: The picture, the depth map or an option cannot be used.
+            NotInstalledError: The output format needs what is not installed.
             PredictionError: The device ran out of memory.
         """
         options = options or PredictOptions()
+        formats.check(options, viewer_dir=self.settings.viewer_dir)
         timings: dict[str, float] = {}
         with self._timed("decode", timings):
             source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
             depth_map = None if depth_bytes is None else depth.decode(depth_bytes, source.camera)
-        gaussians = self._predict(source, depth_map, timings)
-        return Prediction(gaussians=gaussians, camera=source.camera, options=options, timings=timings)
+        gaussians = arrange.keep_visible(
+            self._predict(source, depth_map, timings),
+            max_gaussians=options.max_gaussians,
+            min_opacity=options.min_opacity,
+        )
+        return Prediction(
+            gaussians=gaussians,
+            camera=source.camera,
+            options=options,
+            timings=timings,
+            viewer_dir=self.settings.viewer_dir,
+        )
 
     def warm_up(self) -> float:
         """Runs everything once on a grey picture at full size, through post-processing, and returns the seconds."""

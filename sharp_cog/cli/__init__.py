@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import sharp_cog
 from sharp_cog.errors import InputError, SharpError
-from sharp_cog.options import OUTPUT_FORMATS
+from sharp_cog.options import AXES, OUTPUT_FORMATS, SPZ_VERSIONS
 from sharp_cog.serving.settings import MODELS
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_download(commands)
     _add_info(commands)
+    _add_convert(commands)
     _add_render(commands)
     _add_verify(commands)
     return parser
@@ -95,6 +96,37 @@ def _add_focal_length(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_output_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--format", choices=OUTPUT_FORMATS, help="default: what the suffix of the output file says, else ply"
+    )
+    command.add_argument(
+        "--max-gaussians", type=int, metavar="N", help="keep the N Gaussians that add most to the photograph's view"
+    )
+    command.add_argument(
+        "--min-opacity", type=float, default=0.0, metavar="P", help="drop Gaussians less opaque than P (0 to 1)"
+    )
+    command.add_argument(
+        "--axes",
+        choices=AXES,
+        default="auto",
+        help="opencv: y down, z ahead; opengl: y up, z back (default: what the format asks for)",
+    )
+    command.add_argument("--scale", type=float, default=1.0, metavar="S", help="factor on all lengths (default: 1)")
+    command.add_argument(
+        "--center", action="store_true", help="make the scene's centre the origin, not the photograph's camera"
+    )
+    command.add_argument(
+        "--spz-version", type=int, choices=SPZ_VERSIONS, default=3, help="of .spz: 3, which most read (default), or 4"
+    )
+
+
+def _add_input_axes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input-axes", choices=AXES, default="auto", help="axes of the splat that is read (default: what it says)"
+    )
+
+
 def _add_predict(commands: Commands) -> None:
     command = _command(
         commands,
@@ -114,7 +146,10 @@ def _add_predict(commands: Commands) -> None:
         help="depth map (16-bit PNG in mm, or .npy in metres), or a folder of them named like the pictures",
     )
     _add_focal_length(command)
-    command.add_argument("--format", choices=OUTPUT_FORMATS, default="ply", help="default: ply")
+    command.add_argument(
+        "--preview", action="store_true", help="write a small film of the splat beside it (.preview.webp)"
+    )
+    _add_output_options(command)
     _add_model_settings(command)
 
 
@@ -132,8 +167,21 @@ def _add_info(commands: Commands) -> None:
     command = _command(
         commands, "info", help_text="say what is in a splat or a picture", example="sharp-cog info room.ply"
     )
-    command.add_argument("file", metavar="FILE", help="a .ply, or a picture")
+    command.add_argument("file", metavar="FILE", help="a splat (.ply, .compressed.ply, .splat, .spz), or a picture")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_convert(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "convert",
+        help_text="write a splat in another format, smaller, or placed in another way",
+        example="sharp-cog convert room.ply room.sog --max-gaussians 500000",
+    )
+    command.add_argument("source", metavar="IN", help="a .ply, .compressed.ply, .splat or .spz")
+    command.add_argument("target", metavar="OUT", help="where to; its suffix tells the format")
+    _add_input_axes(command)
+    _add_output_options(command)
 
 
 def _add_render(commands: Commands) -> None:
@@ -143,7 +191,7 @@ def _add_render(commands: Commands) -> None:
         help_text="make a video or a picture of a splat",
         example="sharp-cog render room.ply -o room.mp4 --path swipe",
     )
-    command.add_argument("splat", metavar="SPLAT", help="a .ply")
+    command.add_argument("splat", metavar="SPLAT", help="a .ply, .compressed.ply, .splat or .spz")
     command.add_argument("-o", "--output", metavar="FILE", help=".mp4, .webp or .png (default: the splat's name, .mp4)")
     command.add_argument("--path", default="rotate_forward", help="swipe, shake, rotate or rotate_forward (default)")
     command.add_argument("--duration", type=float, default=4.0, metavar="S", help="seconds (default: 4)")
@@ -154,6 +202,7 @@ def _add_render(commands: Commands) -> None:
     )
     command.add_argument("--depth", action="store_true", help="write a video of the depth beside it")
     command.add_argument("--stereo", action="store_true", help="two views side by side, for headsets")
+    _add_input_axes(command)
 
 
 def _add_verify(commands: Commands) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from sharp_cog import images
+from sharp_cog import formats, images
 from sharp_cog.camera import FULL_FRAME_DIAGONAL_MM, Camera
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import InputError
-from sharp_cog.formats import read_ply
+from sharp_cog.formats import Splat
 
 Report = dict[str, object]
 
@@ -24,8 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if content.startswith(b"ply"):
-        report = _splat(content)
+    splat_format = formats.detect(content, path)
+    if splat_format is not None:
+        report = {"format": splat_format, **_splat(formats.read(path))}
     else:
         source = images.decode(content, max_pixels=settings_from(arguments).max_pixels)
         report = {"format": source.image_format, **_camera(source.camera)}
@@ -35,10 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _splat(content: bytes) -> Report:
-    splat = read_ply.read(content)
+def _splat(splat: Splat) -> Report:
     gaussians = splat.gaussians
-    report: Report = {"format": "ply", "num_gaussians": len(gaussians)}
+    report: Report = {"num_gaussians": len(gaussians)}
     if splat.camera is not None:
         report |= _camera(splat.camera)
     if len(gaussians):

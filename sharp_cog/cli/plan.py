@@ -23,11 +23,12 @@ DEPTH_SUFFIXES = (".png", ".npy")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One picture to turn into one splat."""
+    """One picture to turn into one splat, and perhaps a small film of it."""
 
     image: Path
     depth: Path | None
     target: Path
+    preview: Path
 
 
 def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: str, recursive: bool) -> list[Job]:
@@ -71,7 +72,12 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
     ]
     _check_targets(images, targets)
     return [
-        Job(image=image, depth=_depth_of(image, depth), target=target)
+        Job(
+            image=image,
+            depth=_depth_of(image, depth),
+            target=target,
+            preview=target.with_name(f"{target.name.removesuffix(suffix)}.preview.webp"),
+        )
         for image, target in zip(images, targets, strict=True)
     ]
 
@@ -105,18 +111,13 @@ def _check_targets(images: list[Path], targets: list[Path]) -> None:
 
 
 def _expand(path: Path, *, recursive: bool) -> Iterator[Path]:
-    """A file as it is; of a folder, the pictures, without the depth maps that lie beside them."""
+    """A file as it is; of a folder, the pictures, without the depth maps and previews that lie beside them."""
     if not path.is_dir():
         yield path
         return
     for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-        is_depth = file.stem.endswith(".depth")
-        if (
-            file.suffix.lower() in PICTURE_SUFFIXES
-            and not is_depth
-            and not file.name.startswith(".")
-            and file.is_file()
-        ):
+        is_ours = file.stem.endswith((".depth", ".preview"))
+        if file.suffix.lower() in PICTURE_SUFFIXES and not is_ours and not file.name.startswith(".") and file.is_file():
             yield file
 
 

@@ -8,16 +8,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sharp_cog import checkpoint, images
+from sharp_cog import checkpoint, formats, images
 from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
 from sharp_cog.cli.plan import Job, plan
-from sharp_cog.cli.settings import settings_from
-from sharp_cog.errors import DepthError, ImageError, InputError, SharpError
+from sharp_cog.cli.settings import output_options, settings_from
+from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.preview import movie
 
 _SOURCES = {"caller": "as given", "exif_35mm": "from EXIF", "exif": "from EXIF", "default": "assumed, 30 mm equivalent"}
+
+
+_LOOK = {
+    "html": "look: open it in a browser",
+    "mp4": "look: play it",
+    "glb": "look: open it in a viewer of glTF that knows KHR_gaussian_splatting",
+}
+_LOOK_ELSEWHERE = "look: drop it on https://superspl.at/editor, or open it in any viewer of 3D Gaussian splats"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,8 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     options = PredictOptions(
         focal_length_px=arguments.focal_length_px,
         focal_length_mm=arguments.focal_length_mm,
-        output_format=arguments.format,
+        output_format=arguments.format or _format_of_output(arguments.output),
+        **output_options(arguments),
     )
+    formats.check(options, viewer_dir=settings.viewer_dir)
+    if arguments.preview:
+        movie.require_renderer()
     jobs = plan(
         [Path(path) for path in arguments.inputs],
         output=arguments.output,
@@ -43,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
         for job in jobs:
             try:
-                prediction = _predict(pipeline, job, options)
+                prediction = _predict(pipeline, job, options, has_preview=arguments.preview)
             except SharpError as error:
                 bar.clear()
                 exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
@@ -54,20 +67,32 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 num_written += 1
                 bar.clear()
-                _tell(job.target, prediction)
+                _tell(job, prediction, has_preview=arguments.preview)
             bar.update()
     if num_written:
-        print("look: drop it on https://superspl.at/editor, or open it in any viewer of 3D Gaussian splats")
+        print(_LOOK.get(options.output_format, _LOOK_ELSEWHERE))
     if len(jobs) > 1:
         print(f"{num_written} of {len(jobs)} pictures became splats")
     return EXIT_FAILED if EXIT_FAILED in exit_codes else EXIT_BAD_INPUT if exit_codes else 0
 
 
-def _predict(pipeline: SharpPipeline, job: Job, options: PredictOptions) -> Prediction:
+def _format_of_output(output: str | None) -> str:
+    """What the suffix of `-o FILE` asks for; .ply for a folder, and for a suffix that is none of ours."""
+    if output is None:
+        return "ply"
+    try:
+        return formats.format_of(Path(output))
+    except OptionError:
+        return "ply"
+
+
+def _predict(pipeline: SharpPipeline, job: Job, options: PredictOptions, *, has_preview: bool) -> Prediction:
     image_bytes = _read(job.image, ImageError)
     depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
     prediction = pipeline(image_bytes, options, depth_bytes=depth_bytes)
     prediction.write(job.target)
+    if has_preview:
+        movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
     return prediction
 
 
@@ -78,12 +103,15 @@ def _read(path: Path, error_type: type[InputError]) -> bytes:
         raise error_type(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _tell(target: Path, prediction: Prediction) -> None:
+def _tell(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
     """A line of what was written, and one of how long each stage took."""
+    target = job.target
     camera, megabytes = prediction.camera, target.stat().st_size / 1e6
     print(
         f"{target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
         f"{camera.focal_length_px:.0f} px ({_SOURCES[camera.focal_length_source]})"
     )
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
+    if has_preview:
+        print(f"  {job.preview}: a preview")
     print(f"  {sum(prediction.timings.values()):.2f} s: {stages}")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sharp_cog.camera import Camera, focal_length_px_from_mm
+from sharp_cog import formats
+from sharp_cog.cli.splats import camera_of
 from sharp_cog.errors import OptionError
-from sharp_cog.formats import read_ply
 from sharp_cog.preview import movie
 
 
@@ -28,11 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         reach=arguments.range,
         is_stereo=arguments.stereo,
     )
-    splat = read_ply.read(source)
-    camera = splat.camera
-    if camera is None:
-        camera = Camera(width=1200, height=800, focal_length_px=focal_length_px_from_mm(30, width=1200, height=800))
-        print(f"{source} does not say which camera it is seen by: a 30 mm equivalent, 3:2, is assumed", file=sys.stderr)
+    splat = formats.read(source, axes=arguments.input_axes)
+    camera = camera_of(source, splat)
     if output.suffix.lower() == ".png":
         movie.write_picture(output, movie.still(splat.gaussians, camera, width=shot.width))
         print(f"{output}: the photograph's own view")

@@ -1,10 +1,11 @@
-"""Settings from the environment, overridden by flags."""
+"""Settings from the environment, overridden by flags; and options from flags."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sharp_cog.serving.settings import Settings
 
@@ -25,3 +26,11 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     if getattr(arguments, "cache_dir", None):
         settings = replace(settings, cache_dir=Path(arguments.cache_dir))
     return settings
+
+
+def output_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `sharp_cog.options.OutputOptions` but for the format, by the option's name."""
+    return {
+        name: getattr(arguments, name)
+        for name in ("axes", "max_gaussians", "min_opacity", "scale", "center", "spz_version")
+    }

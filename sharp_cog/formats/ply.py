@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import sharp_cog
 from sharp_cog.camera import Camera
 from sharp_cog.color import linear_to_srgb
 from sharp_cog.errors import PredictionError
+from sharp_cog.formats.ply_file import comments
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
 from sharp_cog.gaussians import Gaussians
 
 PROPERTIES = (
@@ -84,21 +85,15 @@ def _check_finite(block: Tensor, gaussians: Gaussians) -> None:
     )
 
 
-def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> None:
+def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:
     """Writes the vertices alone; what else is known goes into comments of the header."""
-    comments = (
-        f"generator sharp_cog {sharp_cog.__version__}",
-        f"focal_length_px {float(camera.focal_length_px)!r}",
-        f"image_size {camera.width} {camera.height}",
-        "axes opencv",
-        "color_space srgb",
-    )
-    file.write(_header(len(gaussians), comments=comments))
+    file.write(_header(len(gaussians), header_comments=comments(camera, frame)))
     file.write(vertex_block(gaussians).data)
 
 
-def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> None:
-    """Writes what Apple's own tool writes, for its `render` command."""
+def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: Frame = PHOTOGRAPH_FRAME) -> None:
+    """Writes what Apple's own tool writes, for its `render` command; its camera always stands at the origin."""
+    del frame
     width, height, focal = camera.width, camera.height, camera.focal_length_px
     quantiles = _disparity_quantiles(gaussians)
     extras: tuple[tuple[str, str, NDArray[np.generic]], ...] = (
@@ -118,10 +113,10 @@ def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera) -> Non
 
 
 def _header(
-    num_vertices: int, *, comments: tuple[str, ...] = (), elements: tuple[tuple[str, str, int], ...] = ()
+    num_vertices: int, *, header_comments: tuple[str, ...] = (), elements: tuple[tuple[str, str, int], ...] = ()
 ) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0"]
-    lines += [f"comment {comment}" for comment in comments]
+    lines += [f"comment {comment}" for comment in header_comments]
     lines += [f"element vertex {num_vertices}"]
     lines += [f"property float {name}" for name in PROPERTIES]
     for name, type_, count in elements:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +93,73 @@ def still(gaussians: Gaussians, camera: Camera, *, width: int) -> Pixels:
     return render(gaussians, View.of_photograph(camera, width=width))[0]
 
 
+def write_mp4(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: object = None) -> None:
+    """Writes the film of the default `Shot` as .mp4: what the output format of that name is.
+
+    Args:
+        file: Where to.
+        gaussians: N Gaussians on any device, OpenCV axes, the photograph's camera at the origin.
+        camera: The photograph's camera.
+        frame: Always that one.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+    """
+    del frame
+    require_ffmpeg()
+    shot = Shot()
+    with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:  # ffmpeg wants a name that it can seek in.
+        writer = MovieWriter(Path(folder) / "film.mp4", fps=shot.fps)
+        for picture, _ in frames(gaussians, camera, shot):
+            writer.add(picture)
+        writer.close()
+        with writer.path.open("rb") as film:
+            shutil.copyfileobj(film, file)
+
+
+PREVIEW = Shot(duration_s=2.5, fps=12, width=384)
+"""A film that is small enough for a folder of them, or a page."""
+
+
+def write_preview(path: Path, gaussians: Gaussians, camera: Camera) -> None:
+    """Writes a small animated .webp of a splat.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+        OutputError: The file cannot be written.
+    """
+    writer = MovieWriter(path, fps=PREVIEW.fps)
+    for picture, _ in frames(gaussians, camera, PREVIEW):
+        writer.add(picture)
+    writer.close()
+
+
+def require_renderer() -> None:
+    """Checks that views can be rendered.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+    """
+    _require("numba")
+
+
+def require_ffmpeg() -> None:
+    """Checks that films can be rendered, and encoded as .mp4.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+    """
+    _require("numba", "imageio_ffmpeg")
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise NotInstalledError(
+                f"films need the extra 'preview' ({package} is missing): run .venv/bin/pip install -e '.[preview]'"
+            )
+
+
 class MovieWriter:
     """Writes frames to an .mp4 or an animated .webp, which appears whole or not at all."""
 
@@ -134,12 +205,9 @@ class MovieWriter:
         self._write_mp4()
 
     def _write_mp4(self) -> None:
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            raise NotInstalledError(
-                "writing .mp4 needs the extra 'preview': run .venv/bin/pip install -e '.[preview]'"
-            ) from error
+        require_ffmpeg()
+        import imageio_ffmpeg
+
         height, width = self.pictures[0].shape[:2]
         # ffmpeg wants a name; the file gets its own when it is whole.
         temporary = self.path.with_name(f".{self.path.name}.part.mp4")

@@ -32,6 +32,8 @@ class Settings:
         checkpoint_sha256: Hash that a download must have, 64 hexadecimal digits; None accepts any.
         device: `auto`, or a torch device such as `cpu`, `cuda`, `cuda:1`, `mps`.
         max_megapixels: Larger pictures are refused.
+        viewer_dir: Folder `public` of the npm package @playcanvas/supersplat-viewer, for the format `html`; None is
+            where `scripts/viewer` puts it.
 
     Raises:
         SettingError: A value is bad; the message names the variable.
@@ -44,6 +46,7 @@ class Settings:
     checkpoint_sha256: str | None = CHECKPOINT_SHA256
     device: str = "auto"
     max_megapixels: float = 100.0
+    viewer_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -90,6 +93,7 @@ class Settings:
             checkpoint_sha256=None if sha256.lower() == "none" else sha256.lower(),
             device=text("SHARP_DEVICE", "auto"),
             max_megapixels=max_megapixels,
+            viewer_dir=path("SHARP_VIEWER_DIR"),
         )
 
 

@@ -73,15 +73,23 @@ def test_every_reference_in_the_schema_resolves() -> None:
     assert references <= SCHEMAS.keys()
 
 
+NOT_OFFERED = {"scale", "center", "spz_version"}
+"""Options that only the command line and Python have."""
+
+
 def test_limits_choices_and_defaults_are_those_of_the_options() -> None:
     options_inputs = inputs()
-    assert {field.name for field in fields(PredictOptions)} == options_inputs.keys() - {"image", "depth"}
+    assert {field.name for field in fields(PredictOptions)} - NOT_OFFERED == options_inputs.keys() - {"image", "depth"}
     pixels, millimetres = options_inputs["focal_length_px"], options_inputs["focal_length_mm"]
     assert (pixels.ge, pixels.le) == options.FOCAL_LENGTH_PX_RANGE
     assert (millimetres.ge, millimetres.le) == options.FOCAL_LENGTH_MM_RANGE
     assert tuple(options_inputs["output_format"].choices or ()) == options.OUTPUT_FORMATS
+    assert tuple(options_inputs["axes"].choices or ()) == options.AXES
+    max_gaussians, min_opacity = options_inputs["max_gaussians"], options_inputs["min_opacity"]
+    assert (max_gaussians.ge, max_gaussians.le) == options.MAX_GAUSSIANS_RANGE
+    assert (min_opacity.ge, min_opacity.le) == options.MIN_OPACITY_RANGE
     for name, value in PredictOptions().__dataclass_fields__.items():
-        assert options_inputs[name].default == value.default, name
+        assert name in NOT_OFFERED or options_inputs[name].default == value.default, name
 
 
 @pytest.mark.parametrize("name", list(PROPERTIES))

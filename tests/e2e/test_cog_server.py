@@ -315,4 +315,4 @@ def test_failed_setup_shows_why_in_the_log(tmp_path: Path) -> None:
 def test_splat_is_named_after_the_input_without_what_a_file_system_or_an_address_minds(
     downloaded: str, output: str
 ) -> None:
-    assert predict._output_name(cog.Path(f"/tmp/{downloaded}")) == output
+    assert predict._output_name(cog.Path(f"/tmp/{downloaded}"), ".ply") == output

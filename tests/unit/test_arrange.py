@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from sharp_cog.arrange import contribution, keep_visible, place, turn_about_x
+from sharp_cog.arrange import contribution, keep_visible, moved, place, turn_about_x
 from sharp_cog.gaussians import Gaussians
-from tests.unit.test_ply import random_gaussians
+from tests.unit.splats import random_gaussians
 
 
 def in_front(num: int) -> Gaussians:
@@ -64,11 +64,19 @@ def test_min_opacity() -> None:
 
 def test_scale_and_centre() -> None:
     gaussians = in_front(501)
-    placed = place(gaussians, scale=2.5, is_centred=True)
+    placed, camera_position = place(gaussians, scale=2.5, is_centred=True)
     middle = np.median(gaussians.means.numpy() * 2.5, axis=0)
     np.testing.assert_allclose(placed.means, gaussians.means.numpy() * 2.5 - middle, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(placed.scales, gaussians.scales.numpy() * 2.5, rtol=1e-6)
-    assert len(place(in_front(0), is_centred=True)) == 0
+    np.testing.assert_allclose(camera_position, -middle, rtol=1e-6)
+    np.testing.assert_allclose(moved(placed, tuple(middle.tolist())).means, gaussians.means * 2.5, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_asked_for_is_not_done() -> None:
+    gaussians = in_front(5)
+    assert place(gaussians) == (gaussians, (0.0, 0.0, 0.0))
+    assert moved(gaussians, (0.0, 0.0, 0.0)) is gaussians
+    assert len(place(in_front(0), is_centred=True)[0]) == 0
 
 
 def test_turning_about_x_is_scipys_rotation_and_its_own_inverse() -> None:

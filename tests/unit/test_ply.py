@@ -16,27 +16,14 @@ from plyfile import PlyData, PlyElement
 
 import sharp_cog
 from sharp_cog import formats
-from sharp_cog.camera import Camera
 from sharp_cog.errors import OptionError, OutputError, PredictionError, SplatError
+from sharp_cog.formats import read
 from sharp_cog.formats.ply import PROPERTIES, vertex_block
-from sharp_cog.formats.read_ply import read
 from sharp_cog.gaussians import Gaussians
-from sharp_cog.options import OUTPUT_FORMATS
+from sharp_cog.options import OUTPUT_FORMATS, OutputOptions
+from tests.unit.splats import CAMERA, SIZES, random_gaussians
 
-CAMERA = Camera(width=1200, height=800, focal_length_px=1150.25)
-SIZES = [0, 1, 255, 256, 257]
-
-
-def random_gaussians(num: int, seed: int = 0) -> Gaussians:
-    generator = torch.Generator().manual_seed(seed)
-    quaternions = torch.nn.functional.normalize(torch.randn(num, 4, generator=generator), dim=-1)
-    return Gaussians(
-        means=torch.randn(num, 3, generator=generator) * 3 + 5,
-        scales=10 ** (torch.rand(num, 3, generator=generator) * 4 - 5),
-        quaternions_wxyz=quaternions * torch.where(quaternions[:, :1] < 0, -1.0, 1.0),
-        colors_linear=torch.rand(num, 3, generator=generator),
-        opacities=torch.rand(num, generator=generator),
-    )
+APPLE = OutputOptions(output_format="apple_ply")
 
 
 def expected_columns(gaussians: Gaussians) -> dict[str, np.ndarray]:
@@ -63,7 +50,7 @@ def test_registry_offers_the_options_formats() -> None:
 @pytest.mark.parametrize("output_format", ["ply", "apple_ply"])
 def test_plyfile_reads_the_same_gaussians(tmp_path: Path, num: int, output_format: str) -> None:
     gaussians = random_gaussians(num)
-    path = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, output_format)
+    path = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions(output_format=output_format))
     ply = PlyData.read(path)
     vertices = ply["vertex"]
     assert [prop.name for prop in vertices.properties] == list(PROPERTIES)
@@ -74,7 +61,7 @@ def test_plyfile_reads_the_same_gaussians(tmp_path: Path, num: int, output_forma
 
 
 def test_plain_ply_is_the_vertices_alone_with_what_is_known_in_comments(tmp_path: Path) -> None:
-    ply = PlyData.read(formats.write(tmp_path / "splat.ply", random_gaussians(3), CAMERA, "ply"))
+    ply = PlyData.read(formats.write(tmp_path / "splat.ply", random_gaussians(3), CAMERA, OutputOptions()))
     assert [element.name for element in ply.elements] == ["vertex"]
     assert "focal_length_px 1150.25" in ply.comments
     assert "image_size 1200 800" in ply.comments
@@ -84,7 +71,7 @@ def test_plain_ply_is_the_vertices_alone_with_what_is_known_in_comments(tmp_path
 def test_apple_ply_has_apples_elements(tmp_path: Path) -> None:
     gaussians = random_gaussians(1000)
     gaussians.means[:, 2].abs_().add_(0.5)
-    path = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "apple_ply")
+    path = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, APPLE)
     ply = PlyData.read(path)
     found = {extra.name: (extra.properties[0].val_dtype, extra.data[extra.name]) for extra in ply.elements[1:]}
     disparity = 1 / gaussians.means[:, 2].double().numpy()
@@ -111,7 +98,7 @@ def test_apple_ply_has_apples_elements(tmp_path: Path) -> None:
 def test_apple_ply_stays_finite_at_and_behind_the_camera(tmp_path: Path, depth_m: float) -> None:
     gaussians = random_gaussians(9)
     gaussians.means[:] = depth_m  # All at the same place.
-    ply = PlyData.read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "apple_ply"))
+    ply = PlyData.read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, APPLE))
     expected = 1 / depth_m if depth_m < 0 else 1e6
     np.testing.assert_allclose(ply["disparity"]["disparity"], [expected] * 2)
 
@@ -121,7 +108,7 @@ def test_ends_of_the_ranges_stay_representable(tmp_path: Path) -> None:
     gaussians.opacities[:2] = torch.tensor([0.0, 1.0])
     gaussians.scales[0] = 0.0
     gaussians.colors_linear[0] = torch.tensor([0.0, 1.0, 0.0])
-    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "ply")).gaussians
+    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions())).gaussians
     assert np.isfinite(vertex_block(gaussians)).all()
     torch.testing.assert_close(back.opacities, gaussians.opacities, rtol=0, atol=1e-6)
     assert (back.scales[0] < 1e-37).all()
@@ -151,7 +138,7 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, field: str, value: 
     gaussians = random_gaussians(9)
     getattr(gaussians, field)[4:6] = value
     with pytest.raises(PredictionError, match="2 of 9 Gaussians are not finite"):
-        formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "ply")
+        formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,23 +148,23 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
     broken = random_gaussians(2)
     broken.means[0, 0] = float("nan")
     with pytest.raises(PredictionError):
-        formats.write(path, broken, CAMERA, "ply")
+        formats.write(path, broken, CAMERA, OutputOptions())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_bad_places_and_formats_are_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file or directory"):
-        formats.write(tmp_path / "none" / "splat.ply", random_gaussians(1), CAMERA, "ply")
+        formats.write(tmp_path / "none" / "splat.ply", random_gaussians(1), CAMERA, OutputOptions())
     with pytest.raises(OptionError, match=r"'obj'.*ply"):
-        formats.write(tmp_path / "splat.obj", random_gaussians(1), CAMERA, "obj")
+        OutputOptions(output_format="obj")
 
 
 @pytest.mark.parametrize("num", SIZES)
 @pytest.mark.parametrize("output_format", ["ply", "apple_ply"])
 def test_round_trip(tmp_path: Path, num: int, output_format: str) -> None:
     gaussians = random_gaussians(num)
-    splat = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, output_format))
+    splat = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions(output_format=output_format)))
     assert splat.camera == CAMERA
     for field in ("means", "scales", "quaternions_wxyz", "colors_linear", "opacities"):
         torch.testing.assert_close(getattr(splat.gaussians, field), getattr(gaussians, field), rtol=1e-5, atol=1e-6)
@@ -200,7 +187,7 @@ def test_reads_what_plyfile_writes_with_properties_of_other_tools(text: bool, by
 
 
 def test_reads_headers_as_other_tools_and_editors_leave_them(tmp_path: Path) -> None:
-    whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, "ply").read_bytes()
+    whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, OutputOptions()).read_bytes()
     header, body = whole.split(b"end_header\n", 1)
     headers = {
         "Windows line ends": header.replace(b"\n", b"\r\n") + b"end_header\r\n",
@@ -216,7 +203,7 @@ def test_reads_headers_as_other_tools_and_editors_leave_them(tmp_path: Path) -> 
 
 def test_apples_linear_colours_are_read_as_linear(tmp_path: Path) -> None:
     gaussians = random_gaussians(5)
-    content = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "apple_ply").read_bytes()
+    content = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, APPLE).read_bytes()
     assert content[-4:] == b"\0\1\5\0"  # color_space, version
     linear = read(content[:-4] + b"\1\1\5\0").gaussians.colors_linear
     srgb = 0.5 + vertex_block(gaussians)[:, 3:6] * 0.28209479177387814
@@ -228,12 +215,12 @@ def test_quaternions_of_any_length_are_read_as_unit(tmp_path: Path, length: floa
     gaussians = random_gaussians(64)
     expected = gaussians.quaternions_wxyz.clone()
     gaussians.quaternions_wxyz.mul_(length)
-    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, "ply")).gaussians
+    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions())).gaussians
     torch.testing.assert_close(back.quaternions_wxyz, expected, rtol=0, atol=1e-5)
 
 
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
-    whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, "ply").read_bytes()
+    whole = formats.write(tmp_path / "splat.ply", random_gaussians(5), CAMERA, OutputOptions()).read_bytes()
     lying = whole.replace(b"element vertex 5", b"element vertex 99999999999")
     cases = {
         "not a .ply": b"\x89PNG....",
@@ -250,7 +237,7 @@ def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     for message, content in cases.items():
         with pytest.raises(SplatError, match=message):
             read(content)
-    apples = formats.write(tmp_path / "apple.ply", random_gaussians(5), CAMERA, "apple_ply").read_bytes()
+    apples = formats.write(tmp_path / "apple.ply", random_gaussians(5), CAMERA, APPLE).read_bytes()
     endless = apples.replace(b"property uint image_size", b"property float image_size")
     endless = endless.replace(np.array([1200, 800], "<u4").tobytes(), np.array([np.inf, 800], "<f4").tobytes())
     with pytest.raises(SplatError, match="about the camera"):

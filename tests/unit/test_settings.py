@@ -28,6 +28,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_CHECKPOINT_SHA256": sha256,
         "SHARP_DEVICE": "cuda:1",
         "SHARP_MAX_MEGAPIXELS": "12.5",
+        "SHARP_VIEWER_DIR": "/viewer/public",
     }
     settings = Settings.from_environment(environment)
     assert settings == Settings(
@@ -38,6 +39,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         checkpoint_sha256=sha256.lower(),
         device="cuda:1",
         max_megapixels=12.5,
+        viewer_dir=Path("/viewer/public"),
     )
     names = {f"SHARP_{field.name.upper()}" for field in dataclasses.fields(Settings)}
     assert names == environment.keys(), "a setting without a variable in this test"

@@ -15,6 +15,7 @@ from sharp_cog.camera import Camera
 from sharp_cog.cli import main
 from sharp_cog.errors import OptionError
 from sharp_cog.gaussians import Gaussians
+from sharp_cog.options import OutputOptions
 from sharp_cog.preview import movie
 from sharp_cog.preview.path import PATHS, camera_path
 
@@ -85,7 +86,7 @@ def test_stereo_is_twice_as_wide_and_its_halves_differ() -> None:
 
 @pytest.fixture
 def splat(tmp_path: Path) -> Path:
-    return formats.write(tmp_path / "wall.ply", wall(), CAMERA, "ply")
+    return formats.write(tmp_path / "wall.ply", wall(), CAMERA, OutputOptions())
 
 
 def test_the_command_writes_an_animated_webp_with_its_depth(splat: Path) -> None:

@@ -1,0 +1,243 @@
+"""A page that shows a splat anywhere, offline: PlayCanvas' viewer with the splat inside, as SOG.
+
+The viewer is the npm package `@playcanvas/supersplat-viewer`; `scripts/viewer` installs the version that fits.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sharp_cog.camera import Camera
+from sharp_cog.errors import NotInstalledError
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
+from sharp_cog.formats.sog import write_sog
+from sharp_cog.gaussians import Gaussians
+
+VIEWER_DIR = Path(__file__).parents[2] / "viewer" / "node_modules" / "@playcanvas" / "supersplat-viewer" / "public"
+"""Where `scripts/viewer` puts the viewer."""
+
+SWAY_REACH = 0.03
+"""How far the nearest things move in the picture while the camera sways, as a share of the picture's diagonal."""
+ORBIT_REACH = 0.12
+"""The same for a camera moved by hand: there, holes begin to show beside things."""
+AHEAD_SHARE = 0.5
+"""How far a camera moved by hand may go ahead, as a share of the nearest depth."""
+
+_NEAR_QUANTILE, _FOCUS_QUANTILE = 0.05, 0.5
+_SWAY_S = 12
+_SWAY_KEYS = 24
+_EFFECTS = {
+    "sharpness": {"enabled": False, "amount": 0},
+    "bloom": {"enabled": False, "intensity": 0.1, "blurLevel": 2},
+    "grading": {"enabled": False, "brightness": 1, "contrast": 1, "saturation": 1, "tint": [1, 1, 1]},
+    "vignette": {"enabled": False, "intensity": 0.5, "inner": 0.3, "outer": 0.75, "curvature": 1},
+    "fringing": {"enabled": False, "intensity": 0.5},
+}
+"""The viewer wants them all, off as they are."""
+
+# What the page has once each, and what becomes of it.
+_STYLESHEET = '<link rel="stylesheet" href="./index.css" />'
+_BOOTSTRAP = '<script type="application/json" id="sse-bootstrap">\n            null\n        </script>'
+_IMPORT = "import { createViewer } from './index.js';"
+
+# Poses out of bounds are drawn towards the photograph's own, position and turn in the same proportion, so that an orbit
+# stops at its edge. What lies behind them in the viewer goes back to the photograph once the hand lets go; otherwise
+# the way back from far outside would be dead. Flying is free: who chooses it wants to see the edges.
+_KEEP_TO_PHOTOGRAPH = """
+            const { tanX, tanY, side, ahead } = %s;
+            const createViewer = async (options) => {
+                const viewer = await makeViewer(options);
+                const { app, events, state } = viewer;
+                const camera = app.root.findByName('camera');
+                let isHeld = false;
+                let isReturning = false;
+                let quietFrom = 0;
+                addEventListener('pointerdown', () => { isHeld = true; isReturning = false; }, true);
+                addEventListener('pointerup', () => { isHeld = false; }, true);
+                addEventListener('pointercancel', () => { isHeld = false; }, true);
+                addEventListener('wheel', () => { quietFrom = performance.now() + 300; isReturning = false; }, true);
+                // Where large Gaussians reach around the camera, the viewer would fly at the first touch.
+                events.on('cameraMode:changed', (mode, before) => {
+                    if (mode === 'fly' && before === 'anim') queueMicrotask(() => { state.cameraMode = 'orbit'; });
+                });
+                app.on('update', () => {
+                    if (state.xrMode) return;
+                    // The whole photograph is in the window, whatever the window's shape.
+                    const { width, height } = app.graphicsDevice;
+                    camera.camera.horizontalFov = false;
+                    camera.camera.fov = 2 * Math.atan(Math.max(tanY, tanX * height / width)) * 180 / Math.PI;
+                    if (state.cameraMode === 'fly') return;
+                    const at = camera.getPosition().clone();
+                    const forward = camera.forward;
+                    let yaw = Math.atan2(forward.x, forward.z);
+                    let pitch = Math.asin(Math.max(-1, Math.min(1, forward.y)));
+                    const beyond = Math.max(
+                        Math.hypot(at.x / side, at.y / side, at.z / (at.z > 0 ? ahead : side)),
+                        Math.abs(yaw) / Math.atan(tanX),
+                        Math.abs(pitch) / Math.atan(tanY)
+                    );
+                    if (beyond <= 1) {
+                        isReturning = false;
+                        return;
+                    }
+                    at.mulScalar(1 / beyond);
+                    yaw /= beyond;
+                    pitch /= beyond;
+                    camera.setPosition(at);
+                    const flat = Math.cos(pitch);
+                    camera.lookAt(at.x + Math.sin(yaw) * flat, at.y + Math.sin(pitch), at.z + Math.cos(yaw) * flat);
+                    if (state.loaded && !isHeld && !isReturning && performance.now() > quietFrom) {
+                        isReturning = true;
+                        viewer.resetCamera();
+                    }
+                });
+                return viewer;
+            };
+"""
+
+
+def write_html(
+    file: BinaryIO,
+    gaussians: Gaussians,
+    camera: Camera,
+    frame: Frame = PHOTOGRAPH_FRAME,
+    *,
+    viewer_dir: Path | None = None,
+) -> None:
+    """Writes one page with everything in it; it asks no other host for anything.
+
+    It opens at the photograph's own camera and sways a little. A hand may orbit and zoom as far as a single picture
+    can be seen from other places.
+
+    Args:
+        file: Where to.
+        gaussians: N Gaussians on any device, OpenCV axes.
+        camera: The photograph's camera.
+        frame: The one that it is: OpenCV axes, the camera at the origin.
+        viewer_dir: The folder `public` of the npm package; None is where `scripts/viewer` installs it.
+
+    Raises:
+        NotInstalledError: The viewer is not there, or is another version.
+        PredictionError: A value is not finite.
+    """
+    assert frame == PHOTOGRAPH_FRAME
+    viewer_dir = viewer_dir or VIEWER_DIR
+    page, style, program = (_read(viewer_dir / name) for name in ("index.html", "index.css", "index.js"))
+    near_m, focus_m = _depths(gaussians)
+    sog = io.BytesIO()
+    write_sog(sog, gaussians, camera)
+    bootstrap = {
+        "settings": _settings(camera, near_m=near_m, focus_m=focus_m),
+        "contentUrl": "data:application/octet-stream;base64," + _base64(sog.getbuffer()),
+        "contentFilename": "scene.sog",
+    }
+    # Without the name of its map, for which a browser's tools would ask.
+    program = program.rpartition("\n//# sourceMappingURL=")[0] or program
+    seams = {
+        _STYLESHEET: f"<style>\n{style}</style>",
+        _BOOTSTRAP: f'<script type="application/json" id="sse-bootstrap">{json.dumps(bootstrap)}</script>',
+        _IMPORT: "import { createViewer as makeViewer } from 'data:text/javascript;base64,"
+        f"{_base64(program.encode())}';{_KEEP_TO_PHOTOGRAPH % json.dumps(_bounds(camera, near_m))}",
+    }
+    for seam, text in seams.items():
+        before, found, after = page.partition(seam)
+        if not found or seam in after:
+            raise NotInstalledError(
+                f"{viewer_dir} holds another version of the viewer than sharp_cog knows: run scripts/viewer"
+            )
+        file.write(before.encode())
+        file.write(text.encode())
+        page = after
+    file.write(page.encode())
+
+
+def require_viewer(viewer_dir: Path | None = None) -> None:
+    """Checks that the viewer is there.
+
+    Raises:
+        NotInstalledError: It is not.
+    """
+    _read((viewer_dir or VIEWER_DIR) / "index.html")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise NotInstalledError(
+            f"the viewer for pages is not installed ({path}: {reason}): run scripts/viewer, or set SHARP_VIEWER_DIR "
+            "to the folder 'public' of the npm package @playcanvas/supersplat-viewer"
+        ) from error
+
+
+def _base64(content: bytes | memoryview) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _depths(gaussians: Gaussians) -> tuple[float, float]:
+    """Depths in metres of the nearest things and of those that stay in the centre, in front of the camera."""
+    depth_m = gaussians.means[:, 2].cpu().numpy()
+    depth_m = depth_m[depth_m > 0]
+    if not len(depth_m):
+        return 1.0, 1.0
+    near_m, focus_m = np.quantile(depth_m, (_NEAR_QUANTILE, _FOCUS_QUANTILE))
+    return float(near_m), float(focus_m)
+
+
+def _side_m(camera: Camera, near_m: float, reach: float) -> float:
+    """How far to the side a camera goes for the nearest things to move by `reach` of the picture's diagonal."""
+    return reach * near_m * math.hypot(camera.width, camera.height) / camera.focal_length_px
+
+
+def _bounds(camera: Camera, near_m: float) -> dict[str, float]:
+    """Tangents of the photograph's half fields of view, and how far a hand may move the camera, in metres."""
+    return {
+        "tanX": camera.width / 2 / camera.focal_length_px,
+        "tanY": camera.height / 2 / camera.focal_length_px,
+        "side": _side_m(camera, near_m, ORBIT_REACH),
+        "ahead": AHEAD_SHARE * near_m,
+    }
+
+
+def _settings(camera: Camera, *, near_m: float, focus_m: float) -> dict[str, Any]:
+    """The viewer's settings. It turns splats by 180 degrees about z: the photograph still looks along +z, y is up."""
+    target, fov = [0.0, 0.0, focus_m], camera.vertical_fov_degrees
+    turn = 2 * np.pi * np.arange(_SWAY_KEYS) / _SWAY_KEYS
+    sway_m = _side_m(camera, near_m, SWAY_REACH)
+    # A lying eight, which begins and ends at the photograph's camera.
+    positions = np.stack([np.sin(turn), 0.3 * np.sin(2 * turn), np.zeros(_SWAY_KEYS)], axis=-1) * sway_m
+    sway = {
+        "name": "sway",
+        "duration": _SWAY_S,
+        "frameRate": 1,
+        "loopMode": "repeat",
+        "interpolation": "spline",
+        "smoothness": 1,
+        "keyframes": {
+            "times": [index * _SWAY_S / _SWAY_KEYS for index in range(_SWAY_KEYS)],
+            "values": {
+                "position": positions.ravel().tolist(),
+                "target": target * _SWAY_KEYS,
+                "fov": [fov] * _SWAY_KEYS,
+            },
+        },
+    }
+    return {
+        "version": 2,
+        "tonemapping": "none",
+        "highPrecisionRendering": False,
+        "background": {"color": [0, 0, 0]},
+        "postEffectSettings": _EFFECTS,
+        "animTracks": [sway],
+        "cameras": [{"initial": {"position": [0, 0, 0], "target": target, "fov": fov}}],
+        "annotations": [],
+        "startMode": "animTrack",
+    }
