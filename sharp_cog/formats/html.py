@@ -23,6 +23,7 @@ from sharp_cog.gaussians import Gaussians
 VIEWER_DIR = Path(__file__).parents[2] / "viewer" / "node_modules" / "@playcanvas" / "supersplat-viewer" / "public"
 """Where `scripts/viewer` puts the viewer."""
 
+PAGE_TITLE = "A photograph in 3D"
 SWAY_REACH = 0.03
 """How far the nearest things move in the picture while the camera sways, as a share of the picture's diagonal."""
 ORBIT_REACH = 0.12
@@ -43,6 +44,7 @@ _EFFECTS = {
 """The viewer wants them all, off as they are."""
 
 # What the page has once each, and what becomes of it.
+_TITLE = "<title>SuperSplat Viewer</title>"
 _STYLESHEET = '<link rel="stylesheet" href="./index.css" />'
 _BOOTSTRAP = '<script type="application/json" id="sse-bootstrap">\n            null\n        </script>'
 _IMPORT = "import { createViewer } from './index.js';"
@@ -53,6 +55,14 @@ _IMPORT = "import { createViewer } from './index.js';"
 _KEEP_TO_PHOTOGRAPH = """
             const { tanX, tanY, side, ahead } = %s;
             const createViewer = async (options) => {
+                try {
+                    // The picture first: the list of keys opens when it is asked for.
+                    if (localStorage.getItem('controlsPanelOpen') === null) {
+                        localStorage.setItem('controlsPanelOpen', 'false');
+                    }
+                } catch {
+                    // A page may be denied storage; then the list is open.
+                }
                 const viewer = await makeViewer(options);
                 const { app, events, state } = viewer;
                 const camera = app.root.findByName('camera');
@@ -141,6 +151,7 @@ def write_html(
     # Without the name of its map, for which a browser's tools would ask.
     program = program.rpartition("\n//# sourceMappingURL=")[0] or program
     seams = {
+        _TITLE: f"<title>{PAGE_TITLE}</title>",
         _STYLESHEET: f"<style>\n{style}</style>",
         _BOOTSTRAP: f'<script type="application/json" id="sse-bootstrap">{json.dumps(bootstrap)}</script>',
         _IMPORT: "import { createViewer as makeViewer } from 'data:text/javascript;base64,"

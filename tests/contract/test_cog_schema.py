@@ -23,7 +23,12 @@ SCHEMA_TEXT = (ROOT / "openapi_schema.json").read_text(encoding="utf-8")
 SCHEMAS: dict[str, Any] = json.loads(SCHEMA_TEXT)["components"]["schemas"]
 PROPERTIES: dict[str, dict[str, Any]] = SCHEMAS["Input"]["properties"]
 MODULES = [Path("predict.py"), *sorted(path.relative_to(ROOT) for path in (ROOT / "sharp_cog").rglob("*.py"))]
-JSON_TYPES = {adt.PrimitiveType.PATH: "string", adt.PrimitiveType.FLOAT: "number", adt.PrimitiveType.STRING: "string"}
+JSON_TYPES = {
+    adt.PrimitiveType.PATH: "string",
+    adt.PrimitiveType.FLOAT: "number",
+    adt.PrimitiveType.INTEGER: "integer",
+    adt.PrimitiveType.STRING: "string",
+}
 
 
 def inputs() -> dict[str, FieldInfo]:

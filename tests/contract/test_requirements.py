@@ -34,7 +34,8 @@ def test_requirements_are_what_the_script_writes() -> None:
 
 
 def test_requirements_pin_every_dependency_within_what_pyproject_allows() -> None:
-    declared = {requirement.name: requirement for requirement in map(Requirement, PROJECT["project"]["dependencies"])}
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["preview"]]
+    declared = {requirement.name: requirement for requirement in map(Requirement, wanted)}
     assert requirements().keys() == declared.keys()
     for name, requirement in requirements().items():
         assert pinned_version(requirement) in declared[name].specifier, name

@@ -51,7 +51,8 @@ def compressed_ply(content: bytes) -> Decoded:
 
     def between(low: list[str], high: list[str], share: Floats) -> Floats:
         start, end = _columns(chunk, *low)[of_chunk], _columns(chunk, *high)[of_chunk]
-        return start + (end - start) * share
+        values: Floats = start + (end - start) * share
+        return values
 
     packed = {name: np.asarray(vertex[f"packed_{name}"]).astype(np.int64) for name in ("rotation", "color")}
     position, scale = (_bits(np.asarray(vertex[f"packed_{name}"]), 11, 10, 11) for name in ("position", "scale"))

@@ -71,8 +71,8 @@ TOLERANCES = {
         opacity=0.51 / 255,
         smallest_scale=float(np.exp(-20)),
     ),
-    # All four components, and 128 / 128 does not fit.
-    "splat": Tolerance(metres=2e-6, log_scale=2e-5, degrees=1.5, color=0.51 / 255, opacity=0.51 / 255),
+    # All four components in steps of 1 / 128.
+    "splat": Tolerance(metres=2e-6, log_scale=2e-5, degrees=0.9, color=0.51 / 255, opacity=0.51 / 255),
     "spz": SPZ,
     "spz4": SPZ,
     # Positions in 65,536 steps of a logarithm, scales in 256 levels, which lie less closely where few are.
@@ -135,9 +135,9 @@ def assert_same(case: str, decoded: Decoded, gaussians: Gaussians, order: np.nda
         allowed *= np.ptp(means, axis=0)
         allowed += 1e-6
     elif case == "sog":
-        # A step of the logarithm at x is (1 + |x|) as long in metres.
+        # A step of the logarithm at x is (1 + |x|) as long in metres; float32 adds a hundredth of a step.
         logs = np.sign(means) * np.log1p(np.abs(means))
-        allowed = allowed * np.ptp(logs, axis=0) * (1 + np.abs(means)) * 1.001 + 2e-6
+        allowed = allowed * np.ptp(logs, axis=0) * (1 + np.abs(means)) * 1.02 + 2e-6
     else:
         allowed += 1e-6 * np.abs(means)
     assert (np.abs(decoded.means - means[order]) <= allowed[order]).all()
