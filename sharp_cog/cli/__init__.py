@@ -198,7 +198,10 @@ def _add_render(commands: Commands) -> None:
     command.add_argument("--fps", type=int, default=30, metavar="N", help="frames a second (default: 30)")
     command.add_argument("--width", type=int, default=768, metavar="PX", help="width of a frame (default: 768)")
     command.add_argument(
-        "--range", type=float, default=0.08, metavar="R", help="how far the camera moves (default: 0.08)"
+        "--range",
+        type=float,
+        metavar="R",
+        help="how far the camera moves (default: as far as holes stay out of sight, at most 0.08)",
     )
     command.add_argument("--depth", action="store_true", help="write a video of the depth beside it")
     command.add_argument("--stereo", action="store_true", help="two views side by side, for headsets")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from sharp_cog.atomic import open_atomically
 from sharp_cog.camera import Camera
 from sharp_cog.errors import NotInstalledError, OptionError, OutputError
 from sharp_cog.gaussians import Gaussians
-from sharp_cog.preview.path import DEFAULT_RANGE, PATHS, camera_path
+from sharp_cog.preview.holes import reach_without_holes
+from sharp_cog.preview.path import PATHS, camera_path
 from sharp_cog.preview.render import Pixels, render
 from sharp_cog.preview.view import View
 
@@ -42,7 +45,8 @@ class Shot:
         duration_s: Length of a video in seconds.
         fps: Frames a second.
         width: Width of a frame in pixels; its height follows from the photograph's.
-        reach: How far the camera moves, as `DEFAULT_RANGE`.
+        reach: How far the camera moves, as `sharp_cog.preview.path.DEFAULT_RANGE`; None goes that far if holes stay out
+            of sight, else less.
         is_stereo: Two views side by side, an eye's distance apart, for headsets.
 
     Raises:
@@ -53,7 +57,7 @@ class Shot:
     duration_s: float = 4.0
     fps: int = 30
     width: int = 768
-    reach: float = DEFAULT_RANGE
+    reach: float | None = None
     is_stereo: bool = False
 
     def __post_init__(self) -> None:
@@ -62,7 +66,7 @@ class Shot:
         limits = {"duration_s": (0.1, 600), "fps": (1, 120), "width": (16, _MAX_SIDE_PX), "reach": (0, 1)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise OptionError(f"{name} is {value}: give a number from {low} to {high}")
 
     @property
@@ -78,8 +82,11 @@ def frames(gaussians: Gaussians, camera: Camera, shot: Shot) -> Iterator[tuple[P
     near_m, focus_m, far_m = (
         float(np.quantile(depth_m, share)) for share in (_NEAR_QUANTILE, _FOCUS_QUANTILE, _FAR_QUANTILE)
     )
+    reach = shot.reach
+    if reach is None:
+        reach = reach_without_holes(gaussians, camera, shot.path, near_m=near_m, focus_m=focus_m)
     poses = camera_path(
-        shot.path, num_frames=shot.num_frames, camera=camera, near_m=near_m, focus_m=focus_m, reach=shot.reach
+        shot.path, num_frames=shot.num_frames, camera=camera, near_m=near_m, focus_m=focus_m, reach=reach
     )
     for pose in poses:
         eyes = (-EYE_DISTANCE_M / 2, EYE_DISTANCE_M / 2) if shot.is_stereo else (0.0,)
@@ -93,8 +100,12 @@ def still(gaussians: Gaussians, camera: Camera, *, width: int) -> Pixels:
     return render(gaussians, View.of_photograph(camera, width=width))[0]
 
 
+FILM = Shot()
+"""What the output format mp4 is."""
+
+
 def write_mp4(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: object = None) -> None:
-    """Writes the film of the default `Shot` as .mp4: what the output format of that name is.
+    """Writes `FILM` as .mp4: what the output format of that name is.
 
     Args:
         file: Where to.
@@ -107,10 +118,9 @@ def write_mp4(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: objec
     """
     del frame
     require_ffmpeg()
-    shot = Shot()
     with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:  # ffmpeg wants a name that it can seek in.
-        writer = MovieWriter(Path(folder) / "film.mp4", fps=shot.fps)
-        for picture, _ in frames(gaussians, camera, shot):
+        writer = MovieWriter(Path(folder) / "film.mp4", fps=FILM.fps)
+        for picture in _film(gaussians, camera, FILM):
             writer.add(picture)
         writer.close()
         with writer.path.open("rb") as film:
@@ -129,9 +139,22 @@ def write_preview(path: Path, gaussians: Gaussians, camera: Camera) -> None:
         OutputError: The file cannot be written.
     """
     writer = MovieWriter(path, fps=PREVIEW.fps)
-    for picture, _ in frames(gaussians, camera, PREVIEW):
+    for picture in _film(gaussians, camera, PREVIEW):
         writer.add(picture)
     writer.close()
+
+
+def _film(gaussians: Gaussians, camera: Camera, shot: Shot) -> Iterator[Pixels]:
+    """The pictures of a shot, with a bar on a terminal: on a CPU a film takes the better part of a minute."""
+    shown = tqdm(
+        frames(gaussians, camera, shot),
+        total=shot.num_frames,
+        unit="frame",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
+    for picture, _ in shown:
+        yield picture
 
 
 def require_renderer() -> None:

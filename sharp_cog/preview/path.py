@@ -11,7 +11,10 @@ from sharp_cog.camera import Camera
 
 PATHS = ("swipe", "shake", "rotate", "rotate_forward")
 DEFAULT_RANGE = 0.08
-"""How far the nearest things move in the picture, as a share of its diagonal, when the far ones stand still."""
+"""How far the nearest things move in the picture, as a share of its diagonal, when the far ones stand still.
+
+So far a film goes at most unless it is told to; `sharp_cog.preview.holes` finds where less is better.
+"""
 _FORWARD_SHARE = 0.15
 """How far `rotate_forward` goes ahead at most, as a share of the nearest depth."""
 

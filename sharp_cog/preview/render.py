@@ -36,9 +36,26 @@ def render(gaussians: Gaussians, view: View) -> tuple[Pixels, NDArray[np.float32
     Raises:
         NotInstalledError: The extra `preview` is not installed.
     """
-    linear, depth_m = _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
+    linear, depth_m, _ = _render(gaussians, view)
     srgb = linear_to_srgb(linear.clamp(0.0, 1.0)).mul_(255.0).round_().to(torch.uint8)
     return srgb.cpu().numpy(), depth_m.cpu().numpy()
+
+
+def coverage(gaussians: Gaussians, view: View) -> NDArray[np.float32]:
+    """How much of each pixel of a view is covered, (height, width) in [0, 1].
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
+    """
+    return _render(gaussians, view)[2].cpu().numpy()
+
+
+_Layers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Linear RGB (height, width, 3), depth in metres and coverage (height, width)."""
+
+
+def _render(gaussians: Gaussians, view: View) -> _Layers:
+    return _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
 
 
 def _uses_gsplat(gaussians: Gaussians) -> bool:
@@ -53,7 +70,7 @@ def _has_gsplat() -> bool:
     return is_there
 
 
-def _render_on_cuda(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:
     import gsplat
 
     from sharp_cog.preview.rasterize import LOW_PASS_PX2, NEAR_M
@@ -76,10 +93,11 @@ def _render_on_cuda(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, tor
         rasterize_mode="antialiased",
         render_mode="RGB+ED",
     )
-    return rendered[0, ..., :3], torch.where(alpha[0, ..., 0] > 0, rendered[0, ..., 3], 0.0)
+    covered = alpha[0, ..., 0]
+    return rendered[0, ..., :3], torch.where(covered > 0, rendered[0, ..., 3], 0.0), covered
 
 
-def _render_on_cpu(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+def _render_on_cpu(gaussians: Gaussians, view: View) -> _Layers:
     try:
         from sharp_cog.preview.rasterize import rasterize
     except ImportError as error:
@@ -87,4 +105,4 @@ def _render_on_cpu(gaussians: Gaussians, view: View) -> tuple[torch.Tensor, torc
             f"rendering needs the extra 'preview' ({error}): run .venv/bin/pip install -e '.[preview]'"
         ) from error
     rendering = rasterize(gaussians, view)
-    return torch.from_numpy(rendering.rgb), torch.from_numpy(rendering.depth_m)
+    return torch.from_numpy(rendering.rgb), torch.from_numpy(rendering.depth_m), torch.from_numpy(rendering.alpha)

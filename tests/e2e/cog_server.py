@@ -117,7 +117,7 @@ def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Ite
         (folder / name).symlink_to(ROOT / name)
     (folder / "scripts").mkdir()
     (folder / "scripts" / "serve").symlink_to(ROOT / "scripts" / "serve")
-    environment_script = '[[ "$EXTRAS" == cog ]]\nroot="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"\n'
+    environment_script = '[[ "$EXTRAS" == cog,preview ]]\nroot="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"\n'
     (folder / "scripts" / "environment").write_text(environment_script, encoding="ascii")
     temporary = folder / "tmp"
     temporary.mkdir()

@@ -20,6 +20,7 @@ from plyfile import PlyData
 
 import predict
 from sharp_cog import PredictOptions, Settings, SharpPipeline
+from sharp_cog.formats import FORMATS
 from tests.data.parity import synthetic
 from tests.e2e.cog_server import (
     ROOT,
@@ -143,6 +144,35 @@ def test_network_with_weights_answers_with_its_splat_inlined(
     assert ply["vertex"].count == NUM_GAUSSIANS
     assert len(ply.elements) > 1
     assert_metrics(answer["metrics"], focal_length_px=28 * np.hypot(480, 320) / np.hypot(36, 24))
+
+
+@pytest.mark.parametrize("output_format", ["compressed_ply", "splat", "spz", "sog", "glb"])
+def test_every_format_is_what_the_pipeline_writes(
+    output_format: str, lift: CogServer, outside: Outside, tmp_path: Path
+) -> None:
+    asked = {"output_format": output_format, "max_gaussians": 1000, "min_opacity": 0.2}
+    answer = lift.predict({**INPUTS, **asked})
+    assert answer["status"] == "succeeded", answer
+    settings, options = Settings(model="lift", device="cpu"), PredictOptions.from_mapping(asked)
+    expected = directly_predicted(settings, options, tmp_path, depth=DEPTH)
+    (upload,) = outside.uploads
+    assert upload.path == f"/splats/splat{FORMATS[output_format].suffix}"
+    assert upload.sha256 == hashlib.sha256(expected.read_bytes()).hexdigest()
+    assert answer["metrics"]["num_gaussians"] == 1000
+
+
+def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
+    answer = lift.predict({**INPUTS, "output_format": "mp4", "max_gaussians": 1000})
+    assert answer["status"] == "succeeded", answer
+    (upload,) = outside.uploads
+    assert upload.path == "/splats/splat.mp4"
+    assert upload.num_bytes > 1000
+
+
+def test_options_that_exclude_each_other_fail_with_a_reason(lift: CogServer) -> None:
+    answer = lift.predict({**INPUTS, "output_format": "glb", "axes": "opencv"})
+    assert answer["status"] == "failed"
+    assert "invalid_option: axes is 'opencv', but glb always has opengl" in answer["error"]
 
 
 def test_addresses_are_fetched_and_the_splat_is_named_after_the_picture(lift: CogServer, outside: Outside) -> None:

@@ -97,7 +97,7 @@ def test_the_first_run_installs_and_the_second_starts_at_once(checkout: Checkout
     assert "installing" in err
     installed = " ".join(checkout.installed())
     assert "torch==2." in installed
-    assert installed.endswith(f"--editable {checkout.root}"), "pip takes no empty extras, []"
+    assert installed.endswith(f"--editable {checkout.root}[preview]")
     assert "index-url" not in installed
 
     checkout.log.unlink()
@@ -131,7 +131,7 @@ def test_an_environment_that_was_left_half_made_is_completed(checkout: Checkout)
     checkout.add_python()
     assert checkout.predict("a.jpg")[0] == 0
     # What Ctrl-C leaves: Python is there, and pip and the stamp are not yet.
-    for name in ("bin/pip", "bin/sharp-cog", ".sharp-cog-"):
+    for name in ("bin/pip", "bin/sharp-cog", ".sharp-cog-preview"):
         (checkout.root / ".venv" / name).unlink()
     assert checkout.predict("a.jpg")[0] == 0
 

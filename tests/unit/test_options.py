@@ -79,3 +79,50 @@ def test_the_formats_that_can_be_asked_for_are_those_that_can_be_written() -> No
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PredictOptions().output_format = "apple_ply"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"max_gaussians": "5000"}, PredictOptions(max_gaussians=5000)),
+        ({"max_gaussians": 5000.0}, PredictOptions(max_gaussians=5000)),
+        ({"min_opacity": "0.25"}, PredictOptions(min_opacity=0.25)),
+        ({"center": "true", "scale": "2"}, PredictOptions(center=True, scale=2.0)),
+        ({"center": "off"}, PredictOptions()),
+        ({"center": 1}, PredictOptions(center=True)),
+        ({"output_format": "spz", "spz_version": "4"}, PredictOptions(output_format="spz", spz_version=4)),
+        ({"axes": "opengl"}, PredictOptions(axes="opengl")),
+    ],
+)
+def test_options_of_the_output_arrive_as_text_too(values: dict[str, object], expected: PredictOptions) -> None:
+    assert PredictOptions.from_mapping(values) == expected
+    assert PredictOptions.from_mapping(dataclasses.asdict(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_gaussians": "0"}, "max_gaussians is 0: give a number from 1 to"),
+        ({"max_gaussians": "1.5"}, "max_gaussians is '1.5': give a whole number"),
+        ({"max_gaussians": "nan"}, "max_gaussians is 'nan': give a whole number"),
+        ({"max_gaussians": True}, "max_gaussians is True: give a number"),
+        ({"min_opacity": 1.01}, "min_opacity is 1.01: give a number from 0 to 1"),
+        ({"min_opacity": -0.1}, "min_opacity is -0.1"),
+        ({"scale": 0}, "scale is 0.0: give a number from 1e-06"),
+        ({"center": "perhaps"}, "center is 'perhaps': give true or false"),
+        ({"center": 2}, "center is 2: give true or false"),
+        ({"center": [1]}, r"center is \[1\]: give true or false"),
+        ({"axes": "unity"}, "axes is 'unity': choose one of auto, opencv, opengl"),
+        ({"spz_version": 2}, "spz_version is 2: choose one of 3, 4"),
+        ({"output_format": "html", "axes": "opengl"}, "axes is 'opengl', but html always has opencv"),
+        ({"output_format": "html", "center": True}, "center is given, but in html"),
+    ],
+)
+def test_bad_options_of_the_output_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        PredictOptions.from_mapping(values)
+
+
+def test_what_a_format_has_anyway_may_be_named() -> None:
+    assert PredictOptions(output_format="glb", axes="opengl").axes == "opengl"
+    assert PredictOptions(output_format="html", axes="opencv").axes == "opencv"

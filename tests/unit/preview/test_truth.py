@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import OutputOptions
 from sharp_cog.pipeline import Prediction
 from sharp_cog.preview import movie
-from sharp_cog.preview.render import render
+from sharp_cog.preview.holes import REACHES, reach_without_holes
+from sharp_cog.preview.path import DEFAULT_RANGE, camera_path
+from sharp_cog.preview.render import coverage, render
 from sharp_cog.preview.view import View
 from tests.unit import decoders
 from tests.unit.test_formats import as_opencv
@@ -92,3 +95,23 @@ def test_half_of_the_gaussians_look_like_all(prediction: Prediction) -> None:
     kept = keep_visible(prediction.gaussians, max_gaussians=len(prediction.gaussians) // 2)
     assert len(kept) == 589_824
     assert psnr(movie.still(kept, prediction.camera, width=WIDTH), whole) > 35
+
+
+def test_films_keep_holes_out_of_sight_by_themselves(prediction: Prediction) -> None:
+    """The example has much behind its things that nobody has seen, so its camera goes less far than it would."""
+    depth_m = prediction.gaussians.means[:, 2].numpy()
+    near_m, focus_m = (float(np.quantile(depth_m, share)) for share in (0.05, 0.5))
+    camera, photograph = prediction.camera, View.of_photograph(prediction.camera, width=384)
+    reach = reach_without_holes(prediction.gaussians, camera, "swipe", near_m=near_m, focus_m=focus_m)
+    assert min(REACHES) < reach < DEFAULT_RANGE
+    for tried, most in ((reach, 0.02), (DEFAULT_RANGE, 1.0)):
+        poses = camera_path("swipe", num_frames=5, camera=camera, near_m=near_m, focus_m=focus_m, reach=tried)
+        holes = max((coverage(prediction.gaussians, photograph.moved(pose)) < 0.5).mean() for pose in poses)
+        assert holes <= most
+    assert holes > 0.03, "the whole range would show them"
+    wall = replace(
+        prediction.gaussians,
+        means=prediction.gaussians.means * (3.0 / prediction.gaussians.means[:, 2:]),
+        scales=torch.full_like(prediction.gaussians.scales, 0.02),
+    )
+    assert reach_without_holes(wall, camera, "rotate_forward", near_m=3.0, focus_m=3.0) == DEFAULT_RANGE
