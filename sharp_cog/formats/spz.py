@@ -83,7 +83,7 @@ def write_spz(
         _to_bytes(block[:, 7:10].add(LOG_SCALE_OFFSET).mul_(LOG_SCALE_STEPS)),
         _pack_quaternions(block[:, 10:14]),
     ]
-    content = [plane.tobytes() for plane in planes]
+    content = [plane.tobytes() for plane in planes if plane.size]  # Empty streams are left out.
     if version == 3:
         header = _HEADER.pack(MAGIC, 3, len(block), 0, num_fraction_bits, 0, 0)
         file.writelines(_gzip(b"".join([header, *content])))
@@ -250,7 +250,7 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
     import zstandard
 
     sizes = _plane_sizes(version, count, degree)
-    wanted = sizes if degree else sizes[:-1]
+    wanted = [size for size in sizes if size]
     position = toc + num_streams * _TOC_ENTRY.size
     if num_streams != len(wanted) or toc < _NGSP_HEADER.size or position > len(content):
         raise SplatError(f"the .spz has {num_streams} streams, {len(wanted)} belong there: it is broken")

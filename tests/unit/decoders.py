@@ -88,6 +88,7 @@ def spz(content: bytes) -> Decoded:
             assert len(planes[-1]) == plain
             start += compressed
         assert (version, start) == (4, len(content))
+        planes += [b""] * (5 - len(planes) if count == 0 else 0)  # Empty streams are left out.
     else:
         body = gzip.decompress(content)
         magic, version, count, degree, fraction_bits, _, _ = struct.unpack_from("<4sIIBBBB", body)

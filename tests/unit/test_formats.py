@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+import gsply
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sharp_cog.errors import NotInstalledError, OptionError, OutputError, Predic
 from sharp_cog.formats import FORMATS, read
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import FIXED_AXES, FIXED_ORIGINS, OUTPUT_FORMATS, OutputOptions
+from tests.unit import decoders
 from tests.unit.decoders import DECODERS, Decoded, glb_document
 from tests.unit.splats import CAMERA, SIZES, degrees_between, extreme_gaussians, random_gaussians, srgb_of
 
@@ -184,6 +186,25 @@ def test_extremes_stay_what_they_are(case: str, tmp_path: Path) -> None:
         angles = degrees_between(decoded.wxyz, gaussians.quaternions_wxyz.numpy())
         assert angles.max() <= tolerance.degrees
         assert np.abs(decoded.srgb - srgb_of(gaussians.colors_linear)).max() <= tolerance.color
+
+
+@pytest.mark.parametrize("case", ["ply", "compressed_ply", "spz", "spz4"])
+@pytest.mark.parametrize("num", [1, 255, 256, 257])
+def test_gsply_reads_the_same(case: str, num: int, tmp_path: Path) -> None:
+    """A package that is not ours either, with logarithms and logits as a .ply has them."""
+    gaussians, path = random_gaussians(num), tmp_path / "splat"
+    formats.write(path, gaussians, CAMERA, options(case))
+    data = gsply.read_spz(path) if case.startswith("spz") else gsply.plyread(path)
+    opacity_logits = np.asarray(data.opacities, dtype=float).reshape(-1)
+    seen = Decoded(
+        means=np.asarray(data.means, dtype=float),
+        scales=np.exp(np.asarray(data.scales, dtype=float)),
+        wxyz=np.asarray(data.quats, dtype=float),
+        srgb=np.asarray(data.sh0, dtype=float).reshape(-1, 3) * decoders.SH_C0 + 0.5,
+        opacities=1 / (1 + np.exp(-opacity_logits)),
+    )
+    seen = as_opencv(case, seen)
+    assert_same(case, seen, gaussians, order_in_file(case, seen, gaussians))
 
 
 @pytest.mark.parametrize("case", READABLE)
