@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from sharp_cog.gaussians import Gaussians
 EVEN_FACTOR = 4.0
 """Contributions within this factor count as alike. On a splat whose contributions span a factor of 80, four costs a
 decibel of what the strict order keeps; on one where they span two, it is worth thirty."""
+
+NEAR_SHARE, FOCUS_SHARE, FAR_SHARE = 0.05, 0.5, 0.95
+"""Which quantiles of depth stand for the nearest things, for what stays in the centre, and for the farthest."""
 
 _GOLDEN_RATIO_32 = 2654435769
 """Of 2^32."""
@@ -111,3 +115,10 @@ def turn_about_x(gaussians: Gaussians) -> Gaussians:
         means=gaussians.means * gaussians.means.new_tensor([1.0, -1.0, -1.0]),
         quaternions_wxyz=turned * torch.where(turned[:, :1] < 0, -1.0, 1.0),
     )
+
+
+def depths_ahead(gaussians: Gaussians, *shares: float) -> list[float]:
+    """Quantiles of the depths in metres of what lies ahead of the photograph's camera; 1 where nothing does."""
+    depth_m = gaussians.means[:, 2].cpu().numpy()
+    depth_m = depth_m[depth_m > 0]
+    return [float(value) for value in np.quantile(depth_m, shares)] if len(depth_m) else [1.0] * len(shares)

@@ -20,7 +20,6 @@ from sharp_cog.preview import movie
 
 _SOURCES = {"caller": "as given", "exif_35mm": "from EXIF", "exif": "from EXIF", "default": "assumed, 30 mm equivalent"}
 
-
 _LOOK = {
     "html": "look: open it in a browser",
     "mp4": "look: play it",
@@ -78,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _format_of_output(output: str | None) -> str:
     """What the suffix of `-o FILE` asks for; .ply for a folder, and for a suffix that is none of ours."""
-    if output is None:
+    if output is None or output.endswith(("/", "\\")) or Path(output).is_dir():
         return "ply"
     try:
         return formats.format_of(Path(output))

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sharp_cog.arrange import FOCUS_SHARE, NEAR_SHARE, depths_ahead
 from sharp_cog.camera import Camera
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
@@ -31,7 +32,6 @@ ORBIT_REACH = 0.12
 AHEAD_SHARE = 0.5
 """How far a camera moved by hand may go ahead, as a share of the nearest depth."""
 
-_NEAR_QUANTILE, _FOCUS_QUANTILE = 0.05, 0.5
 _SWAY_S = 12
 _SWAY_KEYS = 24
 _EFFECTS = {
@@ -140,7 +140,7 @@ def write_html(
     assert frame == PHOTOGRAPH_FRAME
     viewer_dir = viewer_dir or VIEWER_DIR
     page, style, program = (_read(viewer_dir / name) for name in ("index.html", "index.css", "index.js"))
-    near_m, focus_m = _depths(gaussians)
+    near_m, focus_m = depths_ahead(gaussians, NEAR_SHARE, FOCUS_SHARE)
     sog = io.BytesIO()
     write_sog(sog, gaussians, camera)
     bootstrap = {
@@ -191,16 +191,6 @@ def _read(path: Path) -> str:
 
 def _base64(content: bytes | memoryview) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _depths(gaussians: Gaussians) -> tuple[float, float]:
-    """Depths in metres of the nearest things and of those that stay in the centre, in front of the camera."""
-    depth_m = gaussians.means[:, 2].cpu().numpy()
-    depth_m = depth_m[depth_m > 0]
-    if not len(depth_m):
-        return 1.0, 1.0
-    near_m, focus_m = np.quantile(depth_m, (_NEAR_QUANTILE, _FOCUS_QUANTILE))
-    return float(near_m), float(focus_m)
 
 
 def _side_m(camera: Camera, near_m: float, reach: float) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from sharp_cog.arrange import FAR_SHARE, FOCUS_SHARE, NEAR_SHARE, depths_ahead
 from sharp_cog.atomic import open_atomically
 from sharp_cog.camera import Camera
 from sharp_cog.errors import NotInstalledError, OptionError, OutputError
@@ -27,7 +28,6 @@ from sharp_cog.preview.view import View
 
 SUFFIXES = (".mp4", ".webp", ".png")
 EYE_DISTANCE_M = 0.063
-_NEAR_QUANTILE, _FOCUS_QUANTILE, _FAR_QUANTILE = 0.05, 0.5, 0.95
 _MAX_SIDE_PX = 4096
 
 # Nearest to farthest: dark violet, blue, green, yellow.
@@ -78,10 +78,7 @@ class Shot:
 def frames(gaussians: Gaussians, camera: Camera, shot: Shot) -> Iterator[tuple[Pixels, Pixels]]:
     """Renders a shot: pictures, and their depth in colours (near is yellow, far is violet), both (height, width, 3)."""
     photograph = View.of_photograph(camera, width=shot.width)
-    depth_m = gaussians.means[:, 2].cpu().numpy() if len(gaussians) else np.ones(1, np.float32)
-    near_m, focus_m, far_m = (
-        float(np.quantile(depth_m, share)) for share in (_NEAR_QUANTILE, _FOCUS_QUANTILE, _FAR_QUANTILE)
-    )
+    near_m, focus_m, far_m = depths_ahead(gaussians, NEAR_SHARE, FOCUS_SHARE, FAR_SHARE)
     reach = shot.reach
     if reach is None:
         reach = reach_without_holes(gaussians, camera, shot.path, near_m=near_m, focus_m=focus_m)

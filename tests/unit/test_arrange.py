@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from sharp_cog.arrange import EVEN_FACTOR, contribution, keep_visible, moved, place, turn_about_x
+from sharp_cog.arrange import EVEN_FACTOR, contribution, depths_ahead, keep_visible, moved, place, turn_about_x
 from sharp_cog.gaussians import Gaussians
 from tests.unit.splats import random_gaussians
 
@@ -115,3 +115,12 @@ def test_turning_about_x_is_scipys_rotation_and_its_own_inverse() -> None:
     assert (turned.quaternions_wxyz[:, 0] >= 0).all()
     back = turn_about_x(turned)
     torch.testing.assert_close(back.means, gaussians.means)
+
+
+def test_depths_are_of_what_lies_ahead() -> None:
+    gaussians = in_front(101)
+    gaussians.means[:, 2] = torch.linspace(-50, 50, 101)
+    assert depths_ahead(gaussians, 0.0, 0.5, 1.0) == [1.0, 25.5, 50.0]
+    gaussians.means[:, 2] = -1.0
+    assert depths_ahead(gaussians, 0.1, 0.9) == [1.0, 1.0]
+    assert depths_ahead(in_front(0), 0.5) == [1.0]
