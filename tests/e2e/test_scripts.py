@@ -225,6 +225,8 @@ def test_ctrl_c_leaves_whole_splats_and_nothing_else(folder: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background of a shell leaves Ctrl-C ignored to all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(splats.glob("*.ply")):
         time.sleep(0.05)
