@@ -78,7 +78,40 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
         depth: Path | None = Input(
             default=None,
-            description="Depth map of the same view, to align to: 16-bit PNG in millimetres, or .npy in metres.",
+            description="Depth map of the same view: .npy, .npz, 16-bit PNG in millimetres, float TIFF, .exr or .pfm.",
+        ),
+        depth_format: str = Input(
+            default="auto",
+            description="What its numbers mean: metres, 0 to 1 (far is large), or disparity (near is large).",
+            choices=["auto", "metric", "relative", "inverse-relative"],
+        ),
+        depth_mode: str = Input(
+            default="ratio",
+            description="ratio and fixed take your depth; align keeps SHARP's detail and takes your scale.",
+            choices=["ratio", "fixed", "align"],
+        ),
+        back_surface_factor: float = Input(
+            default=1.0,
+            description="How much farther hidden surfaces lie than your depth; above 1 selects the mode fixed.",
+            ge=1,
+            le=100,
+        ),
+        depth_fit: str = Input(
+            default="auto",
+            description="Bring your depth to SHARP's own first: by one factor, or by scale and shift of disparity.",
+            choices=["auto", "none", "median", "affine"],
+        ),
+        depth_scale: float = Input(
+            default=1.0,
+            description="Factor on your depth.",
+            ge=0.001,
+            le=1000,
+        ),
+        depth_offset: float = Input(
+            default=0.0,
+            description="Metres added to your depth.",
+            ge=-100,
+            le=100,
         ),
     ) -> Path:
         """Predicts the splat of one photograph."""
@@ -93,6 +126,12 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                     "axes": axes,
                     "max_gaussians": max_gaussians,
                     "min_opacity": min_opacity,
+                    "depth_format": depth_format,
+                    "depth_mode": depth_mode,
+                    "back_surface_factor": back_surface_factor,
+                    "depth_fit": depth_fit,
+                    "depth_scale": depth_scale,
+                    "depth_offset": depth_offset,
                 }
             )
             depth_bytes = None if depth is None else _content("depth", depth)

@@ -1,18 +1,15 @@
-"""Bytes of a depth map in, metres out: positive and finite everywhere."""
+"""A depth map that the caller brings: its numbers become metres, as its format says or as they look."""
 
 from __future__ import annotations
 
-import io
 import logging
-import struct
-import tokenize
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import PngImagePlugin
+from PIL import Image
 
+from sharp_cog import depth_files
 from sharp_cog.camera import Camera
 from sharp_cog.errors import DepthError
 
@@ -20,27 +17,20 @@ _LOG = logging.getLogger(__name__)
 
 Depth = NDArray[np.float32]
 
-MAX_PIXELS = 100_000_000
 MAX_ASPECT_DIFFERENCE = 0.02
 MIN_DEPTH_M = 0.001
-_FLOOR_QUANTILE, _FLOOR_SHARE = 0.001, 0.5
-_FORMATS = "give a 16-bit grey PNG in millimetres, or a .npy array in metres"
-_NPY_MAGIC, _PNG_MAGIC = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
-# What numpy's header parser raises on broken text: it documents the first, fuzzing found the others.
-_NPY_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    tokenize.TokenError,
-    UserWarning,  # That an array was saved by Python 2, where warnings are made errors.
+RELATIVE_RANGE_M = (1.0, 10.0)
+"""Where 0 and 1 of a relative map lie."""
+INVERSE_MEDIAN_M = 3.0
+"""Where the median of an inverse-relative map lies."""
+MIN_INVERSE = 1e-3
+
+_RELATIVE_LIKE, _INVERSE_LIKE = (-0.1, 1.5), 50.0
+_SIDEWAYS = (
+    *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+    *(Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
 )
-_PNG_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_FLOOR_QUANTILE, _FLOOR_SHARE = 0.001, 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,118 +38,128 @@ class DepthMap:
     """Depth along the optical axis of a photograph's camera.
 
     Attributes:
-        depth_m: (height, width) float32, metres, positive and finite; the photograph's aspect, not its size.
+        depth_m: (height, width) float32, metres, positive, NaN where unknown; the photograph's aspect, not its size.
+        is_metric: Whether these are metres by measure, and not by a mapping that has to make them up.
     """
 
     depth_m: Depth
+    is_metric: bool = True
 
     def __post_init__(self) -> None:
         if self.depth_m.ndim != 2 or self.depth_m.dtype != np.float32:
             raise ValueError(f"depth_m is {self.depth_m.dtype} of shape {self.depth_m.shape}, expected 2-D float32")
 
 
-def decode(depth_bytes: bytes, camera: Camera) -> DepthMap:
-    """Decodes a depth map, told by its content.
+def decode(
+    depth_bytes: bytes, camera: Camera, *, depth_format: str = "auto", turn: Image.Transpose | None = None
+) -> DepthMap:
+    """Decodes a depth map.
 
-    Unknown pixels (NaN, infinite, zero or negative) are filled from the nearest known ones. A near-zero outlier would
-    flatten the scene, since the network works in units of the nearest depth: what lies under half of the 0.1 % quantile
-    is raised to that quantile. Both are logged with their counts.
+    A near-zero outlier would flatten the scene, since the network works in units of the nearest depth: in metric maps
+    what lies under half of the 0.1 % quantile is raised to that quantile, and logged.
 
     Args:
-        depth_bytes: A 16-bit grey PNG in millimetres, or a .npy array of numbers in metres.
+        depth_bytes: What `sharp_cog.depth_files.read` reads.
         camera: The photograph's camera, whose aspect the map must have within 2 %.
+        depth_format: `metric` (metres), `relative` (0 to 1, mapped to 1 to 10 m), `inverse-relative` (disparity-like,
+            inverted so that the median is 3 m), or `auto`: `relative` where all lies in [-0.1, 1.5],
+            `inverse-relative` where the maximum exceeds 50, else `metric`; files that say what they are, are believed.
+        turn: How the photograph was turned upright. A map of the size that it had before is turned along.
 
     Raises:
         DepthError: Not a depth map, broken, without a known pixel, or of another aspect.
     """
-    depth_m = _read(depth_bytes)
-    height, width = depth_m.shape
-    if width * height > MAX_PIXELS:
-        raise DepthError(f"the depth map is {width}x{height}, the limit is {MAX_PIXELS // 10**6} MP: downscale it")
+    raw = depth_files.read(depth_bytes)
+    values = _turned_along(raw.values, camera, turn)
+    height, width = values.shape
     difference = abs(width * camera.height / (height * camera.width) - 1)
     if difference > MAX_ASPECT_DIFFERENCE:
         raise DepthError(
             f"the depth map is {width}x{height}, the picture {camera.width}x{camera.height}: "
             f"their aspects differ by {difference:.0%}, more than {MAX_ASPECT_DIFFERENCE:.0%}: crop one of them"
         )
-    return DepthMap(depth_m=_known_everywhere(depth_m))
-
-
-def _read(depth_bytes: bytes) -> Depth:
-    if not depth_bytes:
-        raise DepthError(f"the depth map has zero bytes: {_FORMATS}")
-    if depth_bytes.startswith(_NPY_MAGIC):
-        return _read_npy(depth_bytes)
-    if depth_bytes.startswith(_PNG_MAGIC):
-        return _read_png(depth_bytes)
-    raise DepthError(f"the bytes are not a depth map: {_FORMATS}")
-
-
-def _read_npy(depth_bytes: bytes) -> Depth:
-    """Metres from a .npy array; its header is checked against the bytes before anything is allocated."""
-    file = io.BytesIO(depth_bytes)
-    try:
-        version = np.lib.format.read_magic(file)
-        shape, is_fortran, dtype = _NPY_HEADERS[version](file)
-    except _NPY_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise DepthError(f"the .npy header is broken ({reason}): save it with numpy.save") from error
-    if dtype.kind not in "fiu":
-        raise DepthError(f"the .npy array holds {dtype}, not numbers: save floats or integers, in metres")
-    sides = [side for side in shape if side != 1]
-    if len(sides) != 2 or min(sides) < 1:
-        raise DepthError(f"the .npy array has shape {shape}: give one map of height x width")
-    offset, num_values = file.tell(), sides[0] * sides[1]
-    if len(depth_bytes) - offset != num_values * dtype.itemsize:
-        raise DepthError(
-            f"the .npy header promises {num_values * dtype.itemsize} bytes for shape {shape}, "
-            f"and {len(depth_bytes) - offset} follow: the file is truncated or broken"
-        )
-    values = np.frombuffer(depth_bytes, dtype=dtype, offset=offset)
-    with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is unknown.
-        return values.reshape(sides, order="F" if is_fortran else "C").astype(np.float32)
-
-
-def _read_png(depth_bytes: bytes) -> Depth:
-    """Metres from a 16-bit grey PNG in millimetres."""
-    # The plugin is called directly: `Image.open` would warn about large ones by a global limit that is not ours.
-    try:
-        image = PngImagePlugin.PngImageFile(io.BytesIO(depth_bytes))
-        is_16_bit_grey = image.mode.startswith("I;16")
-        if is_16_bit_grey and image.width * image.height <= MAX_PIXELS:
-            image.load()
-    except _PNG_ERRORS as error:
-        raise DepthError(f"the depth map is broken or truncated ({error}): export it again") from error
-    if not is_16_bit_grey:
-        raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {_FORMATS}")
-    if image.width * image.height > MAX_PIXELS:
-        raise DepthError(
-            f"the depth map is {image.width}x{image.height}, the limit is {MAX_PIXELS // 10**6} MP: downscale it"
-        )
-    return np.asarray(image).astype(np.float32) / np.float32(1000)
-
-
-def _known_everywhere(depth_m: Depth) -> Depth:
-    """Raises near-zero outliers and fills what is unknown, in this order, lest an outlier spreads over a hole."""
-    known = np.isfinite(depth_m) & (depth_m > 0)
-    num_unknown = depth_m.size - int(np.count_nonzero(known))
-    if num_unknown == depth_m.size:
+    finite = values[np.isfinite(values)]
+    if not finite.any():
+        raise DepthError("the depth map has no known pixel: every value is zero, NaN or infinite")
+    if depth_format == "auto":
+        depth_format = "metric" if raw.is_metric else _looks(finite)
+    depth_m = {"metric": _metric, "relative": _relative, "inverse-relative": _inverse}[depth_format](values)
+    if np.isnan(depth_m).all():
         raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
-    floor_m = np.float32(np.quantile(depth_m[known], _FLOOR_QUANTILE))
-    outliers = known & (depth_m < _FLOOR_SHARE * floor_m)
+    return DepthMap(depth_m=np.maximum(depth_m, np.float32(MIN_DEPTH_M)), is_metric=depth_format == "metric")
+
+
+def known_everywhere(depth_map: DepthMap) -> DepthMap:
+    """Fills what is unknown from the nearest known pixels, for models without depth of their own; logs how many."""
+    known = ~np.isnan(depth_map.depth_m)
+    num_unknown = known.size - int(np.count_nonzero(known))
+    if not num_unknown:
+        return depth_map
+    _LOG.warning(
+        "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, known.size
+    )
+    return DepthMap(depth_m=_filled(depth_map.depth_m, known), is_metric=depth_map.is_metric)
+
+
+def _turned_along(values: Depth, camera: Camera, turn: Image.Transpose | None) -> Depth:
+    """Turns a map that has the size of the photograph before it was turned upright."""
+    height, width = values.shape
+    is_of_before = (width, height) == (camera.height, camera.width) and width != height
+    if turn is None or turn not in _SIDEWAYS or not is_of_before:
+        return values
+    _LOG.info("the depth map has the size of the picture before EXIF turned it upright, and was turned along")
+    turned: Depth = np.ascontiguousarray(np.asarray(Image.fromarray(values).transpose(turn)))
+    return turned
+
+
+def _looks(finite: Depth) -> str:
+    """The format that the numbers look like; says so."""
+    low, high = finite.min(), finite.max()
+    least, most = np.array(_RELATIVE_LIKE, dtype=np.float32)  # In a map's precision -0.1 is a little less.
+    if least <= low and high <= most:
+        depth_format, reason = "relative", f"all lies within {_RELATIVE_LIKE[0]} and {_RELATIVE_LIKE[1]}"
+    elif high > _INVERSE_LIKE:
+        depth_format, reason = "inverse-relative", f"the maximum exceeds {_INVERSE_LIKE:g}"
+    else:
+        depth_format, reason = "metric", f"the maximum is at most {_INVERSE_LIKE:g}"
+    _LOG.info(
+        "the depth map (%.4g to %.4g) is taken as %s, since %s: name another by depth_format",
+        low,
+        high,
+        depth_format,
+        reason,
+    )
+    return depth_format
+
+
+def _metric(values: Depth) -> Depth:
+    known = np.isfinite(values) & (values > 0)
+    if not known.any():
+        return np.full_like(values, np.nan)
+    floor_m = np.float32(np.quantile(values[known], _FLOOR_QUANTILE))
+    outliers = known & (values < _FLOOR_SHARE * floor_m)
     if outliers.any():
         _LOG.warning(
             "%d pixels of the depth map are nearer than half of %.3g m, far before the rest, and were raised to it",
             np.count_nonzero(outliers),
             floor_m,
         )
-        depth_m = np.where(outliers, floor_m, depth_m)
-    if num_unknown:
-        _LOG.warning(
-            "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, depth_m.size
-        )
-        depth_m = _filled(depth_m, known)
-    return np.maximum(depth_m, np.float32(MIN_DEPTH_M))
+    return np.where(known, np.where(outliers, floor_m, values), np.float32(np.nan))
+
+
+def _relative(values: Depth) -> Depth:
+    near_m, far_m = RELATIVE_RANGE_M
+    depth_m: Depth = np.where(
+        np.isfinite(values), near_m + (far_m - near_m) * np.clip(values, 0, 1), np.float32(np.nan)
+    ).astype(np.float32)
+    return depth_m
+
+
+def _inverse(values: Depth) -> Depth:
+    depth = 1 / np.maximum(values, np.float32(MIN_INVERSE))
+    depth[~np.isfinite(values)] = np.nan
+    depth_m: Depth = (depth * np.float32(INVERSE_MEDIAN_M / np.nanmedian(depth))).astype(np.float32)
+    return depth_m
 
 
 def _filled(depth_m: Depth, known: NDArray[np.bool_]) -> Depth:

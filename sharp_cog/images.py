@@ -69,11 +69,13 @@ class SourceImage:
         rgb: (height, width, 3) uint8, sRGB, upright, contiguous.
         camera: Its size, its focal length and where that came from.
         image_format: The format that the bytes were in, such as `JPEG`.
+        turn: How it was turned upright, as EXIF asked for; None where it already was.
     """
 
     rgb: NDArray[np.uint8]
     camera: Camera
     image_format: str
+    turn: Image.Transpose | None = None
 
     def __post_init__(self) -> None:
         expected = (self.camera.height, self.camera.width, 3)
@@ -105,7 +107,7 @@ def decode(
     height, width = rgb.shape[:2]
     focal_length_px, source = _focal_length(exif, options or PredictOptions(), width=width, height=height)
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
-    return SourceImage(rgb=rgb, camera=camera, image_format=image_format)
+    return SourceImage(rgb=rgb, camera=camera, image_format=image_format, turn=turn)
 
 
 @contextmanager

@@ -18,6 +18,15 @@ FIXED_AXES = {"apple_ply": "opencv", "glb": "opengl", "html": "opencv", "mp4": "
 FIXED_ORIGINS = ("apple_ply", "html", "mp4")
 """Formats in which the photograph's camera stands at the origin."""
 
+ESTIMATORS = ("depth-pro", "depth-anything-v2-metric")
+"""Networks other than SHARP that tell depth: `sharp_cog.estimators`."""
+DEPTH_FORMATS = ("auto", "metric", "relative", "inverse-relative")
+DEPTH_MODES = ("ratio", "fixed", "align")
+DEPTH_FITS = ("auto", "none", "median", "affine")
+
+BACK_SURFACE_FACTOR_RANGE = (1.0, 100.0)
+DEPTH_SCALE_RANGE = (1e-3, 1e3)
+DEPTH_OFFSET_RANGE = (-100.0, 100.0)
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
 MAX_GAUSSIANS_RANGE = (1, 1_000_000_000)
@@ -100,16 +109,43 @@ class PredictOptions(OutputOptions):
         focal_length_px: Focal length in pixels of the picture as it is shown (after EXIF rotation).
         focal_length_mm: The same as a 35 mm equivalent in millimetres; not together with `focal_length_px`.
             Without either, EXIF decides, and without EXIF 30 mm.
+        depth_format: What the numbers of a depth map mean: `metric`, `relative`, `inverse-relative`, or `auto`; as
+            `sharp_cog.depth.decode`.
+        depth_mode: How the map takes the place of SHARP's own depth: `ratio`, `fixed` or `align`; as
+            `sharp_cog.network.given_depth.DepthUse`, like the next four.
+        back_surface_factor: Above 1 it selects `fixed`.
+        depth_fit: `none`, `median`, `affine`, or `auto`: none for a metric map, affine for the others.
+        depth_scale: Factor on the depth, after the fit.
+        depth_offset: Added after that, in metres.
+        save_internal_depth: Keep SHARP's own depth in the prediction.
 
     Raises:
-        OptionError: A value is out of its range, the format cannot have it, or both focal lengths are given.
+        OptionError: A value is out of its range, the format cannot have it, or two of them exclude each other.
     """
 
     focal_length_px: float | None = None
     focal_length_mm: float | None = None
+    depth_format: str = "auto"
+    depth_mode: str = "ratio"
+    back_surface_factor: float = 1.0
+    depth_fit: str = "auto"
+    depth_scale: float = 1.0
+    depth_offset: float = 0.0
+    save_internal_depth: bool = False
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
+        _check_choice("depth_format", self.depth_format, DEPTH_FORMATS)
+        _check_choice("depth_mode", self.depth_mode, DEPTH_MODES)
+        _check_choice("depth_fit", self.depth_fit, DEPTH_FITS)
+        _check_range("back_surface_factor", self.back_surface_factor, BACK_SURFACE_FACTOR_RANGE, "(1 is no distance)")
+        _check_range("depth_scale", self.depth_scale, DEPTH_SCALE_RANGE, "(1 changes nothing)")
+        _check_range("depth_offset", self.depth_offset, DEPTH_OFFSET_RANGE, "metres")
+        if self.back_surface_factor > 1 and self.depth_mode == "align":
+            raise OptionError(
+                f"back_surface_factor is {self.back_surface_factor:g} and depth_mode 'align', which has SHARP's own "
+                "back surface: leave one of them out"
+            )
         _check_range("focal_length_px", self.focal_length_px, FOCAL_LENGTH_PX_RANGE, "pixels")
         _check_range("focal_length_mm", self.focal_length_mm, FOCAL_LENGTH_MM_RANGE, "millimetres")
         if self.focal_length_px is not None and self.focal_length_mm is not None:

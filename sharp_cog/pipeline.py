@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sharp_cog import arrange, checkpoint, depth, formats, images
@@ -18,6 +19,7 @@ from sharp_cog.camera import Camera
 from sharp_cog.errors import PredictionError, SettingError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.network.config import IMAGE_SIZE, SharpConfig
+from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.network.lift import Lift
 from sharp_cog.network.ml_sharp import MLSharp
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
@@ -26,8 +28,8 @@ from sharp_cog.preprocess import preprocess
 from sharp_cog.serving.settings import Settings
 from sharp_cog.unproject import unproject
 
-Predictor = Callable[[Tensor, Tensor, Tensor | None], NDCGaussians]
-"""(image, disparity_factor, depth) -> Gaussians: `Sharp`, `Lift` or `MLSharp`; shapes as in `Sharp.forward`."""
+Predictor = Callable[[Tensor, Tensor, Tensor | None, DepthUse, Callable[[Tensor], None] | None], NDCGaussians]
+"""(image, disparity_factor, depth, use, on_monodepth) -> Gaussians; what each is: `Sharp.forward`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,8 @@ class Prediction:
         camera: The photograph's camera; says where the focal length came from.
         options: The options that the prediction was made with.
         timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
+        internal_depth_m: SHARP's own depth, (2, 1536, 1536) float32 in metres, front layer first, before a given one
+            replaced it; where `save_internal_depth` asked for it.
         viewer_dir: The viewer inside the pages of the format `html`; None is where `scripts/viewer` puts it.
     """
 
@@ -46,6 +50,7 @@ class Prediction:
     camera: Camera
     options: PredictOptions
     timings: dict[str, float]
+    internal_depth_m: NDArray[np.float32] | None = None
     viewer_dir: Path | None = None
 
     def write(self, path: Path | str) -> Path:
@@ -98,8 +103,8 @@ class SharpPipeline:
         Args:
             image_bytes: A picture in any format that `sharp_cog.images` reads.
             options: None means the defaults.
-            depth_bytes: A depth map in any format that `sharp_cog.depth` reads. `lift` needs one; SHARP aligns its
-                own depth to it by the checkpoint's depth-alignment network.
+            depth_bytes: A depth map in any format that `sharp_cog.depth_files` reads. `lift` needs one; in SHARP it
+                takes the place of its own depth, as the options say.
 
         Raises:
             InputError: The picture, the depth map or an option cannot be used.
@@ -111,9 +116,16 @@ class SharpPipeline:
         timings: dict[str, float] = {}
         with self._timed("decode", timings):
             source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
-            depth_map = None if depth_bytes is None else depth.decode(depth_bytes, source.camera)
+            depth_map = None if depth_bytes is None else self._decode_depth(depth_bytes, source, options)
+        monodepth: list[Tensor] = []
         gaussians = arrange.keep_visible(
-            self._predict(source, depth_map, timings),
+            self._predict(
+                source,
+                depth_map,
+                timings,
+                use=_depth_use(options, depth_map, has_own=isinstance(self.predictor, Sharp)),
+                on_monodepth=monodepth.append if options.save_internal_depth else None,
+            ),
             max_gaussians=options.max_gaussians,
             min_opacity=options.min_opacity,
         )
@@ -122,6 +134,7 @@ class SharpPipeline:
             camera=source.camera,
             options=options,
             timings=timings,
+            internal_depth_m=monodepth[0][0].float().cpu().numpy() if monodepth else None,
             viewer_dir=self.settings.viewer_dir,
         )
 
@@ -136,9 +149,20 @@ class SharpPipeline:
         formats.vertex_block(self._predict(source, flat if needs_depth else None, {}))
         return time.perf_counter() - start
 
+    def _decode_depth(self, depth_bytes: bytes, source: images.SourceImage, options: PredictOptions) -> depth.DepthMap:
+        depth_map = depth.decode(depth_bytes, source.camera, depth_format=options.depth_format, turn=source.turn)
+        # What is unknown, SHARP fills from its own depth, which the other models do not have or do not show.
+        return depth.known_everywhere(depth_map) if isinstance(self.predictor, (Lift, MLSharp)) else depth_map
+
     @torch.inference_mode()
     def _predict(
-        self, source: images.SourceImage, depth_map: depth.DepthMap | None, timings: dict[str, float]
+        self,
+        source: images.SourceImage,
+        depth_map: depth.DepthMap | None,
+        timings: dict[str, float],
+        *,
+        use: DepthUse = DEFAULT_USE,
+        on_monodepth: Callable[[Tensor], None] | None = None,
     ) -> Gaussians:
         """Preprocess, network and unprojection, timed."""
         try:
@@ -146,7 +170,9 @@ class SharpPipeline:
                 model_input = preprocess(source, depth_map, device=self.device)
             # Full float32 for convolutions too: tf32, cuDNN's default, keeps 10 bits.
             with self._timed("network", timings), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                ndc = self.predictor(model_input.image, model_input.disparity_factor, model_input.depth_m)
+                ndc = self.predictor(
+                    model_input.image, model_input.disparity_factor, model_input.depth_m, use, on_monodepth
+                )
             with self._timed("unproject", timings):
                 return unproject(ndc, source.camera)
         except torch.OutOfMemoryError as error:
@@ -162,6 +188,21 @@ class SharpPipeline:
         yield
         _synchronize(self.device)
         timings[stage] = time.perf_counter() - start
+
+
+def _depth_use(options: PredictOptions, depth_map: depth.DepthMap | None, *, has_own: bool) -> DepthUse:
+    """How the options want a depth map to be used; what is `auto` is decided here."""
+    fit = options.depth_fit
+    if fit == "auto":
+        needs_fit = depth_map is not None and not depth_map.is_metric and has_own
+        fit = "affine" if needs_fit else "none"
+    return DepthUse(
+        mode="fixed" if options.back_surface_factor > 1 else options.depth_mode,
+        back_surface_factor=options.back_surface_factor,
+        fit=fit,
+        scale=options.depth_scale,
+        offset_m=options.depth_offset,
+    )
 
 
 def find_device(name: str) -> torch.device:

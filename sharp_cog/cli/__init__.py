@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import sharp_cog
 from sharp_cog.errors import InputError, SharpError
-from sharp_cog.options import AXES, OUTPUT_FORMATS, SPZ_VERSIONS
+from sharp_cog.options import AXES, DEPTH_FITS, DEPTH_FORMATS, DEPTH_MODES, ESTIMATORS, OUTPUT_FORMATS, SPZ_VERSIONS
 from sharp_cog.serving.settings import MODELS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
-        exit_code: int = import_module(f"sharp_cog.cli.{arguments.command}").run(arguments)
+        exit_code: int = import_module(f"sharp_cog.cli.{arguments.command.replace('-', '_')}").run(arguments)
         sys.stdout.flush()
     except SharpError as error:
         return report(error, verbose=arguments.verbose)
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_download(commands)
     _add_info(commands)
     _add_convert(commands)
+    _add_depth(commands)
+    _add_compare_depth(commands)
     _add_render(commands)
     _add_verify(commands)
     return parser
@@ -143,7 +145,38 @@ def _add_predict(commands: Commands) -> None:
     command.add_argument(
         "--depth",
         metavar="PATH",
-        help="depth map (16-bit PNG in mm, or .npy in metres), or a folder of them named like the pictures",
+        help="depth map (.npy, .npz, 16-bit PNG, float TIFF, .exr, .pfm), or a folder of them named like the pictures",
+    )
+    command.add_argument(
+        "--depth-from", choices=tuple(ESTIMATORS), help="make the depth map by this network on the way"
+    )
+    _add_estimator_checkpoint(command)
+    command.add_argument(
+        "--depth-format", choices=DEPTH_FORMATS, default="auto", help="what its numbers mean (default: as they look)"
+    )
+    command.add_argument(
+        "--depth-mode",
+        choices=DEPTH_MODES,
+        default="ratio",
+        help="ratio: the map, and SHARP's back surface as far behind it as behind its own; fixed: the back surface at "
+        "the map times --back-surface-factor; align: SHARP's own depth, brought to the map (default: ratio)",
+    )
+    command.add_argument(
+        "--back-surface-factor", type=float, default=1.0, metavar="F", help="above 1: the mode fixed (default: 1)"
+    )
+    command.add_argument(
+        "--depth-fit",
+        choices=DEPTH_FITS,
+        default="auto",
+        help="bring the map to SHARP's own depth first: by one factor, or by scale and shift of disparity (default: "
+        "affine for maps that are not metric)",
+    )
+    command.add_argument("--depth-scale", type=float, default=1.0, metavar="S", help="factor on the depth (default: 1)")
+    command.add_argument(
+        "--depth-offset", type=float, default=0.0, metavar="M", help="metres added to the depth (default: 0)"
+    )
+    command.add_argument(
+        "--save-internal-depth", action="store_true", help="write SHARP's own depth beside the splat (.npy and .png)"
     )
     _add_focal_length(command)
     command.add_argument(
@@ -182,6 +215,49 @@ def _add_convert(commands: Commands) -> None:
     command.add_argument("target", metavar="OUT", help="where to; its suffix tells the format")
     _add_input_axes(command)
     _add_output_options(command)
+
+
+def _add_estimator_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--estimator-checkpoint", metavar="NAME", help="name on the Hugging Face hub, or folder, of its checkpoint"
+    )
+
+
+def _add_depth(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "depth",
+        help_text="make metric depth maps of photographs, ready for predict --depth",
+        example="sharp-cog depth holiday/ -o depths/ --estimator depth-pro",
+    )
+    command.add_argument("inputs", nargs="+", metavar="PICTURE", help="a picture, or a folder of pictures")
+    command.add_argument(
+        "-o", "--output", metavar="PATH", help="file for one picture, folder for many (default: beside each picture)"
+    )
+    command.add_argument("-r", "--recursive", action="store_true", help="look into folders of folders too")
+    command.add_argument("--estimator", choices=("sharp", *ESTIMATORS), default="depth-pro", help="default: depth-pro")
+    _add_estimator_checkpoint(command)
+    _add_model_settings(command)
+
+
+def _add_compare_depth(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "compare-depth",
+        help_text="lay SHARP's depth and that of other networks side by side, with the splats that they make",
+        example="sharp-cog compare-depth photo.jpg -o compared/",
+    )
+    command.add_argument("image", metavar="PICTURE", help="a picture")
+    command.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where to")
+    command.add_argument(
+        "--estimators",
+        default=",".join(("sharp", *ESTIMATORS)),
+        metavar="NAMES",
+        help=f"which, with commas (default: sharp,{','.join(ESTIMATORS)})",
+    )
+    command.add_argument("--depth-pro", metavar="NAME", help="checkpoint of Depth Pro (default: from the hub)")
+    command.add_argument("--depth-anything", metavar="NAME", help="that of Depth Anything (default: from the hub)")
+    _add_model_settings(command)
 
 
 def _add_render(commands: Commands) -> None:

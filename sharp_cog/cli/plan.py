@@ -18,7 +18,7 @@ PICTURE_SUFFIXES = (
     *(".heic", ".heif", ".hif", ".avif"),
 )
 """What is taken for a picture in a folder; a file that is named is read whatever its name."""
-DEPTH_SUFFIXES = (".png", ".npy")
+DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,7 @@ class Job:
     depth: Path | None
     target: Path
     preview: Path
+    internal_depth: Path
 
 
 def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: str, recursive: bool) -> list[Job]:
@@ -77,6 +78,7 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
             depth=_depth_of(image, depth),
             target=target,
             preview=target.with_name(f"{target.name.removesuffix(suffix)}.preview.webp"),
+            internal_depth=target.with_name(f"{target.name.removesuffix(suffix)}_internal_depth.npy"),
         )
         for image, target in zip(images, targets, strict=True)
     ]
@@ -116,7 +118,7 @@ def _expand(path: Path, *, recursive: bool) -> Iterator[Path]:
         yield path
         return
     for file in sorted(path.rglob("*") if recursive else path.iterdir()):
-        is_ours = file.stem.endswith((".depth", ".preview"))
+        is_ours = file.stem.endswith((".depth", ".preview", "_internal_depth"))
         if file.suffix.lower() in PICTURE_SUFFIXES and not is_ours and not file.name.startswith(".") and file.is_file():
             yield file
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sharp_cog import checkpoint, formats, images
+from sharp_cog.arrange import FAR_SHARE, NEAR_SHARE
+from sharp_cog.atomic import open_atomically
 from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
+from sharp_cog.cli.depth import Source, metric_npy, source_of
 from sharp_cog.cli.plan import Job, plan
-from sharp_cog.cli.settings import output_options, settings_from
+from sharp_cog.cli.settings import depth_options, output_options, settings_from
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
@@ -36,7 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
         focal_length_mm=arguments.focal_length_mm,
         output_format=arguments.format or _format_of_output(arguments.output),
         **output_options(arguments),
+        **depth_options(arguments),
     )
+    if arguments.depth is not None and arguments.depth_from is not None:
+        raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
     formats.check(options, viewer_dir=settings.viewer_dir)
     if arguments.preview:
         movie.require_renderer()
@@ -51,11 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
         # A broken picture should be known before gigabytes are fetched for it.
         images.decode(_read(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
     pipeline = SharpPipeline.load(settings)
+    estimate = None
+    if arguments.depth_from is not None:
+        estimate = source_of(arguments.depth_from, settings, checkpoint=arguments.estimator_checkpoint)
     exit_codes, num_written = set[int](), 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
         for job in jobs:
             try:
-                prediction = _predict(pipeline, job, options, has_preview=arguments.preview)
+                prediction = _predict(pipeline, job, options, has_preview=arguments.preview, estimate=estimate)
             except SharpError as error:
                 bar.clear()
                 exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
@@ -85,14 +97,35 @@ def _format_of_output(output: str | None) -> str:
         return "ply"
 
 
-def _predict(pipeline: SharpPipeline, job: Job, options: PredictOptions, *, has_preview: bool) -> Prediction:
+def _predict(
+    pipeline: SharpPipeline, job: Job, options: PredictOptions, *, has_preview: bool, estimate: Source | None = None
+) -> Prediction:
     image_bytes = _read(job.image, ImageError)
     depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
+    if estimate is not None:
+        photograph = images.decode(image_bytes, options, max_pixels=pipeline.settings.max_pixels)
+        found = estimate(image_bytes, photograph)
+        depth_bytes = metric_npy(found)
+        if photograph.camera.focal_length_source == "default" and found.focal_length_px is not None:
+            options = replace(options, focal_length_px=found.focal_length_px)
+            print(f"{job.image}: says no focal length, {found.focal_length_px:.0f} px are estimated", file=sys.stderr)
     prediction = pipeline(image_bytes, options, depth_bytes=depth_bytes)
     prediction.write(job.target)
+    if prediction.internal_depth_m is not None:
+        _write_internal_depth(job, prediction.internal_depth_m)
     if has_preview:
         movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
     return prediction
+
+
+def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
+    """Writes SHARP's own depth as it is, and its two layers side by side in colours."""
+    with open_atomically(job.internal_depth) as file:
+        np.save(file, depth_m)
+    near_m, far_m = (float(value) for value in np.quantile(depth_m, (NEAR_SHARE, FAR_SHARE)))
+    movie.write_picture(
+        job.internal_depth.with_suffix(".png"), movie.in_colors(np.concatenate(list(depth_m), axis=1), near_m, far_m)
+    )
 
 
 def _read(path: Path, error_type: type[InputError]) -> bytes:
@@ -111,6 +144,8 @@ def _tell(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
         f"{camera.focal_length_px:.0f} px ({_SOURCES[camera.focal_length_source]})"
     )
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
+    if prediction.internal_depth_m is not None:
+        print(f"  {job.internal_depth}: SHARP's own depth, front and back")
     if has_preview:
         print(f"  {job.preview}: a preview")
     print(f"  {sum(prediction.timings.values()):.2f} s: {stages}")

@@ -28,6 +28,12 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
+def depth_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags about depth of `sharp_cog.options.PredictOptions`, by the option's name."""
+    names = ("depth_format", "depth_mode", "back_surface_factor", "depth_fit", "depth_scale", "depth_offset")
+    return {name: getattr(arguments, name) for name in (*names, "save_internal_depth")}
+
+
 def output_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags of `sharp_cog.options.OutputOptions` but for the format, by the option's name."""
     return {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from sharp_cog.errors import CheckpointError, NotInstalledError
+from sharp_cog.errors import CheckpointError, DepthError, NotInstalledError
 from sharp_cog.gaussians import NDCGaussians
+from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse, prepared
 
 COMMIT = "1eaa046834b81852261262b41b0919f5c1efdd2e"
 """The commit of github.com/apple/ml-sharp that the adapter was written for."""
@@ -46,8 +47,28 @@ class MLSharp(nn.Module):
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint does not fit Apple's network: {error}") from error
 
-    def forward(self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None) -> NDCGaussians:
-        """Predicts Gaussians; shapes as in `Sharp.forward`."""
+    def forward(
+        self,
+        image: Tensor,
+        disparity_factor: Tensor,
+        depth: Tensor | None = None,
+        use: DepthUse = DEFAULT_USE,
+        on_monodepth: Callable[[Tensor], None] | None = None,
+    ) -> NDCGaussians:
+        """Predicts Gaussians; shapes as in `Sharp.forward`.
+
+        Raises:
+            DepthError: The depth map is to be used in a way that Apple's package does not have.
+        """
+        if on_monodepth is not None:
+            raise DepthError("save_internal_depth: Apple's package does not give its own depth away: use model 'sharp'")
+        if depth is not None:
+            if use.mode != "align" or use.fit != "none":
+                raise DepthError(
+                    f"depth_mode is {use.mode!r} and depth_fit {use.fit!r}, but Apple's package can only align: choose "
+                    "depth_mode align and depth_fit none"
+                )
+            depth = prepared(depth, None, use)
         return _from_apple(self.predictor(image, disparity_factor, depth))
 
 

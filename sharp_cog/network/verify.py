@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sharp_cog.gaussians import NDCGaussians
+from sharp_cog.network.given_depth import DepthUse
 
 STAGES = {
     "encoder": "monodepth_model.monodepth_predictor.encoder",
@@ -42,6 +43,9 @@ class Difference:
     stage: str
     relative: float
     maximum: float
+
+
+_AS_APPLES = DepthUse(mode="align")
 
 
 def compare(
@@ -78,7 +82,7 @@ def compare(
     with torch.inference_mode():
         for predictor, stages, observe in ((reference, reference_stages, remember), (candidate, candidate, check)):
             with observed(stages, observe):
-                gaussians = predictor(image, disparity_factor, depth)
+                gaussians = predictor(image, disparity_factor, depth, _AS_APPLES)
             for name in GAUSSIAN_FIELDS:
                 observe(name, _comparable(gaussians, name))
     return differences

@@ -89,7 +89,7 @@ def frames(gaussians: Gaussians, camera: Camera, shot: Shot) -> Iterator[tuple[P
         eyes = (-EYE_DISTANCE_M / 2, EYE_DISTANCE_M / 2) if shot.is_stereo else (0.0,)
         seen = [render(gaussians, photograph.moved(_beside(pose, shift_m))) for shift_m in eyes]
         picture = np.concatenate([pixels for pixels, _ in seen], axis=1)
-        yield picture, _in_colors(np.concatenate([depth for _, depth in seen], axis=1), near_m, far_m)
+        yield picture, in_colors(np.concatenate([depth for _, depth in seen], axis=1), near_m, far_m)
 
 
 def still(gaussians: Gaussians, camera: Camera, *, width: int) -> Pixels:
@@ -263,7 +263,7 @@ def _beside(pose: NDArray[np.float64], shift_m: float) -> NDArray[np.float64]:
     return moved
 
 
-def _in_colors(depth_m: NDArray[np.float32], near_m: float, far_m: float) -> Pixels:
+def in_colors(depth_m: NDArray[np.float32], near_m: float, far_m: float) -> Pixels:
     """Depth to colours, linear in disparity between the near and the far; black where nothing is."""
     disparity = 1.0 / np.maximum(depth_m, 1e-6)
     span = max(1.0 / near_m - 1.0 / far_m, 1e-9)

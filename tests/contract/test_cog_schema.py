@@ -78,7 +78,7 @@ def test_every_reference_in_the_schema_resolves() -> None:
     assert references <= SCHEMAS.keys()
 
 
-NOT_OFFERED = {"scale", "center", "spz_version"}
+NOT_OFFERED = {"scale", "center", "spz_version", "save_internal_depth"}
 """Options that only the command line and Python have."""
 
 

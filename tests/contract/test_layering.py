@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     {"predict", "sharp_cog.__main__", "sharp_cog.cli", "sharp_cog.serving", "sharp_cog.dataset"},
-    {"sharp_cog.pipeline"},
+    {"sharp_cog.pipeline", "sharp_cog.estimators"},
     {"sharp_cog.formats", "sharp_cog.preview"},
     {
         *("sharp_cog.checkpoint", "sharp_cog.download", "sharp_cog.preprocess", "sharp_cog.unproject"),
         *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
     },
-    {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.color"},
+    {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},
     {
         *("sharp_cog.gaussians", "sharp_cog.camera", "sharp_cog.errors", "sharp_cog.options", "sharp_cog.atomic"),
         # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.

@@ -169,6 +169,27 @@ def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
     assert upload.num_bytes > 1000
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"depth_mode": "fixed", "back_surface_factor": 1.3, "depth_scale": 2.0, "depth_offset": 0.25},
+        {"depth_mode": "align"},
+        {"depth_fit": "affine"},
+        {"depth_format": "inverse-relative", "depth_fit": "median"},
+    ],
+    ids=str,
+)
+def test_options_of_depth_reach_the_network(
+    asked: dict[str, object], tiny: CogServer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    answer = tiny.predict({**INPUTS, **asked, "max_gaussians": 2000})
+    assert answer["status"] == "succeeded", answer
+    settings = Settings(checkpoint=tiny_checkpoint, checkpoint_sha256=None, device="cpu")
+    options = PredictOptions.from_mapping({**asked, "max_gaussians": 2000})
+    expected = directly_predicted(settings, options, tmp_path, depth=DEPTH)
+    assert content_of_data_uri(answer["output"]) == expected.read_bytes()
+
+
 def test_options_that_exclude_each_other_fail_with_a_reason(lift: CogServer) -> None:
     answer = lift.predict({**INPUTS, "output_format": "glb", "axes": "opencv"})
     assert answer["status"] == "failed"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sharp_cog import __version__
 from sharp_cog.cli import main
 from sharp_cog.formats.ply import PROPERTIES
 from sharp_cog.gaussians import NDCGaussians
+from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving.settings import Settings
 
@@ -38,10 +40,21 @@ class FourGaussians:
 
     def __init__(self) -> None:
         self.depths_m: list[float | None] = []
+        self.uses: list[DepthUse] = []
         self.fails: dict[int, BaseException | float] = {}
         """By the number of the call: what is raised, or the position that is returned."""
 
-    def __call__(self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None) -> NDCGaussians:
+    def __call__(
+        self,
+        image: Tensor,
+        disparity_factor: Tensor,
+        depth: Tensor | None = None,
+        use: DepthUse = DEFAULT_USE,
+        on_monodepth: Callable[[Tensor], None] | None = None,
+    ) -> NDCGaussians:
+        self.uses.append(use)
+        if on_monodepth is not None:
+            on_monodepth(torch.stack([torch.full((8, 8), 2.0), torch.full((8, 8), 3.0)]).unsqueeze(0))
         self.depths_m.append(None if depth is None else round(depth.mean().item(), 4))
         outcome = self.fails.get(len(self.depths_m), 1.0)
         if isinstance(outcome, BaseException):
@@ -395,3 +408,27 @@ def test_verify_without_a_checkpoint_or_a_picture_says_so(tmp_path: Path, capsys
     assert main(["verify", str(photo), "--checkpoint", str(tmp_path / "no.pt")]) == 1
     assert "[checkpoint_missing]" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "no.jpg")]) == 2
+
+
+def test_options_of_depth_reach_the_network(predictor: FourGaussians, tmp_path: Path) -> None:
+    photo, depth = picture(tmp_path / "photo.jpg"), tmp_path / "depth.npy"
+    np.save(depth, np.full((64, 96), 4.0, dtype=np.float32))
+    flags = ["--depth-mode", "align", "--depth-fit", "median", "--depth-scale", "2", "--depth-offset", "-0.5"]
+    assert predict(photo, "--depth", depth, *flags) == 0
+    assert predictor.uses[-1] == DepthUse(mode="align", fit="median", scale=2.0, offset_m=-0.5)
+    assert predict(photo, "--depth", depth, "--back-surface-factor", "1.5") == 0
+    assert predictor.uses[-1] == DepthUse(mode="fixed", back_surface_factor=1.5)
+    assert predict(photo, "--depth", depth, "--depth-format", "inverse-relative") == 0
+    assert predictor.depths_m[-1] == 3.0
+    assert predict(photo, "--depth", depth, "--depth-mode", "align", "--back-surface-factor", "2") == 2
+
+
+def test_internal_depth_is_written_beside_the_splat(predictor: FourGaussians, tmp_path: Path) -> None:
+    photo = picture(tmp_path / "photo.jpg")
+    assert predict(photo, "--save-internal-depth") == 0
+    assert names(tmp_path) == ["photo.jpg", "photo.ply", "photo_internal_depth.npy", "photo_internal_depth.png"]
+    depth_m = np.load(tmp_path / "photo_internal_depth.npy")
+    assert (depth_m.shape, depth_m.dtype) == ((2, 8, 8), np.float32)
+    assert [layer.mean() for layer in depth_m] == [2.0, 3.0]
+    with Image.open(tmp_path / "photo_internal_depth.png") as colors:
+        assert colors.size == (16, 8)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharp_cog.camera import Camera
-from sharp_cog.depth import decode
+from sharp_cog.depth import decode, known_everywhere
 from sharp_cog.errors import DepthError
 
 CAMERA = Camera(width=120, height=80, focal_length_px=100.0)
@@ -67,7 +67,9 @@ def test_unknown_pixels_are_filled_from_their_neighbours(unknown: float, caplog:
     array = np.repeat(np.linspace(1, 3, 120, dtype=np.float32)[None], 80, axis=0)
     holes = np.zeros_like(array, dtype=bool)
     holes[20:50, 30:60] = holes[79, :] = holes[0, 0] = True
-    filled = decode(npy(np.where(holes, np.float32(unknown), array)), CAMERA).depth_m
+    decoded = decode(npy(np.where(holes, np.float32(unknown), array)), CAMERA, depth_format="metric")
+    assert (np.isnan(decoded.depth_m) == holes).all()
+    filled = known_everywhere(decoded).depth_m
     np.testing.assert_array_equal(filled[~holes], array[~holes])
     assert np.abs(filled[holes] - array[holes]).max() < 0.3
     assert f"{holes.sum()} of 9600" in caplog.text
@@ -86,7 +88,7 @@ def test_an_outlier_in_a_hole_does_not_spread(caplog: pytest.LogCaptureFixture) 
     array = np.zeros((80, 120), np.float32)
     array[:, :60] = 2
     array[40, 100] = 1e-5
-    np.testing.assert_array_equal(decode(npy(array), CAMERA).depth_m, np.full_like(array, 2))
+    np.testing.assert_array_equal(known_everywhere(decode(npy(array), CAMERA)).depth_m, np.full_like(array, 2))
     assert "1 pixels" in caplog.text
 
 
@@ -94,7 +96,7 @@ def test_holes_stay_within_the_range_of_the_known(caplog: pytest.LogCaptureFixtu
     array = np.zeros((81, 121), np.float32)
     array[::9, ::7] = np.finfo(np.float32).max
     array[3, 5] = array[70, 100] = 1.0
-    depth_m = decode(npy(array), CAMERA).depth_m
+    depth_m = known_everywhere(decode(npy(array), CAMERA, depth_format="metric")).depth_m
     assert np.isfinite(depth_m).all()
     assert depth_m.min() == 1.0
 
@@ -109,7 +111,7 @@ def test_a_near_object_of_some_size_stays() -> None:
     ("content", "message"),
     [
         (b"", "zero bytes"),
-        (b"text", "not a depth map: give a 16-bit grey PNG"),
+        (b"text", "not a depth map: give a .npy"),
         (npy(np.array([{"a": 1}], dtype=object)), "holds object"),
         (npy(DEPTH.astype(complex)), "holds complex128"),
         (npy(np.array(["a"])), "not numbers"),
@@ -165,8 +167,12 @@ def test_flipped_bytes_give_a_depth_map_or_a_depth_error(name: str, flips: list[
     for position, value in flips:
         content[position % len(content)] = value
     try:
-        depth_m = decode(bytes(content), CAMERA).depth_m
+        depth_map = decode(bytes(content), CAMERA)
     except DepthError:
         return
-    assert np.isfinite(depth_m).all()
-    assert (depth_m > 0).all()
+    known = depth_map.depth_m[~np.isnan(depth_map.depth_m)]
+    assert known.size
+    assert np.isfinite(known).all()
+    filled = known_everywhere(depth_map).depth_m
+    assert np.isfinite(filled).all()
+    assert (filled > 0).all()

@@ -17,6 +17,7 @@ from torch import Tensor
 from sharp_cog.camera import Camera
 from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.config import IMAGE_SIZE, SharpConfig
+from sharp_cog.network.given_depth import DepthUse
 from sharp_cog.network.monodepth import depth_from_disparity
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
 from sharp_cog.network.verify import GAUSSIAN_FIELDS, observed
@@ -121,7 +122,7 @@ def run(model: Sharp, reference: Reference, *, aligned: bool = False) -> tuple[d
             _, disparity = model.monodepth_model(reference.image)
             depth = 1.3 * depth_from_disparity(disparity, reference.disparity_factor)[:, :1] + 0.5
         with observed(model, observe):
-            gaussians = model(reference.image, reference.disparity_factor, depth)
+            gaussians = model(reference.image, reference.disparity_factor, depth, DepthUse(mode="align"))
     for field in GAUSSIAN_FIELDS:
         observe(field, getattr(gaussians, field))
     return errors, gaussians

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sharp_cog.cli import main
 from sharp_cog.errors import CheckpointError, NotInstalledError
 from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.given_depth import DepthUse
 from sharp_cog.network.ml_sharp import COMMIT, MLSharp
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
 from sharp_cog.network.verify import compare
@@ -46,8 +47,10 @@ class StandIn(Sharp):
         ):
             vit.head = nn.Linear(64, 8)
 
-    def forward(self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None) -> Any:
-        ours = super().forward(image, disparity_factor, depth)
+    def forward(  # type: ignore[override]  # Apple's call
+        self, image: Tensor, disparity_factor: Tensor, depth: Tensor | None = None
+    ) -> Any:
+        ours = super().forward(image, disparity_factor, depth, DepthUse(mode="align"))
         return Gaussians3D(ours.means, ours.scales, -ours.quaternions_wxyz, ours.colors_linear, ours.opacities)
 
 

@@ -1,0 +1,108 @@
+"""`sharp-cog depth`: metric depth maps of photographs, by other networks or by SHARP's own, ready for `--depth`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+from sharp_cog import estimators, images
+from sharp_cog.arrange import FAR_SHARE, NEAR_SHARE
+from sharp_cog.atomic import open_atomically
+from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, report
+from sharp_cog.cli.plan import plan
+from sharp_cog.cli.settings import settings_from
+from sharp_cog.depth_files import METRIC_FIELD
+from sharp_cog.errors import ImageError, OptionError, SharpError
+from sharp_cog.estimators import Estimate
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.preview import movie
+from sharp_cog.serving.settings import Settings
+
+Source = Callable[[bytes, images.SourceImage], Estimate]
+"""From a picture's bytes, and the picture, to its depth."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    settings = settings_from(arguments)
+    inputs = [Path(path) for path in arguments.inputs]
+    jobs = plan(inputs, output=arguments.output, depth=None, suffix=".npy", recursive=arguments.recursive)
+    estimate = source_of(arguments.estimator, settings, checkpoint=arguments.estimator_checkpoint)
+    exit_codes, num_written = set[int](), 0
+    for job in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()):
+        try:
+            image_bytes = read_picture(job.image)
+            photograph = images.decode(image_bytes, max_pixels=settings.max_pixels)
+            found = estimate(image_bytes, photograph)
+            write(job.target, found)
+        except SharpError as error:
+            exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
+            continue
+        num_written += 1
+        near_m, middle_m, far_m = np.quantile(found.depth_m, (NEAR_SHARE, 0.5, FAR_SHARE))
+        print(f"{job.target}: {near_m:.2f} m near, {middle_m:.2f} m in the middle, {far_m:.2f} m far")
+    if num_written:
+        print(f"use: sharp-cog predict PICTURE --depth {jobs[0].target if len(jobs) == 1 else jobs[0].target.parent}")
+    return EXIT_FAILED if EXIT_FAILED in exit_codes else EXIT_BAD_INPUT if exit_codes else 0
+
+
+def source_of(name: str, settings: Settings, *, checkpoint: str | None) -> Source:
+    """An estimator by name; `sharp` is the front layer of SHARP's own depth."""
+    if name == "sharp":
+        if settings.model != "sharp":
+            raise OptionError(f"estimator sharp needs the model sharp, and SHARP_MODEL is {settings.model!r}: unset it")
+        pipeline = SharpPipeline.load(settings)
+        return lambda image_bytes, photograph: _by_sharp(pipeline, image_bytes, photograph)
+    estimator = estimators.load(name, checkpoint=checkpoint, device=find_device(settings.device))
+    return lambda image_bytes, photograph: estimator(photograph)
+
+
+def _by_sharp(pipeline: SharpPipeline, image_bytes: bytes, photograph: images.SourceImage) -> Estimate:
+    prediction = pipeline(image_bytes, PredictOptions(save_internal_depth=True))
+    assert prediction.internal_depth_m is not None
+    front_m = torch.from_numpy(prediction.internal_depth_m[:1]).unsqueeze(0)
+    size = (photograph.camera.height, photograph.camera.width)
+    return Estimate(depth_m=F.interpolate(front_m, size=size, mode="bilinear", align_corners=True)[0, 0].numpy())
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def metric_npy(estimate: Estimate) -> bytes:
+    """An .npy that says of itself that it holds metres."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(estimate.depth_m, dtype="<f4").view([(METRIC_FIELD, "<f4")]))
+    return file.getvalue()
+
+
+def in_colors(estimate: Estimate) -> Image.Image:
+    """The map in colours, near is yellow and far is violet."""
+    near_m, far_m = (float(value) for value in np.quantile(estimate.depth_m, (NEAR_SHARE, FAR_SHARE)))
+    return Image.fromarray(movie.in_colors(estimate.depth_m, near_m, far_m))
+
+
+def write(path: Path, estimate: Estimate) -> None:
+    """Writes the map, and beside it a picture of it."""
+    with open_atomically(path) as file:
+        file.write(metric_npy(estimate))
+    with open_atomically(path.with_suffix(".depth.webp")) as file:
+        in_colors(estimate).save(file, "WEBP", quality=90)
