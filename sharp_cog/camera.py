@@ -9,7 +9,7 @@ from typing import Literal
 
 from sharp_cog.errors import OptionError
 
-FocalLengthSource = Literal["caller", "exif_35mm", "exif", "default"]
+FocalLengthSource = Literal["caller", "exif_35mm", "exif", "estimated", "default"]
 
 FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
 DEFAULT_FOCAL_LENGTH_MM = 30.0

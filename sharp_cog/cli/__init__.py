@@ -232,7 +232,7 @@ def _add_depth(commands: Commands) -> None:
     )
     command.add_argument("inputs", nargs="+", metavar="PICTURE", help="a picture, or a folder of pictures")
     command.add_argument(
-        "-o", "--output", metavar="PATH", help="file for one picture, folder for many (default: beside each picture)"
+        "-o", "--output", metavar="FOLDER", help="where to; a name that ends with .npy is a file (default: beside each)"
     )
     command.add_argument("-r", "--recursive", action="store_true", help="look into folders of folders too")
     command.add_argument("--estimator", choices=("sharp", *ESTIMATORS), default="depth-pro", help="default: depth-pro")

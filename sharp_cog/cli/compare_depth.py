@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     sheet = Image.new("RGB", (2 * _WIDTH, len(names) * (height + _TEXT_HEIGHT)), "white")
     for row, name in enumerate(names):
         # One network at a time: a large one's memory is free before the next is loaded.
-        estimate = source_of(name, settings, checkpoint=checkpoints.get(name))(image_bytes, photograph)
+        estimator = source_of(name, settings, checkpoint=checkpoints.get(name), pipeline=pipeline)
+        estimate = estimator(image_bytes, photograph)
+        del estimator
         target = folder / f"{path.stem}.{name}.npy"
         write(target, estimate)
         prediction = pipeline(image_bytes, depth_bytes=metric_npy(estimate))

@@ -6,6 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; see `sharp_cog.cli.main` for the exit code."""
     settings = settings_from(arguments)
     inputs = [Path(path) for path in arguments.inputs]
-    jobs = plan(inputs, output=arguments.output, depth=None, suffix=".npy", recursive=arguments.recursive)
+    output = arguments.output
+    if output is not None and not output.endswith((".npy", "/", "\\")):
+        output += "/"  # A folder, also for one picture.
+    jobs = plan(inputs, output=output, depth=None, suffix=".npy", recursive=arguments.recursive)
     estimate = source_of(arguments.estimator, settings, checkpoint=arguments.estimator_checkpoint)
     exit_codes, num_written = set[int](), 0
     for job in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()):
@@ -51,18 +55,21 @@ def run(arguments: argparse.Namespace) -> int:
         num_written += 1
         near_m, middle_m, far_m = np.quantile(found.depth_m, (NEAR_SHARE, 0.5, FAR_SHARE))
         print(f"{job.target}: {near_m:.2f} m near, {middle_m:.2f} m in the middle, {far_m:.2f} m far")
+        if photograph.camera.focal_length_source == "default" and found.focal_length_px is not None:
+            print(f"  focal length estimated: give predict --focal-length-px {found.focal_length_px:.0f}")
     if num_written:
         print(f"use: sharp-cog predict PICTURE --depth {jobs[0].target if len(jobs) == 1 else jobs[0].target.parent}")
     return EXIT_FAILED if EXIT_FAILED in exit_codes else EXIT_BAD_INPUT if exit_codes else 0
 
 
-def source_of(name: str, settings: Settings, *, checkpoint: str | None) -> Source:
-    """An estimator by name; `sharp` is the front layer of SHARP's own depth."""
+def source_of(
+    name: str, settings: Settings, *, checkpoint: str | None, pipeline: SharpPipeline | None = None
+) -> Source:
+    """An estimator by name; `sharp` is the front layer of SHARP's own depth, of `pipeline` if it is loaded already."""
     if name == "sharp":
         if settings.model != "sharp":
             raise OptionError(f"estimator sharp needs the model sharp, and SHARP_MODEL is {settings.model!r}: unset it")
-        pipeline = SharpPipeline.load(settings)
-        return lambda image_bytes, photograph: _by_sharp(pipeline, image_bytes, photograph)
+        return partial(_by_sharp, pipeline or SharpPipeline.load(settings))
     estimator = estimators.load(name, checkpoint=checkpoint, device=find_device(settings.device))
     return lambda image_bytes, photograph: estimator(photograph)
 

@@ -24,7 +24,13 @@ from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import Prediction, SharpPipeline
 from sharp_cog.preview import movie
 
-_SOURCES = {"caller": "as given", "exif_35mm": "from EXIF", "exif": "from EXIF", "default": "assumed, 30 mm equivalent"}
+_SOURCES = {
+    "caller": "as given",
+    "exif_35mm": "from EXIF",
+    "exif": "from EXIF",
+    "estimated": "estimated from the picture",
+    "default": "assumed, 30 mm equivalent",
+}
 
 _LOOK = {
     "html": "look: open it in a browser",
@@ -59,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
         # A broken picture should be known before gigabytes are fetched for it.
         images.decode(_read(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
-    pipeline = SharpPipeline.load(settings)
     estimate = None
     if arguments.depth_from is not None:
         estimate = source_of(arguments.depth_from, settings, checkpoint=arguments.estimator_checkpoint)
+    pipeline = SharpPipeline.load(settings)
     exit_codes, num_written = set[int](), 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
         for job in jobs:
@@ -102,14 +108,16 @@ def _predict(
 ) -> Prediction:
     image_bytes = _read(job.image, ImageError)
     depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
+    is_estimated = False
     if estimate is not None:
         photograph = images.decode(image_bytes, options, max_pixels=pipeline.settings.max_pixels)
         found = estimate(image_bytes, photograph)
         depth_bytes = metric_npy(found)
         if photograph.camera.focal_length_source == "default" and found.focal_length_px is not None:
-            options = replace(options, focal_length_px=found.focal_length_px)
-            print(f"{job.image}: says no focal length, {found.focal_length_px:.0f} px are estimated", file=sys.stderr)
+            options, is_estimated = replace(options, focal_length_px=found.focal_length_px), True
     prediction = pipeline(image_bytes, options, depth_bytes=depth_bytes)
+    if is_estimated:
+        prediction = replace(prediction, camera=replace(prediction.camera, focal_length_source="estimated"))
     prediction.write(job.target)
     if prediction.internal_depth_m is not None:
         _write_internal_depth(job, prediction.internal_depth_m)

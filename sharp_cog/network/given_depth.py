@@ -101,8 +101,9 @@ def _filled(depth_m: Tensor, own_m: Tensor) -> Tensor:
         raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
     factor = (depth_m[known] / own_m[known]).median()
     _LOG.warning(
-        "%.1f %% of the depth map is unknown and was filled from SHARP's own depth, times %.3g",
-        100 * num_unknown / depth_m.numel(),
+        "%d of %d pixels of the depth map are unknown and were filled from SHARP's own depth, times %.3g",
+        num_unknown,
+        depth_m.numel(),
         factor.item(),
     )
     return torch.where(known, depth_m, (own_m * factor).clamp(MIN_DEPTH_M, MAX_DEPTH_M))

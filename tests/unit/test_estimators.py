@@ -151,7 +151,7 @@ def test_depth_writes_maps_that_predict_takes(
     picture(photos / "b.png", equivalent_mm=35)
     (photos / "broken.jpg").write_bytes(b"text")
     flags = ["--estimator", "depth-pro", "--estimator-checkpoint", str(depth_pro)]
-    assert main(["depth", str(photos), "-o", f"{maps}/", *flags]) == 2
+    assert main(["depth", str(photos), "-o", str(maps), *flags]) == 2
     said = capsys.readouterr()
     assert "broken.jpg" in said.err
     assert f"--depth {maps}" in said.out
@@ -160,6 +160,10 @@ def test_depth_writes_maps_that_predict_takes(
     depth_map = decode((maps / "a.npy").read_bytes(), photograph.camera)
     assert depth_map.is_metric
     (photos / "broken.jpg").unlink()
+    assert "a.npy: " in said.out
+    assert "focal length estimated" in said.out
+    assert main(["depth", str(photos / "a.png"), "-o", str(tmp_path / "one"), *flags]) == 0
+    assert (tmp_path / "one" / "a.npy").is_file(), "a folder, also for one picture"
     splats = tmp_path / "splats"
     assert main(["predict", str(photos), "--model", "lift", "--depth", str(maps), "-o", f"{splats}/"]) == 0
     assert sorted(path.name for path in splats.iterdir()) == ["a.ply", "b.ply"]
@@ -171,10 +175,10 @@ def test_predict_makes_the_depth_on_the_way(
     photo = picture(tmp_path / "photo.png")
     flags = ["--model", "lift", "--depth-from", "depth-pro", "--estimator-checkpoint", str(depth_pro)]
     assert main(["predict", str(photo), *flags]) == 0
-    assert "says no focal length" in capsys.readouterr().err
+    assert "(estimated from the picture)" in capsys.readouterr().out
     telling = picture(tmp_path / "telling.jpg", equivalent_mm=35)
     assert main(["predict", str(telling), *flags]) == 0
-    assert "says no focal length" not in capsys.readouterr().err
+    assert "(from EXIF)" in capsys.readouterr().out
     assert main(["predict", str(photo), *flags, "--depth", str(tmp_path / "telling.jpg")]) == 2
     assert "are both given" in capsys.readouterr().err
 

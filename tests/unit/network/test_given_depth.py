@@ -80,7 +80,7 @@ def test_what_is_unknown_comes_from_sharps_own_depth(
         whole = model(image, FACTOR, own_m[:, :1] * 3.0, DepthUse())
         filled = model(image, FACTOR, holey, DepthUse())
     assert relative_difference(filled.means, whole.means) < 1e-5
-    assert "12.7 % of the depth map is unknown" in caplog.text
+    assert "300000 of 2359296 pixels of the depth map are unknown" in caplog.text
 
 
 def test_internal_depth_is_that_of_before(model: Sharp, image: Tensor, own_m: Tensor) -> None:
