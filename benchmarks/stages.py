@@ -38,7 +38,7 @@ from sharp_cog import __version__
 from sharp_cog.errors import SharpError
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.sharp import Sharp
-from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.pipeline import Decoded, SharpPipeline, find_device
 from sharp_cog.serving.settings import MODELS, Settings
 
 RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}
@@ -54,6 +54,10 @@ class MeasuredPipeline(SharpPipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: {"rss": 0, "device": 0})
+
+    def decode(self, *args: Any, **kwargs: Any) -> Decoded:
+        with self.weighed("decode"):
+            return super().decode(*args, **kwargs)
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -37,9 +37,9 @@ class Prediction:
     """One photograph's splat.
 
     Attributes:
-        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device; what the options keep of them.
+        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device.
         camera: The photograph's camera; says where the focal length came from.
-        options: The options that the prediction was made with.
+        options: The options that the prediction was made with, and will be written with.
         timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
         internal_depth_m: SHARP's own depth, (2, 1536, 1536) float32 in metres, front layer first, before a given one
             replaced it; where `save_internal_depth` asked for it.
@@ -52,6 +52,13 @@ class Prediction:
     timings: dict[str, float]
     internal_depth_m: NDArray[np.float32] | None = None
     viewer_dir: Path | None = None
+
+    def with_output(self, options: PredictOptions) -> Prediction:
+        """The same splat, to be written with other options; of its Gaussians, those that they keep."""
+        gaussians = arrange.keep_visible(
+            self.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity
+        )
+        return replace(self, gaussians=gaussians, options=options, timings=dict(self.timings))
 
     def write(self, path: Path | str) -> Path:
         """Writes the splat in the format of the options; `path` appears whole or not at all.
@@ -68,6 +75,23 @@ class Prediction:
         written = formats.write(Path(path), self.gaussians, self.camera, self.options, viewer_dir=self.viewer_dir)
         self.timings["write"] = time.perf_counter() - start
         return written
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """A request whose bytes have been read and found good: all that `SharpPipeline.predict` needs.
+
+    Attributes:
+        source: The photograph.
+        depth_map: The caller's, for the same view; None where there is none.
+        options: The options of the prediction.
+        decode_s: Seconds that it took.
+    """
+
+    source: images.SourceImage
+    depth_map: depth.DepthMap | None
+    options: PredictOptions
+    decode_s: float
 
 
 class SharpPipeline:
@@ -111,28 +135,46 @@ class SharpPipeline:
             NotInstalledError: The output format needs what is not installed.
             PredictionError: The device ran out of memory.
         """
+        decoded = self.decode(image_bytes, options, depth_bytes=depth_bytes)
+        return self.predict(decoded).with_output(decoded.options)
+
+    def decode(
+        self, image_bytes: bytes, options: PredictOptions | None = None, *, depth_bytes: bytes | None = None
+    ) -> Decoded:
+        """The part of a prediction that needs no device, and that many threads may do at once.
+
+        Args and errors are those of `__call__`.
+        """
         options = options or PredictOptions()
         formats.check(options, viewer_dir=self.settings.viewer_dir)
-        timings: dict[str, float] = {}
-        with self._timed("decode", timings):
-            source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
-            depth_map = None if depth_bytes is None else self._decode_depth(depth_bytes, source, options)
+        start = time.perf_counter()
+        source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
+        depth_map = None if depth_bytes is None else self._decode_depth(depth_bytes, source, options)
+        return Decoded(source=source, depth_map=depth_map, options=options, decode_s=time.perf_counter() - start)
+
+    def predict(self, decoded: Decoded) -> Prediction:
+        """The part of a prediction that needs the device, for one caller at a time.
+
+        Returns:
+            The whole splat; `Prediction.with_output` keeps what the options ask for.
+
+        Raises:
+            DepthError: The model needs a depth map, or cannot use this one.
+            PredictionError: The device ran out of memory.
+        """
+        timings = {"decode": decoded.decode_s}
         monodepth: list[Tensor] = []
-        gaussians = arrange.keep_visible(
-            self._predict(
-                source,
-                depth_map,
-                timings,
-                use=_depth_use(options, depth_map, has_own=isinstance(self.predictor, Sharp)),
-                on_monodepth=monodepth.append if options.save_internal_depth else None,
-            ),
-            max_gaussians=options.max_gaussians,
-            min_opacity=options.min_opacity,
+        gaussians = self._predict(
+            decoded.source,
+            decoded.depth_map,
+            timings,
+            use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, Sharp)),
+            on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
         )
         return Prediction(
             gaussians=gaussians,
-            camera=source.camera,
-            options=options,
+            camera=decoded.source.camera,
+            options=decoded.options,
             timings=timings,
             internal_depth_m=monodepth[0][0].float().cpu().numpy() if monodepth else None,
             viewer_dir=self.settings.viewer_dir,

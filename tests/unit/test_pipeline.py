@@ -80,6 +80,16 @@ def test_same_input_same_bytes_one_after_another_and_at_once(lift: SharpPipeline
     assert alone[0] != alone[1]
 
 
+def test_one_prediction_is_written_in_many_ways(lift: SharpPipeline, tmp_path: Path) -> None:
+    """The same bytes as from a prediction of its own, without the network's work."""
+    whole = lift.predict(lift.decode(picture(), depth_bytes=depth_map()))
+    for options in (PredictOptions(max_gaussians=1000), PredictOptions(output_format="splat", min_opacity=0.2)):
+        apart = lift(picture(), options, depth_bytes=depth_map()).write(tmp_path / "apart")
+        assert whole.with_output(options).write(tmp_path / "again").read_bytes() == apart.read_bytes()
+    assert len(whole.gaussians) == 2 * 768 * 768
+    assert "write" not in whole.timings, "what is written of it leaves it as it is"
+
+
 def test_bad_inputs_are_the_callers_fault(lift: SharpPipeline) -> None:
     with pytest.raises(DepthError, match="needs a depth map"):
         lift(picture())
