@@ -6,13 +6,20 @@
     |   +-- DepthError             invalid_depth
     |   +-- OptionError            invalid_option
     |   +-- SplatError             invalid_splat
+    |   +-- FetchError             fetch_failed
+    |   +-- UploadError            upload_failed
+    |   +-- RequestTooLargeError   request_too_large    413
+    |   +-- ResultTooLargeError    result_too_large
     +-- SettingError               invalid_setting
     +-- CheckpointError            invalid_checkpoint
     |   +-- CheckpointMissingError checkpoint_missing
     |   +-- DownloadError          download_failed
     +-- NotInstalledError          not_installed
     +-- PredictionError            prediction_failed
+    |   +-- DeviceError            device_failed        the process must be started anew
     +-- OutputError                cannot_write
+    +-- BusyError                  busy                 503, with Retry-After: ask again
+    +-- DeadlineError              deadline_exceeded    504
 
 A message names the value, the limit and the remedy. Foreign exceptions are translated where they enter.
 """
@@ -54,6 +61,30 @@ class SplatError(InputError):
     code = "invalid_splat"
 
 
+class FetchError(InputError):
+    """A URL of the caller's cannot or may not be fetched."""
+
+    code = "fetch_failed"
+
+
+class UploadError(InputError):
+    """The result cannot or may not be sent to where the caller wants it."""
+
+    code = "upload_failed"
+
+
+class RequestTooLargeError(InputError):
+    """The request has more bytes than the service takes."""
+
+    code = "request_too_large"
+
+
+class ResultTooLargeError(InputError):
+    """The result has more bytes than the platform passes back."""
+
+    code = "result_too_large"
+
+
 class SettingError(SharpError):
     """An environment variable or setting of the service has a bad value."""
 
@@ -90,7 +121,25 @@ class PredictionError(SharpError):
     code = "prediction_failed"
 
 
+class DeviceError(PredictionError):
+    """The device failed in a way that only a new process mends."""
+
+    code = "device_failed"
+
+
 class OutputError(SharpError):
     """A result could not be written."""
 
     code = "cannot_write"
+
+
+class BusyError(SharpError):
+    """The service cannot take the request now: it loads, stops, or has too many of them."""
+
+    code = "busy"
+
+
+class DeadlineError(SharpError):
+    """The request took longer than the service allows."""
+
+    code = "deadline_exceeded"

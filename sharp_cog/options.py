@@ -33,6 +33,27 @@ MAX_GAUSSIANS_RANGE = (1, 1_000_000_000)
 MIN_OPACITY_RANGE = (0.0, 1.0)
 SCALE_RANGE = (1e-6, 1e6)
 
+CHOICES: dict[str, tuple[str | int, ...]] = {
+    "output_format": OUTPUT_FORMATS,
+    "axes": AXES,
+    "spz_version": SPZ_VERSIONS,
+    "depth_format": DEPTH_FORMATS,
+    "depth_mode": DEPTH_MODES,
+    "depth_fit": DEPTH_FITS,
+}
+"""Of the options that have them, by name."""
+RANGES: dict[str, tuple[tuple[float, float], str]] = {
+    "max_gaussians": (MAX_GAUSSIANS_RANGE, "Gaussians"),
+    "min_opacity": (MIN_OPACITY_RANGE, "(1 is opaque)"),
+    "scale": (SCALE_RANGE, "(1 keeps metres)"),
+    "back_surface_factor": (BACK_SURFACE_FACTOR_RANGE, "(1 is no distance)"),
+    "depth_scale": (DEPTH_SCALE_RANGE, "(1 changes nothing)"),
+    "depth_offset": (DEPTH_OFFSET_RANGE, "metres"),
+    "focal_length_px": (FOCAL_LENGTH_PX_RANGE, "pixels"),
+    "focal_length_mm": (FOCAL_LENGTH_MM_RANGE, "millimetres"),
+}
+"""Least and largest value of the others that are numbers, and their unit."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputOptions:
@@ -62,12 +83,8 @@ class OutputOptions:
     spz_version: int = 3
 
     def __post_init__(self) -> None:
-        _check_choice("output_format", self.output_format, OUTPUT_FORMATS)
-        _check_choice("axes", self.axes, AXES)
-        _check_choice("spz_version", self.spz_version, SPZ_VERSIONS)
-        _check_range("max_gaussians", self.max_gaussians, MAX_GAUSSIANS_RANGE, "Gaussians")
-        _check_range("min_opacity", self.min_opacity, MIN_OPACITY_RANGE, "(1 is opaque)")
-        _check_range("scale", self.scale, SCALE_RANGE, "(1 keeps metres)")
+        for option in fields(self):
+            _check(option.name, getattr(self, option.name))
         fixed = FIXED_AXES.get(self.output_format)
         if fixed and self.axes not in ("auto", fixed):
             raise OptionError(
@@ -135,19 +152,11 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
-        _check_choice("depth_format", self.depth_format, DEPTH_FORMATS)
-        _check_choice("depth_mode", self.depth_mode, DEPTH_MODES)
-        _check_choice("depth_fit", self.depth_fit, DEPTH_FITS)
-        _check_range("back_surface_factor", self.back_surface_factor, BACK_SURFACE_FACTOR_RANGE, "(1 is no distance)")
-        _check_range("depth_scale", self.depth_scale, DEPTH_SCALE_RANGE, "(1 changes nothing)")
-        _check_range("depth_offset", self.depth_offset, DEPTH_OFFSET_RANGE, "metres")
         if self.back_surface_factor > 1 and self.depth_mode == "align":
             raise OptionError(
                 f"back_surface_factor is {self.back_surface_factor:g} and depth_mode 'align', which has SHARP's own "
                 "back surface: leave one of them out"
             )
-        _check_range("focal_length_px", self.focal_length_px, FOCAL_LENGTH_PX_RANGE, "pixels")
-        _check_range("focal_length_mm", self.focal_length_mm, FOCAL_LENGTH_MM_RANGE, "millimetres")
         if self.focal_length_px is not None and self.focal_length_mm is not None:
             raise OptionError(
                 f"focal_length_px={self.focal_length_px} and focal_length_mm={self.focal_length_mm} are both given: "
@@ -183,12 +192,12 @@ _CONVERTERS: dict[str, Any] = {"float": _number, "int": _whole_number, "bool": _
 """By the type of the field, as it is written."""
 
 
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
+def _check(name: str, value: Any) -> None:
+    """Checks a value against what the option may be."""
+    choices = CHOICES.get(name)
+    if choices is not None and value not in choices:
         raise OptionError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-
-
-def _check_range(name: str, value: float | None, limits: tuple[float, float], unit: str) -> None:
-    low, high = limits
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise OptionError(f"{name} is {value}: give a number from {low:g} to {high:g} {unit}")
+    if name in RANGES and value is not None:
+        (low, high), unit = RANGES[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise OptionError(f"{name} is {value}: give a number from {low:g} to {high:g} {unit}")

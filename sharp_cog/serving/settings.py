@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from sharp_cog.errors import SettingError
@@ -95,6 +96,109 @@ class Settings:
             max_megapixels=max_megapixels,
             viewer_dir=path("SHARP_VIEWER_DIR"),
         )
+
+
+def _in_environment(name: str) -> str:
+    """The variable of a setting; a bucket's are called as RunPod calls them."""
+    return name.upper() if name.startswith("bucket_") else f"SHARP_{name.upper()}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSettings:
+    """Settings of what serves requests: HTTP, RunPod, Modal.
+
+    The environment variable of each has its name in capitals behind `SHARP_`, but for those of the bucket, which RunPod
+    itself calls `BUCKET_ENDPOINT_URL` and so on.
+
+    Attributes:
+        queue_size: Requests that may wait for the device; further ones are refused.
+        request_seconds: How long a request may take, waiting included.
+        max_body_megabytes: Larger requests are refused before they are read.
+        kept_predictions: Of how many last predictions the splat is kept, so that the same photograph is written in
+            another format without being predicted again; 66 MB of memory each.
+        fetch_megabytes: Larger files behind a URL are refused.
+        fetch_seconds: How long fetching a URL may take.
+        fetch_private: Whether URLs may lead to private addresses: for tests and closed networks alone.
+        runpod_sync_megabytes: Largest answer that RunPod passes back for `runsync`.
+        runpod_async_megabytes: The same for `run`.
+        bucket_endpoint_url: Of an S3-compatible store that takes RunPod's results.
+        bucket_access_key_id: Its access key.
+        bucket_secret_access_key: Its secret.
+        bucket_name: The bucket.
+        modal_gpu: The GPU that Modal gives a container.
+        modal_idle_seconds: How long Modal keeps an idle container.
+        modal_concurrency: Requests that one container takes at once.
+        modal_timeout_seconds: How long Modal lets one call take.
+
+    Raises:
+        SettingError: A value is bad; the message names the variable.
+    """
+
+    queue_size: int = 16
+    request_seconds: float = 600.0
+    max_body_megabytes: float = 200.0
+    kept_predictions: int = 1
+    fetch_megabytes: float = 50.0
+    fetch_seconds: float = 30.0
+    fetch_private: bool = False
+    runpod_sync_megabytes: float = 20.0
+    runpod_async_megabytes: float = 10.0
+    bucket_endpoint_url: str = ""
+    bucket_access_key_id: str = ""
+    bucket_secret_access_key: str = field(default="", repr=False)
+    bucket_name: str = ""
+    modal_gpu: str = "A100"
+    modal_idle_seconds: int = 300
+    modal_concurrency: int = 10
+    modal_timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value, variable = getattr(self, setting.name), _in_environment(setting.name)
+            least = 0 if setting.name in ("queue_size", "kept_predictions") else 1
+            if setting.type == "int" and value < least:
+                raise SettingError(f"{variable} is {value}: give a whole number of at least {least}")
+            if setting.type == "float" and not (math.isfinite(value) and value > 0):
+                raise SettingError(f"{variable} is {value}: give a positive number")
+        bucket = {name: getattr(self, name) for name in _BUCKET}
+        missing = [_in_environment(name) for name, value in bucket.items() if not value]
+        if missing and len(missing) < len(bucket):
+            raise SettingError(f"{missing[0]} is not set, but others of the bucket are: set all of them, or none")
+        if self.bucket_endpoint_url and not _is_web_address(self.bucket_endpoint_url):
+            raise SettingError(f"BUCKET_ENDPOINT_URL is {self.bucket_endpoint_url!r}: give an http or https address")
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether there is a bucket for results."""
+        return bool(self.bucket_endpoint_url)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServiceSettings:
+        """Reads the variables; empty ones count as not set.
+
+        Raises:
+            SettingError: A variable has a bad value.
+        """
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable = _in_environment(setting.name)
+            text = environment.get(variable, "").strip()
+            if text:
+                values[setting.name] = _read(variable, text, str(setting.type))
+        return cls(**values)
+
+
+_BUCKET = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key", "bucket_name")
+
+
+def _read(variable: str, text: str, type_: str) -> Any:
+    try:
+        if type_ == "bool":
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[type_](text)
+    except (KeyError, ValueError):
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}[type_]
+        raise SettingError(f"{variable} is {text!r}: give {wanted}") from None
 
 
 def _is_web_address(url: str) -> bool:
