@@ -138,6 +138,10 @@ class BusyError(SharpError):
 
     code = "busy"
 
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class DeadlineError(SharpError):
     """The request took longer than the service allows."""

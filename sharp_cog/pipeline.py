@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sharp_cog import arrange, checkpoint, depth, formats, images
 from sharp_cog.camera import Camera
-from sharp_cog.errors import PredictionError, SettingError
+from sharp_cog.errors import DeviceError, PredictionError, SettingError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.network.config import IMAGE_SIZE, SharpConfig
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
@@ -161,6 +161,7 @@ class SharpPipeline:
         Raises:
             DepthError: The model needs a depth map, or cannot use this one.
             PredictionError: The device ran out of memory.
+            DeviceError: The device failed; nothing more will work in this process.
         """
         timings = {"decode": decoded.decode_s}
         monodepth: list[Tensor] = []
@@ -221,6 +222,11 @@ class SharpPipeline:
             raise PredictionError(
                 f"the device {self.device} ran out of memory: close what else uses it, or set SHARP_DEVICE=cpu"
             ) from error
+        except RuntimeError as error:
+            # An asynchronous CUDA error spoils the context for good: every later call fails too.
+            if "CUDA error" in str(error):
+                raise DeviceError(f"the device {self.device} failed: start the process anew: {error}") from error
+            raise
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_depth(commands)
     _add_render(commands)
     _add_verify(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -296,4 +297,20 @@ def _add_verify(commands: Commands) -> None:
     command.add_argument(
         "--tolerance", type=float, default=1e-3, metavar="E", help="largest relative difference (default: 0.001)"
     )
+    _add_model_settings(command)
+
+
+def _add_serve(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "serve",
+        help_text="serve the model over HTTP, with a page for browsers",
+        example="sharp-cog serve --http --model lift --port 8000",
+    )
+    command.add_argument("--http", action="store_true", help="this service (the default, and the only one here)")
+    command.add_argument("--model", choices=MODELS, help="default: sharp; lift needs no weights but a depth map")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
+    )
+    command.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     _add_model_settings(command)

@@ -32,6 +32,7 @@ __all__ = [
     "check",
     "detect",
     "format_of",
+    "placed",
     "read",
     "vertex_block",
     "write",
@@ -48,6 +49,7 @@ class Format:
         description: What it is good for, in a line.
         write: Writes Gaussians, the photograph's camera and their frame to a binary file; some take more by name.
         axes: What it has unless asked otherwise; `sharp_cog.options.FIXED_AXES` tells where nothing else is possible.
+        media_type: What HTTP calls it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Format:
     description: str
     write: Callable[..., None]
     axes: str = "opencv"
+    media_type: str = "application/octet-stream"
 
 
 FORMATS = {
@@ -98,18 +101,21 @@ FORMATS = {
             description="binary glTF with KHR_gaussian_splatting, which travels as any 3D model",
             write=write_glb,
             axes="opengl",
+            media_type="model/gltf-binary",
         ),
         Format(
             name="html",
             suffix=".html",
             description="a page with the splat and its viewer inside, which opens anywhere, offline",
             write=write_html,
+            media_type="text/html; charset=utf-8",
         ),
         Format(
             name="mp4",
             suffix=".mp4",
             description="a short film of the splat, the camera moving a little",
             write=write_mp4,
+            media_type="video/mp4",
         ),
     )
 }
@@ -171,16 +177,30 @@ def write(
     """
     format_ = FORMATS[options.output_format]
     assert camera is not None or format_.name not in NEEDING_CAMERA
-    placed, camera_position = arrange.place(gaussians, scale=options.scale, is_centred=options.center)
-    axes = format_.axes if options.axes == "auto" else options.axes
-    if axes == "opengl":
-        x, y, z = camera_position
-        placed, camera_position = arrange.turn_about_x(placed), (x, -y, -z)
-    frame = Frame(axes=axes, camera_position=camera_position)
+    scene, frame = placed(gaussians, options, default_axes=format_.axes)
     more: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
     with open_atomically(path) as file:
-        format_.write(file, placed, camera, frame, **more.get(format_.name, {}))
+        format_.write(file, scene, camera, frame, **more.get(format_.name, {}))
     return path
+
+
+def placed(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -> tuple[Gaussians, Frame]:
+    """Scales, moves and turns a scene as the options say.
+
+    Args:
+        gaussians: OpenCV axes, the photograph's camera at the origin.
+        options: Their `scale`, `center` and `axes` count.
+        default_axes: What `auto` means.
+
+    Returns:
+        The scene, and the frame that it is in now.
+    """
+    scene, camera_position = arrange.place(gaussians, scale=options.scale, is_centred=options.center)
+    axes = default_axes if options.axes == "auto" else options.axes
+    if axes == "opengl":
+        x, y, z = camera_position
+        scene, camera_position = arrange.turn_about_x(scene), (x, -y, -z)
+    return scene, Frame(axes=axes, camera_position=camera_position)
 
 
 _READERS: dict[str, Callable[[bytes], Splat]] = {

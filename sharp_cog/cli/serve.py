@@ -1,0 +1,36 @@
+"""`sharp-cog serve`: the HTTP service with its page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from sharp_cog.cli.settings import settings_from
+from sharp_cog.errors import NotInstalledError
+from sharp_cog.serving.settings import ServiceSettings
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    try:
+        import uvicorn
+
+        from sharp_cog.serving.http import create_app
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(
+            f"the HTTP service needs {error.name}: .venv/bin/pip install -e '.[http]', or use scripts/serve --http"
+        ) from error
+    from sharp_cog.pipeline import SharpPipeline  # What takes long comes after what may fail.
+
+    settings, service = settings_from(arguments), ServiceSettings.from_environment()
+    app = create_app(lambda: SharpPipeline.load(settings), service)
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    logging.getLogger(__name__).info("open http://%s:%d in a browser; Ctrl-C stops", host, arguments.port)
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="info" if arguments.verbose else "warning",
+        timeout_graceful_shutdown=int(service.request_seconds) + 1,
+    )
+    return 0

@@ -1,0 +1,145 @@
+"""What callers get, the same behind every door: metadata, arrays, errors, names of files."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharp_cog import formats
+from sharp_cog.atomic import open_atomically
+from sharp_cog.color import linear_to_srgb
+from sharp_cog.errors import (
+    BusyError,
+    DeadlineError,
+    InputError,
+    PredictionError,
+    RequestTooLargeError,
+    SharpError,
+)
+from sharp_cog.pipeline import Prediction
+
+_LOG = logging.getLogger(__name__)
+
+ROWS_AT_A_TIME = 1 << 15
+
+
+def metadata(prediction: Prediction) -> dict[str, Any]:
+    """What is known of a splat besides its Gaussians, ready for JSON.
+
+    Returns:
+        `focal_length` in pixels of the picture as it is shown, `focal_length_source`, `image_size` [width, height],
+        `num_gaussians`, `timings` in seconds.
+    """
+    camera = prediction.camera
+    return {
+        "focal_length": float(camera.focal_length_px),
+        "focal_length_source": camera.focal_length_source,
+        "image_size": [camera.width, camera.height],
+        "num_gaussians": len(prediction.gaussians),
+        "timings": {stage: round(seconds, 6) for stage, seconds in prediction.timings.items()},
+    }
+
+
+def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
+    """The Gaussians as arrays, placed as the options say; OpenCV axes unless they say otherwise.
+
+    Returns:
+        float32: `positions` (N, 3) and `scales` (N, 3) in metres, `rotations` (N, 4) unit quaternions w x y z,
+        `opacities` (N, 1) in 0 to 1, `colors` (N, 3) sRGB in 0 to 1; `internal_depth_m` where the options ask for it.
+
+    Raises:
+        PredictionError: A value is not finite.
+    """
+    placed, _ = formats.placed(prediction.gaussians, prediction.options, default_axes="opencv")
+    tensors = {
+        "positions": placed.means,
+        "scales": placed.scales,
+        "rotations": placed.quaternions_wxyz,
+        "opacities": placed.opacities.unsqueeze(-1),
+        "colors": linear_to_srgb(placed.colors_linear),
+    }
+    found = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise PredictionError(f"{name} are not all finite: a fault of the model or the device, not of the picture")
+    if prediction.internal_depth_m is not None:
+        found["internal_depth_m"] = prediction.internal_depth_m
+    return found
+
+
+def write_json(path: Path, prediction: Prediction) -> None:
+    """Writes arrays and metadata as one JSON object; some 250 MB of text for a whole splat.
+
+    Raises:
+        PredictionError: A value is not finite.
+        OutputError: The file cannot be written.
+    """
+    with open_atomically(path) as file:
+        for chunk in _json_chunks(arrays(prediction), metadata(prediction)):
+            file.write(chunk)
+
+
+def _json_chunks(named: dict[str, NDArray[np.float32]], about: dict[str, Any]) -> Iterator[bytes]:
+    import orjson  # Of the extra `http`, as is the one who asks for JSON.
+
+    yield b"{"
+    for name, values in named.items():
+        yield orjson.dumps(name) + b":["
+        for start in range(0, len(values), ROWS_AT_A_TIME):
+            rows = np.ascontiguousarray(values[start : start + ROWS_AT_A_TIME])
+            yield (b"," if start else b"") + orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        yield b"],"
+    yield b'"metadata":' + orjson.dumps(about) + b"}"
+
+
+def write_npz(path: Path, prediction: Prediction) -> None:
+    """Writes the arrays as numpy's .npz, not compressed, with the metadata as a member `metadata.json`.
+
+    Raises:
+        PredictionError: A value is not finite.
+        OutputError: The file cannot be written.
+    """
+    import orjson
+
+    with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, values in arrays(prediction).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
+        archive.writestr("metadata.json", orjson.dumps(metadata(prediction)))
+
+
+def error_body(error: BaseException) -> dict[str, str]:
+    """What a caller is told of an error: `error`, a message for people, and `code`, for programs.
+
+    The message of what is not the caller's fault may hold paths and settings, so it goes to the log alone.
+    """
+    if isinstance(error, (InputError, BusyError, DeadlineError)):
+        return {"error": str(error), "code": error.code}
+    code = error.code if isinstance(error, SharpError) else SharpError.code
+    _LOG.error("%s: %s", code, error, exc_info=error)
+    return {"error": "the service failed; its log says why", "code": code}
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an error."""
+    table = {RequestTooLargeError: 413, InputError: 422, BusyError: 503, DeadlineError: 504}
+    return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
+
+
+def file_name(name: str | None, suffix: str) -> str:
+    """Names a splat after its picture: `beach.jpg` to `beach.ply`, `splat.ply` where there is no name.
+
+    Args:
+        name: As the caller sent it, perhaps with folders of any system.
+        suffix: With the dot.
+    """
+    stem = PurePosixPath((name or "").replace("\\", "/")).stem
+    safe = re.sub(r"[^\w.-]+", "_", stem)[:100].strip("._-")
+    return f"{safe or 'splat'}{suffix}"

@@ -1,0 +1,304 @@
+"""The HTTP service, with a page for people: `sharp-cog serve --http`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from sharp_cog import __version__, formats
+from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
+from sharp_cog.formats import FORMATS
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.serving import answers, inputs, openapi
+from sharp_cog.serving.dispatch import Dispatcher
+from sharp_cog.serving.metrics import Metrics
+from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, takes_gzip, unless_gone
+
+_LOG = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
+HUNG_UP = 499
+"""What proxies note where the client has gone; nobody receives it."""
+NPZ = "application/x-npz"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FILES = {"file": "image_url", "depth": "depth_url"}
+"""Fields that are files, and the fields that name a URL in their place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    """What a path answers with."""
+
+    media_type: str
+    suffix: str
+    write: Callable[[Path, Prediction], object]
+    is_download: bool = True
+
+
+_JSON = _Kind(media_type="application/json", suffix=".json", write=answers.write_json, is_download=False)
+_ARRAYS = _Kind(media_type=NPZ, suffix=".npz", write=answers.write_npz)
+
+
+def create_app(
+    load: Callable[[], SharpPipeline], settings: ServiceSettings, *, door: str = "http", root: str = ""
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        load: Gets the pipeline; called once, in a thread, when the application starts.
+        settings: Of the service.
+        door: What metrics call it.
+        root: Path that a proxy in front of it takes away.
+    """
+    metrics = Metrics(door)
+    dispatcher = Dispatcher(load, settings)
+    metrics.watch(dispatcher)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        dispatcher.start()
+        yield
+        dispatcher.stop()
+        await asyncio.to_thread(dispatcher.close)
+
+    app = FastAPI(
+        title="sharp_cog",
+        version=__version__,
+        summary="One photograph in, one 3D Gaussian splat out, with Apple's SHARP model.",
+        lifespan=lifespan,
+        root_path=root,
+    )
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=_refusal)
+    for kind_of_error in (SharpError, Exception):
+        app.add_exception_handler(kind_of_error, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
+    service = _Service(dispatcher, settings, metrics)
+
+    @app.get("/", responses={200: {"content": {"text/html": {}}, "description": "what this is; a page for browsers"}})
+    async def about(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Vary": "Accept"})
+        return JSONResponse(_about(dispatcher.pipeline), headers={"Vary": "Accept"})
+
+    @app.get("/health", responses={503: {"description": "the model is being loaded, or could not be"}})
+    async def health() -> JSONResponse:
+        is_ready, pipeline = dispatcher.state == "ready", dispatcher.pipeline
+        body = {
+            "status": "healthy" if is_ready else dispatcher.state,
+            "cuda_available": torch.cuda.is_available(),
+            "device": str(pipeline.device) if pipeline else None,
+            "model": pipeline.settings.model if pipeline else None,
+            "requests": dispatcher.num_admitted,
+        }
+        if dispatcher.failure is not None:
+            body["code"] = getattr(dispatcher.failure, "code", SharpError.code)
+        return JSONResponse(body, 200 if is_ready else 503)
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}, "description": "for Prometheus"}})
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type=Metrics.MEDIA_TYPE)
+
+    @app.get("/progress/{request_id}", responses={404: openapi.error("no such request is waiting or under way")})
+    async def progress(request_id: str) -> JSONResponse:
+        """Where a prediction is that was sent with this `X-Request-Id`."""
+        found = dispatcher.progress(request_id)
+        if found is None:
+            raise HTTPException(404, "no such request is waiting or under way")
+        return JSONResponse(found)
+
+    @app.post(
+        "/predict",
+        openapi_extra=openapi.form(),
+        responses=openapi.responses(
+            {"application/json": openapi.ARRAYS, NPZ: openapi.FILE},
+            description="the Gaussians as arrays; `Accept: application/x-npz` gives numpy's format",
+        ),
+    )
+    async def predict(request: Request) -> Response:
+        """Predicts a splat and gives it as arrays."""
+        kind = _ARRAYS if NPZ in request.headers.get("accept", "") else _JSON
+        return await service.answer(request, kind, _options_of_arrays)
+
+    @app.post(
+        "/predict/{output_format}",
+        openapi_extra=openapi.form(),
+        responses=openapi.responses(
+            {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()},
+            description="the splat as a file",
+        ),
+    )
+    async def predict_file(output_format: str, request: Request) -> Response:
+        """Predicts a splat and gives it as a file."""
+        format_ = FORMATS.get(output_format, FORMATS["ply"])  # Others are refused with the options.
+        kind = _Kind(media_type=format_.media_type, suffix=format_.suffix, write=_write)
+        return await service.answer(request, kind, lambda form: _options_of_file(form, output_format))
+
+    return app
+
+
+class _Service:
+    """Answers predictions."""
+
+    def __init__(self, dispatcher: Dispatcher, settings: ServiceSettings, metrics: Metrics) -> None:
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._metrics = metrics
+
+    async def answer(
+        self, request: Request, kind: _Kind, options_of: Callable[[dict[str, Any]], PredictOptions]
+    ) -> Response:
+        """Answers one, unless it takes too long or the client hangs up."""
+        seconds, start, outcome = self._settings.request_seconds, time.monotonic(), SharpError.code
+        given = request.headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        try:
+            self._dispatcher.check()
+            async with asyncio.timeout(seconds), request.form(max_files=2, max_fields=64) as form:
+                values = _values(form)
+                files = {name: values.pop(name) for name in _FILES if name in values}
+                urls = {url: values.pop(url) for url in _FILES.values() if url in values}
+                inputs.check_sources({*files, *urls}, image_name="file")
+                work = self._predict(files, urls, options_of(values), kind, request_id)
+                made = await unless_gone(request, work)
+            if made is None:
+                outcome = "hung_up"
+                return Response(status_code=HUNG_UP)
+            outcome = "ok"
+        except TimeoutError:
+            outcome = DeadlineError.code
+            raise DeadlineError(f"the request took longer than {seconds:g} s: try again later") from None
+        except SharpError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._metrics.request(outcome, time.monotonic() - start)
+        path, prediction = made
+        self._metrics.stages(prediction.timings)
+        headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
+        if kind is _JSON and takes_gzip(request.headers):
+            path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
+        name = answers.file_name(files["file"].filename if files else None, kind.suffix)
+        return PassingFile(
+            path,
+            seconds=seconds,
+            media_type=kind.media_type,
+            filename=name if kind.is_download else None,
+            headers=headers,
+        )
+
+    async def _predict(
+        self,
+        files: Mapping[str, UploadFile],
+        urls: Mapping[str, str],
+        options: PredictOptions,
+        kind: _Kind,
+        request_id: str,
+    ) -> tuple[Path, Prediction]:
+        with self._dispatcher.admitted(request_id):
+            fetched = {
+                name: await asyncio.to_thread(inputs.fetch_named, name, url, self._settings)
+                for name, url in urls.items()
+            }
+
+            def content(name: str) -> bytes | None:
+                if name not in files:
+                    return fetched.get(_FILES[name])
+                files[name].file.seek(0)
+                return files[name].file.read()
+
+            def read() -> tuple[bytes, bytes | None]:
+                return content("file") or b"", content("depth")
+
+            return await self._dispatcher.run(read, options, kind.write, suffix=kind.suffix, request_id=request_id)
+
+
+def _values(form: FormData) -> dict[str, Any]:
+    """The fields of a form; empty ones count as not given.
+
+    Raises:
+        InputError: A field is given twice, a file is where none belongs, or the other way round.
+    """
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        is_file = isinstance(value, UploadFile)
+        if not (value.filename or value.size if isinstance(value, UploadFile) else value):
+            continue  # What a browser sends for a field that was left alone.
+        if name in values:
+            raise InputError(f"{name} is given twice: give it once")
+        if is_file != (name in _FILES):
+            raise InputError(
+                f"{name} is given as {'a file' if is_file else 'text'}: give it as {'text' if is_file else 'a file'}"
+            )
+        values[name] = value
+    return values
+
+
+def _options_of_arrays(form: dict[str, Any]) -> PredictOptions:
+    if form.get("output_format") or form.get("format"):
+        raise OptionError("output_format is given, but /predict gives arrays: POST to /predict/FORMAT")
+    return inputs.options_from(form)
+
+
+def _options_of_file(form: dict[str, Any], output_format: str) -> PredictOptions:
+    named = form.pop("output_format", None) or form.pop("format", None)
+    if named and named != output_format:
+        raise OptionError(f"output_format is {named!r}, but the path says {output_format!r}: leave one out")
+    options = inputs.options_from({**form, "output_format": output_format})
+    if options.save_internal_depth:
+        raise OptionError("save_internal_depth is given, but a splat has no place for it: POST to /predict")
+    return options
+
+
+def _write(path: Path, prediction: Prediction) -> object:
+    return prediction.write(path)
+
+
+def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
+    viewer_dir = pipeline.settings.viewer_dir if pipeline else None
+    offered = []
+    for format_ in FORMATS.values():
+        try:
+            formats.check(PredictOptions(output_format=format_.name), viewer_dir=viewer_dir)
+        except NotInstalledError:
+            continue
+        offered.append({"name": format_.name, "suffix": format_.suffix, "description": format_.description})
+    return {
+        "message": "sharp_cog: one photograph in, one 3D Gaussian splat out",
+        "version": __version__,
+        "endpoints": ["/", "/health", "/metrics", "/predict", "/predict/{format}", "/progress/{request_id}", "/docs"],
+        "formats": offered,
+        "needs_depth": pipeline is not None and pipeline.settings.model == "lift",
+    }
+
+
+def _refusal(error: Exception) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
+    return JSONResponse(answers.error_body(error), answers.status_of(error), headers=headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _refusal(error)
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    """What Starlette itself refuses: unknown paths and methods, forms that cannot be read."""
+    codes = {400: InputError.code, 404: "not_found", 405: "method_not_allowed"}
+    body = {"error": str(error.detail), "code": codes.get(error.status_code, f"http_{error.status_code}")}
+    return JSONResponse(body, 422 if error.status_code == 400 else error.status_code, headers=error.headers)

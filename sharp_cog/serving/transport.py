@@ -1,0 +1,121 @@
+"""What the HTTP service needs of HTTP itself: bodies that end, files that pass, clients that go."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi.responses import FileResponse, Response
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sharp_cog.errors import RequestTooLargeError
+
+_T = TypeVar("_T")
+
+
+class BodyLimit:
+    """Refuses bodies that are too large: by their length before they are read, else as soon as they are.
+
+    A middleware. What is refused by its length is answered by `refuse`; else `RequestTooLargeError` is raised in who
+    reads the body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, refuse: Callable[[Exception], Response]) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = RequestTooLargeError(
+            f"the request has more than {self._max_bytes / 1e6:g} MB: send a smaller picture or depth map"
+        )
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_bytes:
+            refusal = self._refuse(error)
+            refusal.headers["Connection"] = "close"  # The body stays unread.
+            await refusal(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise error
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class PassingFile(FileResponse):
+    """A file that is sent once, in bounded time, and deleted whatever happens."""
+
+    def __init__(self, path: Path, *, seconds: float, **rest: Any) -> None:
+        super().__init__(path, **rest)
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the file."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        finally:
+            Path(self.path).unlink(missing_ok=True)
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
+    """Waits for the work, and cancels it once the client has hung up; None then. The body must have been read."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+def takes_gzip(headers: Headers) -> bool:
+    """Whether `Accept-Encoding` names gzip, and not with a weight of 0."""
+    for part in headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = part.partition(";")
+        if coding.strip() == "gzip":
+            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
+    return False
+
+
+def gzipped(path: Path) -> Path:
+    """The file compressed, fast rather than small; the plain one is deleted.
+
+    Returns:
+        The new file, beside the old one.
+    """
+    target = path.with_name(f"{path.name}.gz")
+    pack = zlib.compressobj(level=1, wbits=31)
+    try:
+        with path.open("rb") as plain, target.open("wb") as packed:
+            while chunk := plain.read(1 << 20):
+                packed.write(pack.compress(chunk))
+            packed.write(pack.flush())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        path.unlink(missing_ok=True)
+    return target
