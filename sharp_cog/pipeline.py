@@ -103,11 +103,12 @@ class SharpPipeline:
         self.settings = settings
 
     @classmethod
-    def load(cls, settings: Settings | None = None) -> SharpPipeline:
+    def load(cls, settings: Settings | None = None, *, device: str | None = None) -> SharpPipeline:
         """Loads the model that the settings name, downloading Apple's checkpoint if it is needed and not there.
 
         Args:
             settings: None reads the `SHARP_*` environment variables.
+            device: Another device than that of the settings, which `to` may move it to.
 
         Raises:
             SettingError: A setting is bad, or the device is not there.
@@ -115,9 +116,19 @@ class SharpPipeline:
             NotInstalledError: The model needs a package that is not installed.
         """
         settings = settings or Settings.from_environment()
-        device = find_device(settings.device)
-        model = _load_model(settings).to(device).eval().requires_grad_(False)
-        return cls(cast(Predictor, model), device=device, settings=settings)
+        found = find_device(settings.device if device is None else device)
+        model = _load_model(settings).to(found).eval().requires_grad_(False)
+        return cls(cast(Predictor, model), device=found, settings=settings)
+
+    def to(self, device: str) -> SharpPipeline:
+        """The same pipeline on another device.
+
+        Raises:
+            SettingError: The device is not there.
+        """
+        found = find_device(device)
+        predictor = self.predictor.to(found) if isinstance(self.predictor, nn.Module) else self.predictor
+        return type(self)(cast(Predictor, predictor), device=found, settings=self.settings)
 
     def __call__(
         self, image_bytes: bytes, options: PredictOptions | None = None, *, depth_bytes: bytes | None = None

@@ -98,17 +98,26 @@ class Settings:
         )
 
 
+_FOREIGN_VARIABLES = {
+    "bucket_endpoint_url": "BUCKET_ENDPOINT_URL",
+    "bucket_access_key_id": "BUCKET_ACCESS_KEY_ID",
+    "bucket_secret_access_key": "BUCKET_SECRET_ACCESS_KEY",
+    "bucket_name": "BUCKET_NAME",
+    "runpod_webhook": "RUNPOD_WEBHOOK_POST_OUTPUT",
+}
+"""Variables that are not called as ours are: RunPod sets or names them."""
+
+
 def _in_environment(name: str) -> str:
-    """The variable of a setting; a bucket's are called as RunPod calls them."""
-    return name.upper() if name.startswith("bucket_") else f"SHARP_{name.upper()}"
+    """The environment variable of a setting."""
+    return _FOREIGN_VARIABLES.get(name, f"SHARP_{name.upper()}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceSettings:
     """Settings of what serves requests: HTTP, RunPod, Modal.
 
-    The environment variable of each has its name in capitals behind `SHARP_`, but for those of the bucket, which RunPod
-    itself calls `BUCKET_ENDPOINT_URL` and so on.
+    The environment variable of each has its name in capitals behind `SHARP_`, but for those that RunPod names.
 
     Attributes:
         queue_size: Requests that may wait for the device; further ones are refused.
@@ -121,6 +130,7 @@ class ServiceSettings:
         fetch_private: Whether URLs may lead to private addresses: for tests and closed networks alone.
         runpod_sync_megabytes: Largest answer that RunPod passes back for `runsync`.
         runpod_async_megabytes: The same for `run`.
+        runpod_webhook: Where RunPod takes results and progress; empty anywhere else.
         bucket_endpoint_url: Of an S3-compatible store that takes RunPod's results.
         bucket_access_key_id: Its access key.
         bucket_secret_access_key: Its secret.
@@ -143,6 +153,7 @@ class ServiceSettings:
     fetch_private: bool = False
     runpod_sync_megabytes: float = 20.0
     runpod_async_megabytes: float = 10.0
+    runpod_webhook: str = ""
     bucket_endpoint_url: str = ""
     bucket_access_key_id: str = ""
     bucket_secret_access_key: str = field(default="", repr=False)
@@ -188,7 +199,13 @@ class ServiceSettings:
         return cls(**values)
 
 
-_BUCKET = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key", "bucket_name")
+def given_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The `SHARP_*` variables that are set, but for paths, which mean nothing on another machine."""
+    paths = {"SHARP_CHECKPOINT", "SHARP_CACHE_DIR", "SHARP_VIEWER_DIR"}
+    return {name: value for name, value in environment.items() if name.startswith("SHARP_") and name not in paths}
+
+
+_BUCKET = tuple(name for name in _FOREIGN_VARIABLES if name.startswith("bucket_"))
 
 
 def _read(variable: str, text: str, type_: str) -> Any:

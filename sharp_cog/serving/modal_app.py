@@ -1,0 +1,141 @@
+"""The functions on Modal: `modal deploy -m sharp_cog.serving.modal_app`.
+
+    modal run -m sharp_cog.serving.modal_app --image-path photo.jpg --output-path photo.ply
+
+    predict = modal.Function.from_name("sharp-view-synthesis", "predict")
+    predict.remote(Path("photo.jpg").read_bytes())
+
+The two functions need no GPU and pass on to the class `Sharp`, which loads the model once; who calls
+`modal.Cls.from_name("sharp-view-synthesis", "Sharp")` saves the way through them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from sharp_cog.errors import InputError, SharpError
+from sharp_cog.formats import FORMATS, format_of
+from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.serving import answers, inputs
+from sharp_cog.serving.modal_image import make_image, resources, volume
+from sharp_cog.serving.settings import ServiceSettings, Settings
+
+SETTINGS = ServiceSettings.from_environment()
+
+app = modal.App("sharp-view-synthesis")
+
+
+@app.cls(**resources(SETTINGS), enable_memory_snapshot=True)
+@modal.concurrent(max_inputs=SETTINGS.modal_concurrency)
+class Sharp:
+    """The model, loaded once in each container."""
+
+    @modal.enter(snap=True)
+    def load(self) -> None:
+        """Loads the model into memory; a snapshot holds it from then on."""
+        self.lock = threading.Lock()
+        self.settings = Settings.from_environment()
+        self.pipeline = SharpPipeline.load(self.settings, device="cpu")
+        if not modal.is_local():
+            volume.commit()
+
+    @modal.enter(snap=False)
+    def move(self) -> None:
+        """Moves it to the GPU, which a snapshot does not have, and runs everything once."""
+        self.pipeline = self.pipeline.to(self.settings.device)
+        self.pipeline.warm_up()
+
+    @modal.method()
+    def predict(self, /, image_bytes: bytes, f_px: float | None = None, **options: Any) -> dict[str, Any]:
+        """Predicts a splat.
+
+        Args:
+            image_bytes: A picture.
+            f_px: Its focal length in pixels.
+            options: Those of `sharp_cog.PredictOptions`, and `depth_bytes`, a depth map.
+
+        Returns:
+            What `POST /predict` of the HTTP service gives, as numpy arrays.
+
+        Raises:
+            ValueError: The picture or an option cannot be used.
+            RuntimeError: The service failed.
+        """
+        try:
+            prediction = self._predict(image_bytes, {"f_px": f_px, **options})
+            return {**answers.arrays(prediction), "metadata": answers.metadata(prediction)}
+        except Exception as error:  # noqa: BLE001 - who calls may not have this package
+            raise _foreign(error) from None
+
+    @modal.method()
+    def predict_and_save_ply(self, /, image_bytes: bytes, f_px: float | None = None, **options: Any) -> bytes:
+        """Predicts a splat and returns its file: a .ply, or what `output_format` says.
+
+        Args and errors are those of `predict`.
+        """
+        try:
+            prediction = self._predict(image_bytes, {"f_px": f_px, **options})
+            with tempfile.TemporaryDirectory() as folder:
+                suffix = FORMATS[prediction.options.output_format].suffix
+                return prediction.write(Path(folder) / f"splat{suffix}").read_bytes()
+        except Exception as error:  # noqa: BLE001 - who calls may not have this package
+            raise _foreign(error) from None
+
+    def _predict(self, image_bytes: bytes, values: dict[str, Any]) -> Prediction:
+        depth_bytes = values.pop("depth_bytes", None)
+        options = inputs.options_from(values)
+        # Several calls share a container: the device takes one, the others are decoded and written meanwhile.
+        decoded = self.pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)
+        with self.lock:
+            prediction = self.pipeline.predict(decoded)
+        return prediction.with_output(options)
+
+
+def _foreign(error: Exception) -> Exception:
+    """An error that a caller without this package can unpickle."""
+    body = answers.error_body(error)
+    kind = ValueError if isinstance(error, InputError) else RuntimeError
+    return kind(f"{body['code']}: {body['error']}")
+
+
+_PASSING_ON: dict[str, Any] = {"image": make_image(), "timeout": SETTINGS.modal_timeout_seconds, "cpu": 0.25}
+
+
+@app.function(**_PASSING_ON)
+@modal.concurrent(max_inputs=100)
+def predict(image_bytes: bytes, f_px: float | None = None, **options: Any) -> dict[str, Any]:
+    """As `Sharp.predict`; batches go by `.map`."""
+    found: dict[str, Any] = _call(Sharp().predict, image_bytes, f_px, options)
+    return found
+
+
+@app.function(**_PASSING_ON)
+@modal.concurrent(max_inputs=100)
+def predict_and_save_ply(image_bytes: bytes, f_px: float | None = None, **options: Any) -> bytes:
+    """As `Sharp.predict_and_save_ply`; batches go by `.map`."""
+    found: bytes = _call(Sharp().predict_and_save_ply, image_bytes, f_px, options)
+    return found
+
+
+def _call(method: Any, image_bytes: bytes, f_px: float | None, options: dict[str, Any]) -> Any:
+    """Calls a method of the class where the caller is: in the cloud, or in this process for `.local()`."""
+    return (method.local if modal.is_local() else method.remote)(image_bytes, f_px, **options)
+
+
+@app.local_entrypoint()
+def main(image_path: str, output_path: str = "splat.ply", f_px: float = 0.0) -> None:
+    """Turns one picture into a splat, in the format that the output's suffix says."""
+    try:
+        output_format = format_of(Path(output_path))
+    except SharpError as error:
+        raise SystemExit(f"error: {error} [{error.code}]") from None
+    splat: bytes = Sharp().predict_and_save_ply.remote(
+        Path(image_path).read_bytes(), f_px or None, output_format=output_format
+    )
+    Path(output_path).write_bytes(splat)
+    print(f"{output_path}: {len(splat) / 1e6:.1f} MB")

@@ -1,0 +1,44 @@
+"""What both Modal apps run in: the image, the volume of the checkpoint, the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from sharp_cog.formats.html import VIEWER_DIR
+from sharp_cog.serving.settings import ServiceSettings, given_variables
+
+ROOT = Path(__file__).parents[2]
+CACHE_DIR = "/cache"
+REMOTE_VIEWER_DIR = "/opt/supersplat-viewer"
+
+volume = modal.Volume.from_name("sharp-model-cache", create_if_missing=True)
+"""Holds the checkpoint: the first container downloads it, the others find it."""
+
+
+def make_image() -> modal.Image:
+    """Our dependencies with the torch of the Cog image, this package as it is here, and the settings of who deploys."""
+    image = (
+        modal.Image.debian_slim(python_version="3.11")
+        .pip_install_from_requirements(str(ROOT / "requirements.txt"))
+        .pip_install_from_pyproject(str(ROOT / "pyproject.toml"), ["http", "modal", "spz"])
+        .env({**given_variables(), "SHARP_CACHE_DIR": CACHE_DIR, "SHARP_VIEWER_DIR": REMOTE_VIEWER_DIR})
+        .add_local_python_source("sharp_cog", ignore=["**/__pycache__"])
+    )
+    # In a container this module runs again, where the viewer lies elsewhere.
+    if modal.is_local() and VIEWER_DIR.is_dir():
+        image = image.add_local_dir(VIEWER_DIR, REMOTE_VIEWER_DIR)
+    return image
+
+
+def resources(settings: ServiceSettings) -> dict[str, Any]:
+    """What a function or class of Modal is given."""
+    return {
+        "image": make_image(),
+        "gpu": settings.modal_gpu,
+        "volumes": {CACHE_DIR: volume},
+        "scaledown_window": settings.modal_idle_seconds,
+        "timeout": settings.modal_timeout_seconds,
+    }

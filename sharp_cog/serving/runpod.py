@@ -1,0 +1,215 @@
+"""The worker for RunPod serverless: `python -m sharp_cog.serving.runpod`.
+
+With `--rp_serve_api` it serves the same on this machine, without RunPod.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import runpod
+
+from sharp_cog.errors import DeviceError, ImageError, InputError, OptionError, ResultTooLargeError
+from sharp_cog.formats import FORMATS
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.serving import answers, inputs
+from sharp_cog.serving.fetch import upload
+from sharp_cog.serving.settings import ServiceSettings, Settings
+
+IMAGE_NAMES = ("image", "image_base64", "image_b64")
+READY = Path(tempfile.gettempdir()) / "sharp_cog.ready"
+"""There once the model is loaded, until the device fails: the container's health."""
+OVERHEAD_BYTES = 10_000
+"""Of an answer around the splat: names, numbers, and what RunPod adds."""
+
+Job = dict[str, Any]
+
+
+def create_handler(
+    pipeline: SharpPipeline, settings: ServiceSettings, *, tell: Callable[[Job, str], object] = lambda job, text: None
+) -> Callable[[Job], dict[str, Any]]:
+    """The function that RunPod calls with each job.
+
+    Args:
+        pipeline: Loaded and warm.
+        settings: Of the service.
+        tell: Passes progress on.
+    """
+    worker = _Worker(pipeline, settings, tell)
+
+    def handler(job: Job) -> dict[str, Any]:
+        """Answers a job; whatever goes wrong is an answer with `error` and `code`, which RunPod marks as failed."""
+        try:
+            values = job.get("input")
+            if not isinstance(values, dict):
+                raise InputError(f"input is of type {type(values).__name__}: give an object with image or image_url")
+            if "images" in values:
+                return worker.many(job, values)
+            return {"status": "success", **worker.one(job, values, name=str(job["id"]), budget=worker.budget(job))}
+        except Exception as error:  # noqa: BLE001 - RunPod would send a traceback to the caller
+            return _refusal(error)
+
+    return handler
+
+
+@dataclass(frozen=True)
+class _Worker:
+    pipeline: SharpPipeline
+    settings: ServiceSettings
+    tell: Callable[[Job, str], object]
+
+    def budget(self, job: Job) -> int:
+        """Bytes that RunPod passes back: what `runsync` starts has an id that begins with `sync`."""
+        is_sync = str(job["id"]).startswith("sync")
+        megabytes = self.settings.runpod_sync_megabytes if is_sync else self.settings.runpod_async_megabytes
+        return int(megabytes * 1e6) - OVERHEAD_BYTES
+
+    def many(self, job: Job, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answers a list; what stands beside the list counts for every picture that does not say otherwise."""
+        pictures = values["images"]
+        if not isinstance(pictures, list) or not pictures:
+            raise InputError("images is not a list with pictures: give a list of objects with image or image_url")
+        shared = {name: value for name, value in values.items() if name != "images"}
+        if {*IMAGE_NAMES, "image_url", "upload_url"} & shared.keys():
+            raise InputError("a picture or upload_url stands beside images: put it into the list")
+        results, budget, is_broken = [], self.budget(job), False
+        for index, picture in enumerate(pictures):
+            self.tell(job, f"picture {index + 1} of {len(pictures)}")
+            try:
+                if not isinstance(picture, dict):
+                    raise InputError(f"images[{index}] is of type {type(picture).__name__}: give an object")
+                one = self.one(job, {**shared, **picture}, name=f"{job['id']}_{index}", budget=budget)
+                budget -= max((len(value) for value in one.values() if isinstance(value, str)), default=0)
+                results.append({"status": "success", **one})
+            except Exception as error:  # noqa: BLE001 - one picture that fails does not stop the others
+                refusal = _refusal(error)
+                is_broken |= refusal.pop("refresh_worker", False)
+                results.append({"status": "error", **refusal})
+        num_failed = sum(result["status"] == "error" for result in results)
+        status = "success" if not num_failed else "error" if num_failed == len(results) else "partial"
+        summary = {"total": len(results), "succeeded": len(results) - num_failed, "failed": num_failed}
+        answer: dict[str, Any] = {"status": status, "results": results, "summary": summary}
+        if status == "error":
+            answer |= {"error": f"none of {len(results)} pictures became a splat: {results[0]['error']}"}
+            answer |= {"code": results[0]["code"]}
+        return answer | ({"refresh_worker": True} if is_broken else {})
+
+    def one(self, job: Job, values: Mapping[str, Any], *, name: str, budget: int) -> dict[str, Any]:
+        """Answers one picture.
+
+        Args:
+            job: Whose progress it is.
+            values: The request.
+            name: Of the file in a bucket, without suffix.
+            budget: Bytes that the splat may have as base64.
+        """
+        given = {key: value for key, value in values.items() if value is not None and value != ""}
+        named = [key for key in IMAGE_NAMES if key in given]
+        if len(named) > 1:
+            raise ImageError(f"{' and '.join(named)} are all given: they are the same, give one")
+        # Whatever it is called, in messages as in the check it has the caller's name.
+        inputs.check_sources(given.keys(), image_name=named[0] if named else "image")
+        sources = {key: given.pop(key) for key in (*named, "image_url", "depth", "depth_url") if key in given}
+        upload_url = given.pop("upload_url", None)
+        options = inputs.options_from(given)
+        if options.save_internal_depth:
+            raise OptionError("save_internal_depth is given, but the answer is one file: leave it out")
+        content = {
+            key: inputs.fetch_named(key, value, self.settings)
+            if key.endswith("_url")
+            else inputs.decode_base64(key, value)
+            for key, value in sources.items()
+        }
+        image_bytes = content[named[0]] if named else content["image_url"]
+        self.tell(job, "predicting")
+        prediction = self.pipeline(image_bytes, options, depth_bytes=content.get("depth", content.get("depth_url")))
+        return self._answer(prediction, options, upload_url, name=name, budget=budget)
+
+    def _answer(
+        self, prediction: Prediction, options: PredictOptions, upload_url: object, *, name: str, budget: int
+    ) -> dict[str, Any]:
+        format_ = FORMATS[options.output_format]
+        with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:
+            path = prediction.write(Path(folder) / f"{name.replace('/', '_')}{format_.suffix}")
+            splat: dict[str, str]
+            if upload_url is not None:
+                if not isinstance(upload_url, str):
+                    raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
+                upload(upload_url, path, format_.media_type, self.settings)
+                splat = {"url": urlsplit(upload_url)._replace(query="", fragment="").geturl()}
+            elif self.settings.has_bucket:
+                from sharp_cog.serving.bucket import store
+
+                splat = {"url": store(path, path.name, format_.media_type, self.settings)}
+            else:
+                _check_size(path.stat().st_size, len(prediction.gaussians), format_.name, budget)
+                splat = {format_.name: base64.b64encode(path.read_bytes()).decode("ascii")}
+        about = answers.metadata(prediction)
+        width, height = about["image_size"]
+        return {
+            **splat,
+            "num_gaussians": about["num_gaussians"],
+            "image_size": {"width": width, "height": height},
+            "focal_length_px": about["focal_length"],
+            "focal_length_source": about["focal_length_source"],
+            "timings": about["timings"],
+        }
+
+
+_BYTES_PER_GAUSSIAN = {"spz": 15.5, "sog": 12.0}
+"""Of SHARP's splats, measured; they compress by how rough the scene is."""
+
+
+def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: int) -> None:
+    """Checks that a splat can be passed back.
+
+    Raises:
+        ResultTooLargeError: It cannot; the message says what could.
+    """
+    encoded, budget = 4 * -(-num_bytes // 3), max(0, budget)
+    if encoded <= budget:
+        return
+    fitting = []
+    for name, size in {format_name: num_bytes / max(1, num_gaussians), **_BYTES_PER_GAUSSIAN}.items():
+        num_fitting = int(0.95 * 0.75 * budget / size) // 1000 * 1000
+        if num_fitting >= num_gaussians:
+            fitting.append(f"format {name}")
+        elif num_fitting:
+            fitting.append(f"format {name} with max_gaussians {num_fitting}")
+    raise ResultTooLargeError(
+        f"the splat has {num_bytes / 1e6:.1f} MB, {encoded / 1e6:.1f} MB as base64, and {budget / 1e6:.1f} MB can be "
+        f"passed back: give upload_url{', or ' if fitting else ''}{', or '.join(fitting)}"
+    )
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    body: dict[str, Any] = answers.error_body(error)
+    if isinstance(error, DeviceError):
+        READY.unlink(missing_ok=True)
+        body["refresh_worker"] = True  # RunPod starts the worker anew.
+    return body
+
+
+def main() -> None:
+    """Loads the model, then takes jobs; RunPod's own flags are read by its package."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Its own level would put every picture and splat into the log; --rp_log_level still counts.
+    runpod.serverless.log.set_level("INFO")
+    settings = ServiceSettings.from_environment()
+    pipeline = SharpPipeline.load(Settings.from_environment())
+    logging.info("ready: warm-up took %.1f s", pipeline.warm_up())
+    READY.touch()
+    tell = runpod.serverless.progress_update if settings.runpod_webhook else lambda job, text: None
+    runpod.serverless.start({"handler": create_handler(pipeline, settings, tell=tell)})
+
+
+if __name__ == "__main__":
+    main()
