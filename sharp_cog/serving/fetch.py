@@ -208,9 +208,11 @@ def _connected(
         timer.start()
         try:
             connection = _Connection(target, sock)
-            yield connection
-            if is_late.is_set():  # What was read may look whole.
-                raise error(late)
+            try:
+                yield connection
+            finally:
+                if is_late.is_set():  # What was read may look whole, or wrong in another way.
+                    raise error(late)
         finally:
             timer.cancel()
             guard.close()

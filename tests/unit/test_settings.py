@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from sharp_cog.errors import SettingError
-from sharp_cog.serving.settings import CHECKPOINT_SHA256, CHECKPOINT_URL, Settings
+from sharp_cog.serving.settings import (
+    CHECKPOINT_SHA256,
+    CHECKPOINT_URL,
+    ServiceSettings,
+    Settings,
+    given_variables,
+)
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -98,3 +104,81 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(name: str, value: st
 
 def test_megapixels_are_millions_of_pixels() -> None:
     assert Settings(max_megapixels=0.5).max_pixels == 500_000
+
+
+SERVICE_VALUES = {
+    "queue_size": "3",
+    "request_seconds": "12.5",
+    "max_body_megabytes": "7",
+    "kept_predictions": "0",
+    "fetch_megabytes": "1.5",
+    "fetch_seconds": "4",
+    "fetch_private": "true",
+    "runpod_sync_megabytes": "15",
+    "runpod_async_megabytes": "5",
+    "runpod_webhook": "https://runpod.example/done",
+    "bucket_endpoint_url": "https://s3.example",
+    "bucket_access_key_id": "key",
+    "bucket_secret_access_key": "sesame",
+    "bucket_name": "splats",
+    "modal_gpu": "T4",
+    "modal_idle_seconds": "60",
+    "modal_concurrency": "2",
+    "modal_timeout_seconds": "90",
+}
+FOREIGN = {
+    "runpod_webhook": "RUNPOD_WEBHOOK_POST_OUTPUT",
+    **{name: name.upper() for name in SERVICE_VALUES if name.startswith("bucket_")},
+}
+
+
+def variable(name: str) -> str:
+    return FOREIGN.get(name, f"SHARP_{name.upper()}")
+
+
+def test_every_setting_of_a_service_is_read_from_its_variable() -> None:
+    settings = ServiceSettings.from_environment({variable(name): value for name, value in SERVICE_VALUES.items()})
+    read = dataclasses.asdict(settings)
+    assert read.keys() == SERVICE_VALUES.keys()
+    for name, value in SERVICE_VALUES.items():
+        assert str(read[name]).lower().removesuffix(".0") == value.lower()
+        assert read[name] != getattr(ServiceSettings(), name)
+    assert settings.has_bucket
+    assert "sesame" not in repr(settings)
+    assert ServiceSettings.from_environment({}) == ServiceSettings()
+
+
+def test_every_variable_of_a_service_is_in_the_readme() -> None:
+    readme = README.read_text(encoding="utf-8")
+    for field in dataclasses.fields(ServiceSettings):
+        assert f"`{variable(field.name)}`" in readme
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SHARP_QUEUE_SIZE", "-1"),
+        ("SHARP_QUEUE_SIZE", "1.5"),
+        ("SHARP_REQUEST_SECONDS", "0"),
+        ("SHARP_REQUEST_SECONDS", "nan"),
+        ("SHARP_MAX_BODY_MEGABYTES", "much"),
+        ("SHARP_KEPT_PREDICTIONS", "-1"),
+        ("SHARP_FETCH_PRIVATE", "perhaps"),
+        ("SHARP_MODAL_CONCURRENCY", "0"),
+        ("BUCKET_ENDPOINT_URL", "s3.example"),
+    ],
+)
+def test_a_bad_value_of_a_service_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:
+    bucket = {variable(key): text for key, text in SERVICE_VALUES.items() if key.startswith("bucket_")}
+    with pytest.raises(SettingError, match=f"^{name} is "):
+        ServiceSettings.from_environment({**bucket, name: value})
+
+
+def test_half_a_bucket_is_none() -> None:
+    with pytest.raises(SettingError, match="BUCKET_SECRET_ACCESS_KEY is not set"):
+        ServiceSettings(bucket_endpoint_url="https://s3.example", bucket_access_key_id="key", bucket_name="splats")
+
+
+def test_what_is_given_on_goes_without_paths_and_secrets() -> None:
+    environment = {"SHARP_MODEL": "lift", "SHARP_CACHE_DIR": "/models", "BUCKET_SECRET_ACCESS_KEY": "x", "HOME": "/"}
+    assert given_variables(environment) == {"SHARP_MODEL": "lift"}
