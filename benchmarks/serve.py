@@ -115,7 +115,8 @@ def drive(url: str, *, num_requests: int, num_clients: int, measure: Callable[[]
 def ask(session: requests.Session, url: str, image: bytes, depth: bytes, digest: str) -> str:
     """One request: `right`, `wrong`, `busy` or `lost`."""
     try:
-        answer = session.post(url, files={"file": image, "depth": depth}, timeout=600)
+        files, form = {"file": image, "depth": depth}, {"depth_format": "metric"}
+        answer = session.post(url, files=files, data=form, timeout=600)
     except requests.RequestException:
         return "lost"
     if answer.status_code == 503 and answer.json()["code"] == "busy":
@@ -131,7 +132,7 @@ def right_answers(pictures: list[tuple[bytes, bytes]]) -> dict[tuple[int, str], 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (image, depth) in enumerate(pictures):
-            prediction = pipeline(image, depth_bytes=depth)
+            prediction = pipeline(image, PredictOptions(depth_format="metric"), depth_bytes=depth)
             for name in FORMATS_ASKED:
                 path = Path(folder) / f"splat{FORMATS[name].suffix}"
                 content = prediction.with_output(PredictOptions(output_format=name)).write(path).read_bytes()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import requests
 import uvicorn
+from fastapi import FastAPI
 
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
@@ -51,7 +52,15 @@ def serving(
         settings: None lets URLs lead to loopback, and is otherwise the defaults.
         is_ready: Whether to wait until the pipeline is loaded.
     """
-    app = create_app(load, settings or ServiceSettings(fetch_private=True))
+    with listening(create_app(load, settings or ServiceSettings(fetch_private=True))) as service:
+        if is_ready:
+            service.wait_until_ready()
+        yield service
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[Service]:
+    """Serves an application until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=60))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -61,8 +70,6 @@ def serving(
         while not server.started:
             assert thread.is_alive(), "the service does not start"
             time.sleep(0.01)
-        if is_ready:
-            service.wait_until_ready()
         yield service
     finally:
         server.should_exit = True

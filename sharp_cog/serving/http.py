@@ -111,7 +111,11 @@ def create_app(
             body["code"] = getattr(dispatcher.failure, "code", SharpError.code)
         return JSONResponse(body, 200 if is_ready else 503)
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}, "description": "for Prometheus"}})
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "for Prometheus"}},
+    )
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type=Metrics.MEDIA_TYPE)
 
@@ -138,6 +142,7 @@ def create_app(
 
     @app.post(
         "/predict/{output_format}",
+        response_class=Response,  # So that the description has no JSON.
         openapi_extra=openapi.form(),
         responses=openapi.responses(
             {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()},
@@ -188,7 +193,9 @@ class _Service:
             outcome = error.code
             raise
         finally:
-            self._metrics.request(outcome, time.monotonic() - start)
+            taken_s = time.monotonic() - start
+            self._metrics.request(outcome, taken_s)
+            _LOG.info("%s %s: %s after %.2f s", request_id, request.url.path, outcome, taken_s)
         path, prediction = made
         self._metrics.stages(prediction.timings)
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}

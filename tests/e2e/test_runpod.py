@@ -1,0 +1,108 @@
+"""The worker as RunPod's documentation tests it: its own package serves the API on this machine."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from sharp_cog import PredictOptions, Settings, SharpPipeline
+
+ROOT = Path(__file__).parents[2]
+ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Its address and its log."""
+    folder = tmp_path_factory.mktemp("runpod")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sharp_cog.serving.runpod", "--rp_serve_api", "--rp_api_port", str(port)]
+    environment = {**os.environ, "SHARP_MODEL": "lift", "SHARP_DEVICE": "cpu", "TMPDIR": str(folder)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    try:
+        while True:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            try:
+                requests.get(url, timeout=5)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        assert (folder / "sharp_cog.ready").exists(), "the container's health check looks for it"
+        yield url, folder / "log"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def run(url: str, **values: object) -> dict[str, Any]:
+    answer = requests.post(f"{url}/runsync", json={"input": values}, timeout=120)
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_picture_becomes_the_splat_that_the_pipeline_makes(worker: tuple[str, Path], tmp_path: Path) -> None:
+    answer = run(worker[0], image=b64(ROOM), depth=b64(DEPTH), max_gaussians=20_000)
+    assert answer["status"] == "COMPLETED"
+    output = answer["output"]
+    assert output["status"] == "success"
+    assert output["num_gaussians"] == 20_000
+    assert output["image_size"] == {"width": 1200, "height": 800}
+    pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
+    own = pipeline(ROOM, PredictOptions(max_gaussians=20_000), depth_bytes=DEPTH)
+    assert base64.b64decode(output["ply"]) == own.write(tmp_path / "own.ply").read_bytes()
+
+
+def test_a_whole_splat_is_too_large_for_runpod(worker: tuple[str, Path]) -> None:
+    answer = run(worker[0], image=b64(ROOM), depth=b64(DEPTH))
+    assert answer["status"] == "FAILED"
+    assert "66.1 MB, 88.1 MB as base64, and 10.0 MB can be passed back" in answer["error"]
+
+
+def test_the_readmes_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:
+    """The lines of the README, against this worker."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    program = readme.partition("<!-- runpod client -->\n```python\n")[2].partition("```")[0]
+    assert "http://localhost:8000" in program
+    program = program.replace("http://localhost:8000", worker[0])
+    program = program.replace('"photo.jpg"', repr(str(ROOT / "examples" / "room.jpg")))
+    program = program.replace('"format": "spz"', f'"format": "spz", "depth": {b64(DEPTH)!r}')
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=120)
+    assert (tmp_path / "photo.spz").read_bytes().startswith(b"\x1f\x8b")
+
+
+def test_a_broken_picture_fails_the_job(worker: tuple[str, Path]) -> None:
+    answer = run(worker[0], image=b64(b"text"))
+    assert answer["status"] == "FAILED"
+    assert answer["error"].startswith("the bytes are not a picture")
+    assert "Traceback" not in str(answer)
+    answer = run(worker[0], images=[{"image": b64(b"text")}])
+    assert answer["status"] == "FAILED"
+    log = worker[1].read_text()
+    assert b64(ROOM)[:100] not in log, "no picture goes into the log"
+
+
+def test_a_job_that_is_asked_for_later(worker: tuple[str, Path]) -> None:
+    values = {"image": b64(ROOM), "depth": b64(DEPTH), "format": "sog", "max_gaussians": 1000}
+    job = requests.post(f"{worker[0]}/run", json={"input": values}, timeout=30).json()
+    answer = requests.post(f"{worker[0]}/status/{job['id']}", timeout=60).json()
+    assert answer["status"] == "COMPLETED"
+    assert base64.b64decode(answer["output"]["sog"]).startswith(b"PK")
