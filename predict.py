@@ -16,6 +16,7 @@ from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
 from sharp_cog.formats import FORMATS
+from sharp_cog.serving.answers import file_name
 
 
 class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
@@ -185,6 +186,6 @@ def _output_name(image: Path, suffix: str) -> str:
 
     A data URI carries no name (Cog says `file`); its splat is `splat.ply`.
     """
-    stem = LocalPath(re.sub(r"^tmp[a-z0-9_]{8}", "", image.name)).stem
-    safe = re.sub(r"[^A-Za-z0-9.-]+", "_", stem)[:100].strip("._-")
-    return f"{safe}{suffix}" if safe not in ("", "file") else f"splat{suffix}"
+    name = re.sub(r"^tmp[a-z0-9_]{8}", "", image.name)
+    name = re.sub(r"[^ -~]", "_", name)  # Not every store takes other letters in an address.
+    return file_name(None if LocalPath(name).stem == "file" else name, suffix)

@@ -71,23 +71,31 @@ def picture(number: int) -> tuple[bytes, bytes]:
     return image.getvalue(), depth.getvalue()
 
 
-def drive(url: str, *, num_requests: int, num_clients: int, measure: Callable[[], int] | None = None) -> Report:
+def drive(
+    url: str,
+    *,
+    num_requests: int,
+    num_clients: int,
+    num_pictures: int = NUM_PICTURES,
+    measure: Callable[[], int] | None = None,
+) -> Report:
     """Sends requests from many clients at once and checks every answer.
 
     Args:
         url: Of a service with the model `lift`.
         num_requests: In all.
         num_clients: At once.
+        num_pictures: Different ones.
         measure: Tells the memory of the service.
     """
-    pictures = [picture(number) for number in range(NUM_PICTURES)]
+    pictures = [picture(number) for number in range(num_pictures)]
     expected = right_answers(pictures)
     report, lock, order = Report(), threading.Lock(), itertools.count()
 
     def client() -> None:
         with requests.Session() as session:
             while (number := next(order)) < num_requests:
-                which, format_name = number % NUM_PICTURES, FORMATS_ASKED[number % len(FORMATS_ASKED)]
+                which, format_name = number % num_pictures, FORMATS_ASKED[number % len(FORMATS_ASKED)]
                 image, depth = pictures[which]
                 start = time.perf_counter()
                 outcome = "busy"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import socket
 
 from sharp_cog.cli.settings import settings_from
-from sharp_cog.errors import NotInstalledError
+from sharp_cog.errors import NotInstalledError, SettingError
 from sharp_cog.serving.settings import ServiceSettings
 
 
@@ -24,13 +26,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings, service = settings_from(arguments), ServiceSettings.from_environment()
     app = create_app(lambda: SharpPipeline.load(settings), service)
+    try:
+        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+        listener = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        number = getattr(error, "errno", None) or 0  # Negative where a name is not known; no message then repeats it.
+        reason = os.strerror(number) if number > 0 else error
+        raise SettingError(
+            f"cannot listen on {arguments.host}, port {arguments.port}: {reason}: choose another --host or --port"
+        ) from error
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     logging.getLogger(__name__).info("open http://%s:%d in a browser; Ctrl-C stops", host, arguments.port)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=arguments.host,
-        port=arguments.port,
         log_level="info" if arguments.verbose else "warning",
         timeout_graceful_shutdown=int(service.request_seconds) + 1,
     )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0

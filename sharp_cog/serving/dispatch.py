@@ -13,7 +13,7 @@ import secrets
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -35,6 +35,7 @@ State = Literal["loading", "ready", "failed", "stopping"]
 Read = Callable[[], tuple[bytes, bytes | None]]
 """Returns the bytes of the photograph and of the depth map; called when it is their turn."""
 Write = Callable[[Path, Prediction], object]
+Turn = Callable[[], Awaitable[None]]
 
 _T = TypeVar("_T")
 _OF_PREDICTION = [
@@ -71,6 +72,7 @@ class Dispatcher:
         self._seconds = 1.0
         self._folder = tempfile.TemporaryDirectory(prefix="sharp_cog_")
         self._loading: asyncio.Task[None] | None = None
+        self._last_turn: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Begins to load the model, in a thread: the service answers meanwhile that it is loading."""
@@ -103,6 +105,7 @@ class Dispatcher:
         self.stop()
         for executor in (self._device, self._readers, self._writers):
             executor.shutdown(wait=True, cancel_futures=True)
+        self._kept.clear()
         self._folder.cleanup()
 
     def check(self) -> None:
@@ -171,12 +174,13 @@ class Dispatcher:
         async with self._at_work:
             start = time.monotonic()
             self._stages[request_id] = "decode"
-            prediction, key = await self._in(self._readers, lambda: self._find_kept(read, options))
-            if prediction is None:
-                prediction = await self._predict(read, options, request_id)
-                self._keep(key, prediction)
-            else:
-                prediction = replace(prediction, timings={})
+            with self._turn() as turn:
+                prediction, key = await self._in(self._readers, lambda: self._find_kept(read, options))
+                if prediction is None:
+                    prediction = await self._predict(read, options, request_id, turn)
+                    self._keep(key, prediction)
+                else:
+                    prediction = replace(prediction, timings={})
             self._stages[request_id] = "encode"
             path = Path(self._folder.name) / f"{secrets.token_hex(8)}{suffix}"
             chosen = prediction
@@ -186,7 +190,30 @@ class Dispatcher:
             self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
             return path, prediction
 
-    async def _predict(self, read: Read, options: PredictOptions, request_id: str) -> Prediction:
+    @contextmanager
+    def _turn(self) -> Iterator[Turn]:
+        """A turn at the device, in the order of asking; who leaves the block without having taken it passes it on."""
+        before, mine = self._last_turn, asyncio.get_running_loop().create_future()
+        self._last_turn = mine
+
+        def pass_on(_: object = None) -> None:
+            if not mine.done():
+                mine.set_result(None)
+
+        async def take() -> None:
+            if before is not None:
+                await asyncio.shield(before)
+            pass_on()
+
+        try:
+            yield take
+        finally:
+            if before is None or before.done():
+                pass_on()
+            else:
+                before.add_done_callback(pass_on)
+
+    async def _predict(self, read: Read, options: PredictOptions, request_id: str, turn: Turn) -> Prediction:
         pipeline = self.pipeline
         assert pipeline is not None
 
@@ -195,6 +222,7 @@ class Dispatcher:
             return pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)
 
         decoded = await self._in(self._readers, decode)
+        await turn()  # Readers may overtake each other. The next one comes after our work is with the executor.
         self._stages[request_id] = "predict"
         try:
             return await self._in(self._device, lambda: pipeline.predict(decoded))

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import requests
+from PIL import Image
 from plyfile import PlyData
 
 from benchmarks.serve import drive
@@ -144,6 +146,16 @@ def test_a_url_in_place_of_a_file(service: Service, site: Site) -> None:
     answer = requests.post(f"{service.url}/predict/spz", data=form, timeout=60)
     assert answer.content == post(service, "/predict/spz", max_gaussians=100).content
     assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
+
+
+def test_what_a_phone_takes(service: Service) -> None:
+    """HEIC, as an iPhone writes it."""
+    pillow_heif.register_heif_opener()
+    file = io.BytesIO()
+    Image.open(io.BytesIO(ROOM)).save(file, "HEIF")
+    answer = post(service, "/predict/spz", {**GIVEN, "file": ("IMG_0001.HEIC", file.getvalue())}, max_gaussians=100)
+    assert answer.status_code == 200
+    assert 'filename="IMG_0001.spz"' in answer.headers["Content-Disposition"]
 
 
 def test_no_url_leads_inside_unless_a_setting_says_so(lift: SharpPipeline, site: Site) -> None:
@@ -387,7 +399,7 @@ def test_no_file_is_left(lift: SharpPipeline, tmp_path: Path, monkeypatch: pytes
 
 
 def test_many_clients_each_get_their_own(service: Service) -> None:
-    report = drive(service.url, num_requests=18, num_clients=6)
+    report = drive(service.url, num_requests=12, num_clients=6, num_pictures=3)
     assert (report.num_lost, report.num_wrong) == (0, 0)
 
 

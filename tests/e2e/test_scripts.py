@@ -61,9 +61,9 @@ class Checkout:
         stub.write_text(STUB_PYTHON.format(bash=bash, log=self.log, folder=self.folder, python=sys.executable))
         stub.chmod(0o755)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, script: str = "predict") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(self.root / "scripts" / "predict"), *arguments],
+            [str(self.root / "scripts" / script), *arguments],
             cwd=self.folder,
             env={"PATH": str(self.tools)},
             stdout=subprocess.PIPE,
@@ -71,9 +71,9 @@ class Checkout:
             text=True,
         )
 
-    def predict(self, *arguments: str) -> tuple[int, str, str]:
+    def predict(self, *arguments: str, script: str = "predict") -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, script=script)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
@@ -104,6 +104,19 @@ def test_the_first_run_installs_and_the_second_starts_at_once(checkout: Checkout
     code, out, err = checkout.predict("c.jpg")
     assert (code, out, err) == (0, f"{checkout.folder}: predict c.jpg\n", "")
     assert not checkout.log.exists(), "Python was started though nothing had changed"
+
+
+def test_the_http_service_installs_what_it_needs_and_no_more(checkout: Checkout) -> None:
+    checkout.add_python()
+    code, out, err = checkout.predict("--http", "--port", "8123", "--model", "lift", script="serve")
+    assert code == 0, err
+    assert out == f"{checkout.folder}: serve --http --host 127.0.0.1 --port 8123\n"
+    assert " ".join(checkout.installed()).endswith(f"--editable {checkout.root}[http,preview,spz]")
+    assert "without the viewer, the page offers downloads alone: install npm" in err
+    code, _, err = checkout.predict("--http", "--upload-url", "http://localhost/", script="serve")
+    assert code == 2
+    assert "--upload-url is for Cog's server, not for --http" in err
+    assert checkout.predict("--http", "--port", "http", script="serve")[0] == 2
 
 
 def test_changed_dependencies_are_installed(checkout: Checkout) -> None:

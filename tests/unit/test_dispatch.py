@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sharp_cog.errors import BusyError, CheckpointError, DeviceError, PredictionError
+from sharp_cog.errors import BusyError, CheckpointError, DeviceError, ImageError, PredictionError
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import Prediction, SharpPipeline
 from sharp_cog.serving.dispatch import AT_WORK, Dispatcher
@@ -71,7 +71,7 @@ def test_the_queue_is_served_in_order() -> None:
             tasks.append(asyncio.create_task(ask(dispatcher, number)))
             await until(lambda: dispatcher.num_admitted == number)  # noqa: B023
             await asyncio.sleep(0.02)
-        assert dispatcher.progress("1") == {"stage": "predict"}
+        await until(lambda: dispatcher.progress("1") == {"stage": "predict"})
         assert dispatcher.progress("8") == {"stage": "queued", "ahead": 7}
         assert dispatcher.progress("9") is None
         pipeline.gate.set()
@@ -79,6 +79,35 @@ def test_the_queue_is_served_in_order() -> None:
 
     run(pipeline, work, kept_predictions=0)
     assert pipeline.predicted == list(range(1, 9))
+
+
+def test_a_reader_that_overtakes_another_keeps_the_order() -> None:
+    """The first picture is slow to read; the second waits for its turn, and one that fails stops nobody."""
+    pipeline, slow = Gated(), threading.Event()
+
+    async def work(dispatcher: Dispatcher) -> None:
+        def read(number: int) -> tuple[bytes, None]:
+            if number == 1:
+                assert slow.wait(30)
+            if number == 2:
+                raise ImageError("no picture")
+            return bytes(number), None
+
+        async def one(number: int) -> None:
+            with dispatcher.admitted(str(number)):
+                await dispatcher.run(
+                    lambda: read(number), PredictOptions(), write, suffix=".txt", request_id=str(number)
+                )
+
+        tasks = [asyncio.create_task(one(number)) for number in (1, 2, 3, 4)]
+        await asyncio.sleep(0.1)
+        assert pipeline.predicted == []
+        slow.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [type(None), ImageError, type(None), type(None)]
+
+    run(pipeline, work)
+    assert pipeline.predicted == [1, 3, 4]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
