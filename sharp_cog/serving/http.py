@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from fastapi import FastAPI, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -149,7 +150,9 @@ def create_app(
             description="the splat as a file",
         ),
     )
-    async def predict_file(output_format: str, request: Request) -> Response:
+    async def predict_file(
+        output_format: Annotated[str, PathParameter(json_schema_extra={"enum": list(FORMATS)})], request: Request
+    ) -> Response:
         """Predicts a splat and gives it as a file."""
         format_ = FORMATS.get(output_format, FORMATS["ply"])  # Others are refused with the options.
         kind = _Kind(media_type=format_.media_type, suffix=format_.suffix, write=_write)
