@@ -34,8 +34,8 @@ def lift(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_apps_are_called_as_their_users_know_them() -> None:
     assert modal_app.app.name == "sharp-view-synthesis"
     assert modal_api.app.name == "sharp-api"
-    for function in (modal_app.predict, modal_app.predict_and_save_ply, modal_api.api):
-        assert isinstance(function, modal.Function)
+    functions: list[object] = [modal_app.predict, modal_app.predict_and_save_ply, modal_api.api]
+    assert all(isinstance(function, modal.Function) for function in functions)
     assert isinstance(modal_app.Sharp, modal.Cls)
 
 
