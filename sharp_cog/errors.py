@@ -14,7 +14,7 @@
     +-- CheckpointError            invalid_checkpoint
     |   +-- CheckpointMissingError checkpoint_missing
     |   +-- DownloadError          download_failed
-    +-- NotInstalledError          not_installed
+    +-- NotInstalledError          not_installed        422 of a service: the caller can choose another format
     +-- PredictionError            prediction_failed
     |   +-- DeviceError            device_failed        the process must be started anew
     +-- OutputError                cannot_write

@@ -19,6 +19,7 @@ from sharp_cog.errors import (
     BusyError,
     DeadlineError,
     InputError,
+    NotInstalledError,
     PredictionError,
     RequestTooLargeError,
     SharpError,
@@ -122,6 +123,9 @@ def error_body(error: BaseException) -> dict[str, str]:
     """
     if isinstance(error, (InputError, BusyError, DeadlineError)):
         return {"error": str(error), "code": error.code}
+    if isinstance(error, NotInstalledError):
+        _LOG.warning("%s", error)
+        return {"error": "this service lacks what that format or option needs: choose another", "code": error.code}
     code = error.code if isinstance(error, SharpError) else SharpError.code
     _LOG.error("%s: %s", code, error, exc_info=error)
     return {"error": "the service failed; its log says why", "code": code}
@@ -129,7 +133,7 @@ def error_body(error: BaseException) -> dict[str, str]:
 
 def status_of(error: BaseException) -> int:
     """The HTTP status of an error."""
-    table = {RequestTooLargeError: 413, InputError: 422, BusyError: 503, DeadlineError: 504}
+    table = {RequestTooLargeError: 413, InputError: 422, NotInstalledError: 422, BusyError: 503, DeadlineError: 504}
     return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
 
 

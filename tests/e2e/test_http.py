@@ -150,9 +150,8 @@ def test_a_url_in_place_of_a_file(service: Service, site: Site) -> None:
 
 def test_what_a_phone_takes(service: Service) -> None:
     """HEIC, as an iPhone writes it."""
-    pillow_heif.register_heif_opener()
     file = io.BytesIO()
-    Image.open(io.BytesIO(ROOM)).save(file, "HEIF")
+    pillow_heif.from_pillow(Image.open(io.BytesIO(ROOM))).save(file)
     answer = post(service, "/predict/spz", {**GIVEN, "file": ("IMG_0001.HEIC", file.getvalue())}, max_gaussians=100)
     assert answer.status_code == 200
     assert 'filename="IMG_0001.spz"' in answer.headers["Content-Disposition"]
@@ -196,6 +195,16 @@ def test_what_cannot_be_is_refused(
     answer = post(service, path, files, **data)
     assert answer.json().keys() == {"error", "code"}
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+
+
+def test_a_format_that_is_not_installed_is_refused_and_not_offered(tmp_path: Path) -> None:
+    pipeline = Gated()
+    pipeline.settings = Settings(model="lift", viewer_dir=tmp_path)
+    with serving(lambda: pipeline) as bare:
+        answer = post(bare, "/predict/html", {"file": b"abc"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "not_installed")
+        assert str(tmp_path) not in answer.text
+        assert "html" not in {format_["name"] for format_ in requests.get(bare.url, timeout=10).json()["formats"]}
 
 
 def test_a_body_that_is_no_form_is_refused(service: Service) -> None:
