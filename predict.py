@@ -146,6 +146,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         camera = prediction.camera
         self.record_metric("num_gaussians", len(prediction.gaussians))
         self.record_metric("focal_length_px", float(camera.focal_length_px))
+        self.record_metric("precision", prediction.precision)
         for stage, seconds in prediction.timings.items():
             self.record_metric(f"{stage}_seconds", float(seconds))
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in prediction.timings.items())

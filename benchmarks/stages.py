@@ -38,7 +38,8 @@ from sharp_cog import __version__
 from sharp_cog.errors import SharpError
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.sharp import Sharp
-from sharp_cog.pipeline import Decoded, SharpPipeline, find_device
+from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.prediction import Decoded
 from sharp_cog.serving.settings import MODELS, Settings
 
 RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sharp_cog.errors import InputError, SharpError
     from sharp_cog.gaussians import Gaussians
     from sharp_cog.options import PredictOptions
-    from sharp_cog.pipeline import Prediction, SharpPipeline
+    from sharp_cog.pipeline import SharpPipeline
+    from sharp_cog.prediction import Prediction
     from sharp_cog.serving.settings import Settings
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ _HOMES = {
     "Gaussians": "sharp_cog.gaussians",
     "InputError": "sharp_cog.errors",
     "PredictOptions": "sharp_cog.options",
-    "Prediction": "sharp_cog.pipeline",
+    "Prediction": "sharp_cog.prediction",
     "Settings": "sharp_cog.serving.settings",
     "SharpError": "sharp_cog.errors",
     "SharpPipeline": "sharp_cog.pipeline",

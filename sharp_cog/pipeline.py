@@ -2,96 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import cast
+from dataclasses import fields
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharp_cog import arrange, checkpoint, depth, formats, images
+from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
-from sharp_cog.errors import DeviceError, PredictionError, SettingError
+from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
-from sharp_cog.network.config import IMAGE_SIZE, SharpConfig
+from sharp_cog.network.config import IMAGE_SIZE
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.network.lift import Lift
 from sharp_cog.network.ml_sharp import MLSharp
-from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.network.precision import choose, exact_sums, name_of
+from sharp_cog.network.runner import Counters, SharpRunner
 from sharp_cog.options import PredictOptions
+from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.preprocess import preprocess
-from sharp_cog.serving.settings import Settings
+from sharp_cog.serving.settings import Settings, use_huge_pages
+from sharp_cog.streaming import mapped
 from sharp_cog.unproject import unproject
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 Predictor = Callable[[Tensor, Tensor, Tensor | None, DepthUse, Callable[[Tensor], None] | None], NDCGaussians]
 """(image, disparity_factor, depth, use, on_monodepth) -> Gaussians; what each is: `Sharp.forward`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """One photograph's splat.
-
-    Attributes:
-        gaussians: Metric Gaussians, OpenCV axes, on the pipeline's device.
-        camera: The photograph's camera; says where the focal length came from.
-        options: The options that the prediction was made with, and will be written with.
-        timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
-        internal_depth_m: SHARP's own depth, (2, 1536, 1536) float32 in metres, front layer first, before a given one
-            replaced it; where `save_internal_depth` asked for it.
-        viewer_dir: The viewer inside the pages of the format `html`; None is where `scripts/viewer` puts it.
-    """
-
-    gaussians: Gaussians
-    camera: Camera
-    options: PredictOptions
-    timings: dict[str, float]
-    internal_depth_m: NDArray[np.float32] | None = None
-    viewer_dir: Path | None = None
-
-    def with_output(self, options: PredictOptions) -> Prediction:
-        """The same splat, to be written with other options; of its Gaussians, those that they keep."""
-        gaussians = arrange.keep_visible(
-            self.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity
-        )
-        return replace(self, gaussians=gaussians, options=options, timings=dict(self.timings))
-
-    def write(self, path: Path | str) -> Path:
-        """Writes the splat in the format of the options; `path` appears whole or not at all.
-
-        Returns:
-            The path.
-
-        Raises:
-            PredictionError: A value is not finite.
-            NotInstalledError: The format needs what is not installed.
-            OutputError: The file cannot be written.
-        """
-        start = time.perf_counter()
-        written = formats.write(Path(path), self.gaussians, self.camera, self.options, viewer_dir=self.viewer_dir)
-        self.timings["write"] = time.perf_counter() - start
-        return written
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """A request whose bytes have been read and found good: all that `SharpPipeline.predict` needs.
-
-    Attributes:
-        source: The photograph.
-        depth_map: The caller's, for the same view; None where there is none.
-        options: The options of the prediction.
-        decode_s: Seconds that it took.
-    """
-
-    source: images.SourceImage
-    depth_map: depth.DepthMap | None
-    options: PredictOptions
-    decode_s: float
 
 
 class SharpPipeline:
@@ -115,10 +59,10 @@ class SharpPipeline:
             CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
             NotInstalledError: The model needs a package that is not installed.
         """
+        use_huge_pages()
         settings = settings or Settings.from_environment()
         found = find_device(settings.device if device is None else device)
-        model = _load_model(settings).to(found).eval().requires_grad_(False)
-        return cls(cast(Predictor, model), device=found, settings=settings)
+        return cls(_load_predictor(settings, found), device=found, settings=settings)
 
     def to(self, device: str) -> SharpPipeline:
         """The same pipeline on another device.
@@ -127,8 +71,17 @@ class SharpPipeline:
             SettingError: The device is not there.
         """
         found = find_device(device)
-        predictor = self.predictor.to(found) if isinstance(self.predictor, nn.Module) else self.predictor
-        return type(self)(cast(Predictor, predictor), device=found, settings=self.settings)
+        predictor = self.predictor
+        if isinstance(predictor, SharpRunner):
+            predictor = predictor.to(found, choose(self.settings.precision, found))
+        elif isinstance(predictor, nn.Module):
+            predictor = cast(Predictor, predictor.to(found))
+        return type(self)(predictor, device=found, settings=self.settings)
+
+    @property
+    def counters(self) -> Counters:
+        """What happened so far that a user should know of."""
+        return self.predictor.counters if isinstance(self.predictor, SharpRunner) else Counters()
 
     def __call__(
         self, image_bytes: bytes, options: PredictOptions | None = None, *, depth_bytes: bytes | None = None
@@ -161,7 +114,13 @@ class SharpPipeline:
         start = time.perf_counter()
         source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
         depth_map = None if depth_bytes is None else self._decode_depth(depth_bytes, source, options)
-        return Decoded(source=source, depth_map=depth_map, options=options, decode_s=time.perf_counter() - start)
+        return Decoded(
+            source=source,
+            depth_map=depth_map,
+            options=options,
+            image_key=hashlib.blake2b(image_bytes, digest_size=16).hexdigest(),
+            decode_s=time.perf_counter() - start,
+        )
 
     def predict(self, decoded: Decoded) -> Prediction:
         """The part of a prediction that needs the device, for one caller at a time.
@@ -176,31 +135,76 @@ class SharpPipeline:
         """
         timings = {"decode": decoded.decode_s}
         monodepth: list[Tensor] = []
-        gaussians = self._predict(
+        gaussians, precision = self._predict(
             decoded.source,
             decoded.depth_map,
             timings,
-            use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, Sharp)),
+            use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, SharpRunner)),
             on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
+            image_key=decoded.image_key,
         )
         return Prediction(
             gaussians=gaussians,
             camera=decoded.source.camera,
             options=decoded.options,
             timings=timings,
-            internal_depth_m=monodepth[0][0].float().cpu().numpy() if monodepth else None,
+            precision=precision,
+            internal_depth_m=monodepth[-1][0].float().cpu().numpy() if monodepth else None,
             viewer_dir=self.settings.viewer_dir,
         )
 
+    @overload
+    def map(
+        self,
+        images: Iterable[bytes],
+        options: PredictOptions | None = None,
+        *,
+        encode: Callable[[Prediction], _T],
+    ) -> Iterator[_T | SharpError]: ...
+
+    @overload
+    def map(
+        self, images: Iterable[bytes], options: PredictOptions | None = None, *, encode: None = None
+    ) -> Iterator[Prediction | SharpError]: ...
+
+    def map(
+        self,
+        images: Iterable[bytes],
+        options: PredictOptions | None = None,
+        *,
+        encode: Callable[[Prediction], Any] | None = None,
+    ) -> Iterator[Any]:
+        """Predicts many pictures, reading the next and encoding the last while the device is at work.
+
+        Args:
+            images: Pictures, taken as they are needed: some five are under way at once.
+            options: Of all of them.
+            encode: What becomes of a prediction, such as a file; in a thread beside others.
+
+        Yields:
+            For each picture, in order, what `encode` returns, or the prediction; for one that cannot be used, the
+            error, so that the others go on.
+
+        Raises:
+            DeviceError: The device failed, and nothing more will work.
+        """
+        return mapped(self, images, options, encode)
+
     def warm_up(self) -> float:
-        """Runs everything once on a grey picture at full size, through post-processing, and returns the seconds."""
+        """Runs everything once on a grey picture at full size, through post-processing, and returns the seconds.
+
+        SHARP on a CPU has nothing to warm up: its self-check has run every weight.
+        """
         start = time.perf_counter()
+        if isinstance(self.predictor, SharpRunner) and self.device.type == "cpu":
+            return 0.0
         camera = Camera(width=IMAGE_SIZE, height=IMAGE_SIZE, focal_length_px=float(IMAGE_SIZE))
         grey = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=np.uint8)
         flat = depth.DepthMap(depth_m=np.ones((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32))
         needs_depth = isinstance(self.predictor, Lift)
         source = images.SourceImage(rgb=grey, camera=camera, image_format="none")
-        formats.vertex_block(self._predict(source, flat if needs_depth else None, {}))
+        gaussians, _ = self._predict(source, flat if needs_depth else None, {})
+        formats.vertex_block(gaussians)
         return time.perf_counter() - start
 
     def _decode_depth(self, depth_bytes: bytes, source: images.SourceImage, options: PredictOptions) -> depth.DepthMap:
@@ -217,18 +221,35 @@ class SharpPipeline:
         *,
         use: DepthUse = DEFAULT_USE,
         on_monodepth: Callable[[Tensor], None] | None = None,
-    ) -> Gaussians:
-        """Preprocess, network and unprojection, timed."""
+        image_key: str | None = None,
+    ) -> tuple[Gaussians, str]:
+        """Preprocess, network and unprojection, timed; and the precision that the network computed in."""
         try:
             with self._timed("preprocess", timings):
                 model_input = preprocess(source, depth_map, device=self.device)
-            # Full float32 for convolutions too: tf32, cuDNN's default, keeps 10 bits.
-            with self._timed("network", timings), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                ndc = self.predictor(
-                    model_input.image, model_input.disparity_factor, model_input.depth_m, use, on_monodepth
+            arguments = (model_input.image, model_input.disparity_factor, model_input.depth_m, use, on_monodepth)
+            with exact_sums(self.device):
+                runner = self.predictor
+                if not isinstance(runner, SharpRunner):
+                    with self._timed("network", timings):
+                        ndc = runner(*arguments)
+                    with self._timed("unproject", timings):
+                        return unproject(ndc, source.camera), name_of(torch.float32)
+                with self._timed("network", timings):
+                    ndc = runner(*arguments, image_key=image_key)
+                with self._timed("unproject", timings):
+                    gaussians = unproject(ndc, source.camera)
+                    is_finite = _are_finite(gaussians)
+                # The stage has waited for the device: looking costs nothing now.
+                if is_finite.item() or runner.dtype == torch.float32:
+                    return gaussians, name_of(runner.dtype)
+                _LOG.warning(
+                    "a value does not fit in %s: this prediction is repeated in float32", name_of(runner.dtype)
                 )
-            with self._timed("unproject", timings):
-                return unproject(ndc, source.camera)
+                with self._timed("network", timings):
+                    ndc = runner.in_float32(*arguments)
+                with self._timed("unproject", timings):
+                    return unproject(ndc, source.camera), name_of(torch.float32)
         except torch.OutOfMemoryError as error:
             raise PredictionError(
                 f"the device {self.device} ran out of memory: close what else uses it, or set SHARP_DEVICE=cpu"
@@ -287,18 +308,26 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _load_model(settings: Settings) -> nn.Module:
-    """The model that the settings name, on the CPU."""
-    if settings.model == "lift":
-        return Lift()
-    state = checkpoint.load_state(checkpoint.ensure(settings))
-    if settings.model == "ml-sharp":
-        return MLSharp(state)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = Sharp(SharpConfig.matching(shapes))
-    checkpoint.fill(model, state, ignore=UNUSED_PARAMETERS)
-    return model
+def _load_predictor(settings: Settings, device: torch.device) -> Predictor:
+    """The model that the settings name, on the device."""
+    if settings.model == "sharp":
+        dtype = choose(settings.precision, device)
+        return SharpRunner(
+            weights.load(settings, dtype),
+            device=device,
+            dtype=dtype,
+            keeps_encoding=settings.keep_encoding,
+            uses_graphs=settings.cuda_graphs,
+        )
+    lift = settings.model == "lift"
+    model = Lift() if lift else MLSharp(checkpoint.load_state(checkpoint.ensure(settings)))
+    return cast(Predictor, model.to(device).eval().requires_grad_(False))
+
+
+def _are_finite(gaussians: Gaussians) -> Tensor:
+    """Whether all values are finite, as a scalar on the device: a sum sees every NaN and infinity."""
+    parts = (getattr(gaussians, field.name) for field in fields(gaussians))
+    return torch.stack([part.sum() for part in parts]).sum().isfinite()
 
 
 def _synchronize(device: torch.device) -> None:

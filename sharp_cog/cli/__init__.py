@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import sharp_cog
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.options import AXES, DEPTH_FITS, DEPTH_FORMATS, DEPTH_MODES, ESTIMATORS, OUTPUT_FORMATS, SPZ_VERSIONS
-from sharp_cog.serving.settings import MODELS
+from sharp_cog.serving.settings import MODELS, PRECISIONS
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -87,6 +87,11 @@ def _command(commands: Commands, name: str, *, help_text: str, example: str) -> 
 def _add_model_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", metavar="FILE", help="checkpoint file (else it is found or downloaded)")
     command.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="what SHARP computes in (default: auto, half where the device can)",
+    )
 
 
 def _add_focal_length(command: argparse.ArgumentParser) -> None:

@@ -21,7 +21,8 @@ from sharp_cog.cli.settings import depth_options, output_options, settings_from
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.preview import movie
 
 _SOURCES = {

@@ -21,6 +21,8 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         settings = replace(settings, model=arguments.model)
     if getattr(arguments, "device", None):
         settings = replace(settings, device=arguments.device)
+    if getattr(arguments, "precision", None):
+        settings = replace(settings, precision=arguments.precision)
     if getattr(arguments, "checkpoint", None):
         settings = replace(settings, checkpoint=Path(arguments.checkpoint))
     if getattr(arguments, "cache_dir", None):

@@ -12,7 +12,7 @@ from sharp_cog.cli import EXIT_FAILED
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import ImageError
 from sharp_cog.network.ml_sharp import MLSharp
-from sharp_cog.network.sharp import Sharp
+from sharp_cog.network.runner import SharpRunner
 from sharp_cog.network.verify import compare
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
@@ -29,13 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImageError(f"{arguments.image} cannot be read: {error.strerror or error}") from error
     source = images.decode(image_bytes, options, max_pixels=settings.max_pixels)
     apples = SharpPipeline.load(replace(settings, model="ml-sharp"))
-    ours = SharpPipeline.load(replace(settings, model="sharp"))
+    ours = SharpPipeline.load(replace(settings, model="sharp", precision="float32"))
     model_input = preprocess(source, None, device=ours.device)
     apples_model = cast(MLSharp, apples.predictor)
     differences = compare(
         apples_model,
         apples_model.predictor,
-        cast(Sharp, ours.predictor),
+        cast(SharpRunner, ours.predictor).model,
         image=model_input.image,
         disparity_factor=model_input.disparity_factor,
     )

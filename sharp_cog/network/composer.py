@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,17 +43,16 @@ def compose(base: BaseGaussians, delta: Tensor) -> NDCGaussians:
 
     # 10 * sigmoid(10 / 9 * d + logit(0.1)) is 1 with slope 1 at d = 0, and at most 10.
     slope = 1.0 / (1.0 - 1.0 / _MAX_SCALE_FACTOR)
-    offset = -torch.log(torch.tensor(_MAX_SCALE_FACTOR - 1.0)).item()
+    offset = -math.log(_MAX_SCALE_FACTOR - 1.0)
     scales = (base.cell_size * z).unsqueeze(1) * _MAX_SCALE_FACTOR * torch.sigmoid(slope * scale + offset)
 
-    identity = quaternion.new_tensor([1.0, 0.0, 0.0, 0.0]).view(1, 4, 1, 1, 1)
     colors_srgb = torch.sigmoid(torch.logit(base.colors_srgb.clamp(0.01, 0.99)) + _COLOR_STEP * color)
 
     global_scale = base.global_scale.view(-1, 1, 1)
     return NDCGaussians(
         means=_flatten(means) * global_scale,
         scales=_flatten(scales) * global_scale,
-        quaternions_wxyz=_flatten(identity + quaternion),
+        quaternions_wxyz=_flatten(torch.cat([1.0 + quaternion[:, :1], quaternion[:, 1:]], dim=1)),
         colors_linear=_flatten(srgb_to_linear(colors_srgb)),
         opacities=_flatten(torch.sigmoid(opacity)).squeeze(-1),
     )

@@ -7,6 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
+class WideConv2d(nn.Conv2d):
+    """A convolution whose weights stay float32 where the rest is half: it brings what comes to their type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Conv2d`, for x of any float type."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class ResidualConvUnit(nn.Module):
     """x + conv3x3(relu(conv3x3(relu(x))))."""
 
@@ -15,13 +23,13 @@ class ResidualConvUnit(nn.Module):
         self.residual = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(width, width, kernel_size=3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, width, kernel_size=3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> (B, width, H, W)."""
-        y: Tensor = x + self.residual(x)
+        y: Tensor = self.residual(x).add_(x)
         return y
 
 
@@ -35,12 +43,12 @@ class FusionBlock(nn.Module):
         self.deconv = (
             nn.ConvTranspose2d(width, width, kernel_size=2, stride=2, bias=False) if doubles else nn.Identity()
         )
-        self.out_conv = nn.Conv2d(width, width, kernel_size=1)
+        self.out_conv: nn.Module = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(B, width, H, W) and a skip of the same shape -> (B, width, 2 H, 2 W), or H, W without doubling."""
         if skip is not None:
-            x = x + self.resnet1(skip)
+            x = self.resnet1(skip).add_(x)
         fused: Tensor = self.out_conv(self.deconv(self.resnet2(x)))
         return fused
 
@@ -75,10 +83,10 @@ class NormResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             nn.GroupNorm(num_groups, in_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1),
             nn.GroupNorm(num_groups, hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden, out_channels, kernel_size=3, padding=1),
         )
         self.shortcut = (
@@ -87,5 +95,5 @@ class NormResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        y: Tensor = self.shortcut(x) + self.residual(x)
+        y: Tensor = self.residual(x).add_(self.shortcut(x))
         return y

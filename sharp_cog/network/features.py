@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from sharp_cog.network.composer import NUM_ATTRIBUTES
 from sharp_cog.network.config import NUM_LAYERS, SharpConfig
-from sharp_cog.network.decoder import FusionBlock, MultiresDecoder, NormResidualBlock
+from sharp_cog.network.decoder import FusionBlock, MultiresDecoder, NormResidualBlock, WideConv2d
 
 _INPUT_CHANNELS = 5
 _NUM_GROUPS = 8
@@ -21,7 +19,7 @@ class SkipConvBackbone(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(_INPUT_CHANNELS, width, kernel_size=2, stride=2)
+        self.conv = WideConv2d(_INPUT_CHANNELS, width, kernel_size=2, stride=2)
 
     def forward(self, feature_input: Tensor) -> Tensor:
         """(B, 5, H, W) -> (B, width, H / 2, W / 2)."""
@@ -40,17 +38,17 @@ class FeatureModel(nn.Module):
         self.texture_head = _head(config)
         self.geometry_head = _head(config)
 
-    def forward(self, feature_input: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, feature_input: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features for the prediction head.
 
         Args:
-            feature_input: (B, 5, 1536, 1536), from the initializer.
-            features: The five encoder feature maps, finest first.
+            feature_input: (B, 5, 1536, 1536) float32, from the initializer.
+            decoded: (B, feature_width, 768, 768), what `decoder` made of the five encoder feature maps.
 
         Returns:
             Texture and geometry features, each (B, feature_channels, 768, 768).
         """
-        fused = self.fusion(self.decoder(features), self.image_encoder(feature_input))
+        fused = self.fusion(decoded, self.image_encoder(feature_input).to(decoded.dtype))
         return self.texture_head(fused), self.geometry_head(fused)
 
 
@@ -61,8 +59,8 @@ class PredictionHead(nn.Module):
         super().__init__()
         num_texture_attributes = NUM_ATTRIBUTES - _NUM_GEOMETRY_ATTRIBUTES
         channels = config.feature_channels
-        self.geometry_prediction_head = nn.Conv2d(channels, _NUM_GEOMETRY_ATTRIBUTES * NUM_LAYERS, kernel_size=1)
-        self.texture_prediction_head = nn.Conv2d(channels, num_texture_attributes * NUM_LAYERS, kernel_size=1)
+        self.geometry_prediction_head = WideConv2d(channels, _NUM_GEOMETRY_ATTRIBUTES * NUM_LAYERS, kernel_size=1)
+        self.texture_prediction_head = WideConv2d(channels, num_texture_attributes * NUM_LAYERS, kernel_size=1)
 
     def forward(self, texture_features: Tensor, geometry_features: Tensor) -> Tensor:
         """Two of (B, feature_channels, h, w) -> (B, 14, 2, h, w), attribute-major."""
@@ -77,7 +75,7 @@ def _head(config: SharpConfig) -> nn.Sequential:
     return nn.Sequential(
         NormResidualBlock(width, width, hidden=hidden, num_groups=_NUM_GROUPS),
         NormResidualBlock(width, width, hidden=hidden, num_groups=_NUM_GROUPS),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(width, config.feature_channels, kernel_size=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     )

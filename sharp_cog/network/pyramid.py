@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.vit import TILE_SIZE, ViT
 
+NUM_TILES = 35
+"""Of a picture: 5 x 5 fine ones, 3 x 3 middle ones and the whole."""
+
 _FINE_STRIDE, _FINE_CROP = 288, 3
 """5 x 5 tiles of the picture at 1536; each overlaps its neighbour by 96 pixels = 2 * 3 cells."""
 _MIDDLE_STRIDE, _MIDDLE_CROP = 192, 6
@@ -16,13 +19,18 @@ _MIDDLE_STRIDE, _MIDDLE_CROP = 192, 6
 
 
 class PyramidEncoder(nn.Module):
-    """The `encoder` of the monodepth predictor."""
+    """The `encoder` of the monodepth predictor.
+
+    Attributes:
+        num_tiles_at_once: Of the 35 tiles, how many go through the vision transformer together.
+    """
 
     def __init__(self, config: SharpConfig) -> None:
         super().__init__()
         width = config.vit.width
         level0, level1, level2, level3, level4 = config.encoder_channels
         self.intermediate_blocks = config.vit.intermediate_blocks
+        self.num_tiles_at_once = NUM_TILES
         self.patch_encoder = ViT(config.vit)
         self.image_encoder = ViT(config.vit)
         self.upsample_latent0 = _upsampler(width, level0, num_doublings=3)
@@ -42,16 +50,13 @@ class PyramidEncoder(nn.Module):
         Returns:
             Five feature maps, finest first: 768, 384, 192, 96 and 48 cells wide.
         """
-        fine = 2 * image - 1
-        middle = F.interpolate(fine, scale_factor=0.5, mode="bilinear", align_corners=False)
-        coarse = F.interpolate(fine, scale_factor=0.25, mode="bilinear", align_corners=False)
-        fine_tiles = split_tiles(fine, _FINE_STRIDE)
+        middle = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
+        coarse = F.interpolate(image, scale_factor=0.25, mode="bilinear", align_corners=False)
+        fine_tiles = split_tiles(image, _FINE_STRIDE)
         middle_tiles = split_tiles(middle, _MIDDLE_STRIDE)
         sizes = [len(fine_tiles), len(middle_tiles), len(coarse)]
 
-        final, intermediates = self.patch_encoder(
-            torch.cat([fine_tiles, middle_tiles, coarse]), self.intermediate_blocks
-        )
+        final, intermediates = self._encode_tiles(torch.cat([fine_tiles, middle_tiles, coarse]))
         final_fine, final_middle, final_coarse = final.split(sizes)
         latent0, latent1 = (merge_tiles(latent[: sizes[0]], len(image), _FINE_CROP) for latent in intermediates)
         global_context, _ = self.image_encoder(coarse)
@@ -64,6 +69,16 @@ class PyramidEncoder(nn.Module):
             self.upsample1(merge_tiles(final_middle, len(image), _MIDDLE_CROP)),
             self.fuse_lowres(lowest),
         ]
+
+    def _encode_tiles(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The patch encoder's output for all tiles, and its intermediate ones, however many go through it at once."""
+        parts: list[tuple[Tensor, list[Tensor]]] = [
+            self.patch_encoder(part, self.intermediate_blocks) for part in tiles.split(self.num_tiles_at_once)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        intermediates = zip(*(intermediate for _, intermediate in parts), strict=True)
+        return torch.cat([final for final, _ in parts]), [torch.cat(maps) for maps in intermediates]
 
 
 def split_tiles(image: Tensor, stride: int) -> Tensor:
@@ -89,7 +104,7 @@ def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
         crop: Cells to crop on each side that touches a neighbour.
 
     Returns:
-        (B, C, S, S) with S = n * h - 2 * (n - 1) * crop.
+        (B, C, S, S) with S = n * h - 2 * (n - 1) * crop; channels last.
     """
     num_rows = round((len(tiles) // batch) ** 0.5)
     size = tiles.shape[-1]
@@ -98,11 +113,14 @@ def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
         return slice(crop if index > 0 else 0, size - crop if index < num_rows - 1 else size)
 
     grid = tiles.unflatten(0, (num_rows, num_rows, batch))
-    rows = [
-        torch.cat([grid[row, column, :, :, kept(row), kept(column)] for column in range(num_rows)], dim=-1)
-        for row in range(num_rows)
-    ]
-    return torch.cat(rows, dim=-2)
+    total = num_rows * size - 2 * (num_rows - 1) * crop
+    merged = tiles.new_empty(batch, tiles.shape[1], total, total).contiguous(memory_format=torch.channels_last)
+    for row in range(num_rows):
+        for column in range(num_rows):
+            part = grid[row, column, :, :, kept(row), kept(column)]
+            top, left = (index * (size - 2 * crop) + (crop if index > 0 else 0) for index in (row, column))
+            merged[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
+    return merged
 
 
 def _upsampler(in_channels: int, out_channels: int, *, num_doublings: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -21,6 +22,19 @@ UNUSED_PARAMETERS = frozenset(
     for leaf in ("weight", "bias")
 )
 """What the checkpoint holds and inference never uses: an image classifier on each vision transformer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """What the network makes of a picture before it has to know the depth.
+
+    Attributes:
+        disparity: (B, 2, 1536, 1536) float32, front layer first, non-negative.
+        decoded: (B, feature_width, 768, 768), of the feature model's decoder.
+    """
+
+    disparity: Tensor
+    decoded: Tensor
 
 
 class Sharp(nn.Module):
@@ -57,16 +71,47 @@ class Sharp(nn.Module):
         Raises:
             DepthError: The depth map cannot be used.
         """
+        encoding = self.encode(image)
+        depth_m = self.depth(encoding, disparity_factor, depth, use, on_monodepth)
+        return self.place(image, encoding.decoded, depth_m)
+
+    def encode(self, image: Tensor) -> Encoding:
+        """What depends on the picture alone: nine tenths of the work.
+
+        Args:
+            image: (B, 3, 1536, 1536) float32, RGB in [0, 1].
+        """
         features, disparity = self.monodepth_model(image)
-        monodepth_m = depth_from_disparity(disparity, disparity_factor)
+        return Encoding(disparity=disparity, decoded=self.feature_model.decoder(features))
+
+    def depth(
+        self,
+        encoding: Encoding,
+        disparity_factor: Tensor,
+        depth: Tensor | None = None,
+        use: DepthUse = DEFAULT_USE,
+        on_monodepth: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """The two layers of depth (B, 2, 1536, 1536) in metres; arguments and errors as for `forward`."""
+        monodepth_m = depth_from_disparity(encoding.disparity, disparity_factor)
         if on_monodepth is not None:
             on_monodepth(monodepth_m)
-        if depth is not None:
-            depth = prepared(depth, monodepth_m[:, :1], use)
-            if use.mode == "align":
-                monodepth_m = monodepth_m * self.depth_alignment(monodepth_m, depth)
-            else:
-                monodepth_m = replaced(monodepth_m, depth, use)
-        base = initialize(image, monodepth_m)
-        texture_features, geometry_features = self.feature_model(base.feature_input, features)
+        if depth is None:
+            return monodepth_m
+        depth = prepared(depth, monodepth_m[:, :1], use)
+        if use.mode == "align":
+            scale_map: Tensor = self.depth_alignment(monodepth_m, depth)
+            return monodepth_m * scale_map
+        return replaced(monodepth_m, depth, use)
+
+    def place(self, image: Tensor, decoded: Tensor, depth_m: Tensor) -> NDCGaussians:
+        """Gaussians on those layers.
+
+        Args:
+            image: As for `encode`.
+            decoded: Of the picture's `Encoding`.
+            depth_m: (B, 2, 1536, 1536), metres.
+        """
+        base = initialize(image, depth_m)
+        texture_features, geometry_features = self.feature_model(base.feature_input, decoded)
         return compose(base, self.prediction_head(texture_features, geometry_features))

@@ -24,7 +24,7 @@ from sharp_cog.errors import (
     RequestTooLargeError,
     SharpError,
 )
-from sharp_cog.pipeline import Prediction
+from sharp_cog.prediction import Prediction
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def metadata(prediction: Prediction) -> dict[str, Any]:
 
     Returns:
         `focal_length` in pixels of the picture as it is shown, `focal_length_source`, `image_size` [width, height],
-        `num_gaussians`, `timings` in seconds.
+        `num_gaussians`, `precision` that the network computed in, `timings` in seconds.
     """
     camera = prediction.camera
     return {
@@ -44,6 +44,7 @@ def metadata(prediction: Prediction) -> dict[str, Any]:
         "focal_length_source": camera.focal_length_source,
         "image_size": [camera.width, camera.height],
         "num_gaussians": len(prediction.gaussians),
+        "precision": prediction.precision,
         "timings": {stage: round(seconds, 6) for stage, seconds in prediction.timings.items()},
     }
 

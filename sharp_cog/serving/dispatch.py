@@ -23,7 +23,8 @@ from typing import Literal, TypeVar
 from sharp_cog import formats
 from sharp_cog.errors import BusyError, DeviceError, SharpError
 from sharp_cog.options import OutputOptions, PredictOptions
-from sharp_cog.pipeline import Decoded, Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.serving.settings import ServiceSettings
 
 _LOG = logging.getLogger(__name__)

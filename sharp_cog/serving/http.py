@@ -24,7 +24,8 @@ from sharp_cog import __version__, formats
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
 
 import torch
 from prometheus_client import (
@@ -15,9 +17,24 @@ from prometheus_client import (
     generate_latest,
 )
 
+from sharp_cog.network.runner import Counters
 from sharp_cog.serving.dispatch import Dispatcher
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+_COUNTED = {
+    "float32_repeats": "Predictions repeated in float32, as half precision did not hold a value",
+    "float32_fallbacks": "1 where float32 is used since half precision computes something else here",
+    "memory_shortages": "Times that the device ran out of memory and the work was cut in smaller parts",
+    "reused_encodings": "Predictions that skipped the encoders, as their picture was the last one's",
+}
+
+
+def _count(dispatcher: Dispatcher, name: str) -> int:
+    pipeline = dispatcher.pipeline
+    count: int = 0 if pipeline is None else getattr(pipeline.counters, name)
+    return count
 
 
 class Metrics:
@@ -53,6 +70,9 @@ class Metrics:
         queue.set_function(lambda: dispatcher.num_admitted)
         ready = Gauge("sharp_ready", "1 once the model is loaded", registry=self._registry)
         ready.set_function(lambda: dispatcher.state == "ready")
+        for field in fields(Counters):
+            counted = Gauge(f"sharp_{field.name}", _COUNTED[field.name], registry=self._registry)
+            counted.set_function(partial(_count, dispatcher, field.name))
         if torch.cuda.is_available():
             allocated = Gauge("sharp_gpu_allocated_bytes", "GPU memory of tensors", registry=self._registry)
             allocated.set_function(torch.cuda.memory_allocated)

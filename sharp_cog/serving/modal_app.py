@@ -20,7 +20,8 @@ import modal
 
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.formats import FORMATS, format_of
-from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.modal_image import make_image, resources, volume
 from sharp_cog.serving.settings import ServiceSettings, Settings

@@ -19,7 +19,8 @@ import runpod
 from sharp_cog.errors import DeviceError, ImageError, InputError, OptionError, ResultTooLargeError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.fetch import upload
 from sharp_cog.serving.settings import ServiceSettings, Settings

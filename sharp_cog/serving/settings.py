@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from sharp_cog.errors import SettingError
 
 MODELS = ("sharp", "lift", "ml-sharp")
+PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 CHECKPOINT_URL = "https://ml-site.cdn-apple.com/models/sharp/sharp_2572gikvuh.pt"
 CHECKPOINT_SHA256 = "94211a75198c47f61fca7d739ba08a215418d8d398d48fddf023baccc24f073d"
 
@@ -35,6 +36,12 @@ class Settings:
         max_megapixels: Larger pictures are refused.
         viewer_dir: Folder `public` of the npm package @playcanvas/supersplat-viewer, for the format `html`; None is
             where `scripts/viewer` puts it.
+        precision: What the network computes in: `float32`, `float16`, `bfloat16`, or `auto`, as
+            `sharp_cog.network.precision.choose`.
+        cache_weights: Keep a copy of the checkpoint in half precision beside it, 1.3 GB, which loads faster.
+        keep_encoding: Keep what the encoders made of the last picture, 170 MB in half precision and 320 MB in float32,
+            so that another focal length or depth map for it skips them.
+        cuda_graphs: Capture the network as CUDA graphs, on CUDA.
 
     Raises:
         SettingError: A value is bad; the message names the variable.
@@ -48,10 +55,16 @@ class Settings:
     device: str = "auto"
     max_megapixels: float = 100.0
     viewer_dir: Path | None = None
+    precision: str = "auto"
+    cache_weights: bool = False
+    keep_encoding: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise SettingError(f"SHARP_MODEL is {self.model!r}: choose one of {', '.join(MODELS)}")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"SHARP_PRECISION is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
         if not _is_web_address(self.checkpoint_url):
             raise SettingError(f"SHARP_CHECKPOINT_URL is {self.checkpoint_url!r}: give an http or https address")
         sha256 = self.checkpoint_sha256
@@ -81,6 +94,9 @@ class Settings:
         def path(name: str) -> Path | None:
             return Path(text(name, "")).expanduser() if text(name, "") else None
 
+        def flag(name: str, default: str) -> bool:
+            return bool(_read(name, text(name, default), "bool"))
+
         megapixels, sha256 = text("SHARP_MAX_MEGAPIXELS", "100"), text("SHARP_CHECKPOINT_SHA256", CHECKPOINT_SHA256)
         try:
             max_megapixels = float(megapixels)
@@ -95,6 +111,10 @@ class Settings:
             device=text("SHARP_DEVICE", "auto"),
             max_megapixels=max_megapixels,
             viewer_dir=path("SHARP_VIEWER_DIR"),
+            precision=text("SHARP_PRECISION", "auto"),
+            cache_weights=flag("SHARP_CACHE_WEIGHTS", "false"),
+            keep_encoding=flag("SHARP_KEEP_ENCODING", "true"),
+            cuda_graphs=flag("SHARP_CUDA_GRAPHS", "true"),
         )
 
 
@@ -197,6 +217,15 @@ class ServiceSettings:
             if text:
                 values[setting.name] = _read(variable, text, str(setting.type))
         return cls(**values)
+
+
+def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets torch ask the system for huge pages, unless the environment says otherwise; before its first large tensor.
+
+    The network's feature maps are hundreds of megabytes each, made and freed at every prediction. Getting such memory
+    in pages of 4 kB takes a CPU as long as the work on it.
+    """
+    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def given_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -23,7 +23,8 @@ from sharp_cog.cli import main
 from sharp_cog.errors import OptionError, PredictionError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Decoded, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Decoded
 from sharp_cog.serving import modal_app
 from sharp_cog.serving.runpod import create_handler
 from sharp_cog.serving.settings import ServiceSettings, Settings

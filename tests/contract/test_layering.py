@@ -13,10 +13,16 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS = (
     {"predict", "sharp_cog.__main__", "sharp_cog.cli", "sharp_cog.serving", "sharp_cog.dataset"},
-    {"sharp_cog.pipeline", "sharp_cog.estimators"},
+    {"sharp_cog.pipeline", "sharp_cog.prediction", "sharp_cog.streaming", "sharp_cog.estimators"},
     {"sharp_cog.formats", "sharp_cog.preview"},
     {
-        *("sharp_cog.checkpoint", "sharp_cog.download", "sharp_cog.preprocess", "sharp_cog.unproject"),
+        *(
+            "sharp_cog.checkpoint",
+            "sharp_cog.download",
+            "sharp_cog.preprocess",
+            "sharp_cog.unproject",
+            "sharp_cog.weights",
+        ),
         *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
     },
     {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},

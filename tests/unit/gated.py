@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from sharp_cog.camera import Camera
 from sharp_cog.images import SourceImage
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Decoded, Prediction, SharpPipeline
+from sharp_cog.pipeline import Predictor, SharpPipeline
+from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.serving.settings import Settings
 from tests.unit.splats import random_gaussians
 
@@ -28,6 +30,7 @@ class Gated(SharpPipeline):
     def __init__(self, *, is_open: bool = True) -> None:
         self.settings = Settings(model="lift")
         self.device = torch.device("cpu")
+        self.predictor = cast(Predictor, None)
         self.gate = threading.Event()
         self.at_once, self.most_at_once = 0, 0
         self.predicted: list[int] = []

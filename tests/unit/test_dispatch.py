@@ -11,7 +11,8 @@ import pytest
 
 from sharp_cog.errors import BusyError, CheckpointError, DeviceError, ImageError, PredictionError
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Prediction, SharpPipeline
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving.dispatch import AT_WORK, Dispatcher
 from sharp_cog.serving.settings import ServiceSettings
 from tests.unit.gated import Gated, write

@@ -31,7 +31,7 @@ from sharp_cog.errors import (
 )
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import Prediction
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs
 from tests.unit.splats import random_gaussians
 
@@ -130,6 +130,7 @@ def test_json_and_npz_hold_the_arrays(tmp_path: Path) -> None:
         "focal_length_source": "exif",
         "image_size": [120, 80],
         "num_gaussians": answers.ROWS_AT_A_TIME + 5,
+        "precision": "float32",
         "timings": {"decode": 0.5, "network": 1.25},
     }
 

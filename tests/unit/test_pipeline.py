@@ -15,10 +15,11 @@ from plyfile import PlyData
 
 from sharp_cog import Gaussians, PredictOptions, Settings, SharpPipeline, formats
 from sharp_cog.errors import CheckpointError, DepthError, ImageError, PredictionError, SettingError
+from sharp_cog.network.runner import SharpRunner
 from sharp_cog.pipeline import find_device
 from sharp_cog.unproject import unproject
 from tests.data.parity import synthetic
-from tests.unit.network.parity import Reference, network, state
+from tests.unit.network.parity import Reference, state
 
 
 def picture(width: int = 120, height: int = 80, seed: int = 0) -> bytes:
@@ -111,7 +112,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_gives_the_networks_own_gaussians(tiny_checkpoint: Path) -> None:
     """From an encoded picture and a file of weights to the Gaussians that Apple's arrays vouch for."""
-    pipeline = SharpPipeline.load(Settings(checkpoint=tiny_checkpoint, device="cpu"))
+    pipeline = SharpPipeline.load(Settings(checkpoint=tiny_checkpoint, device="cpu", precision="float32"))
     reference = Reference.load("tiny")
     prediction = pipeline(picture(1200, 800), PredictOptions(focal_length_px=1150.0))
     index = torch.from_numpy(reference.arrays["gaussian_index"])
@@ -121,14 +122,15 @@ def test_a_checkpoint_gives_the_networks_own_gaussians(tiny_checkpoint: Path) ->
 
 
 def test_a_depth_map_goes_through_the_checkpoints_alignment(tiny_checkpoint: Path) -> None:
-    pipeline = SharpPipeline.load(Settings(checkpoint=tiny_checkpoint, device="cpu"))
+    pipeline = SharpPipeline.load(Settings(checkpoint=tiny_checkpoint, device="cpu", precision="float32"))
     camera_options = PredictOptions(focal_length_px=1150.0)
     prediction = pipeline(picture(1200, 800), camera_options, depth_bytes=depth_map(2.0))
     reference = Reference.load("tiny")
     with torch.inference_mode():
         depth_m = torch.full((1, 1, 1536, 1536), 2.0)
-        expected = unproject(network("tiny")(reference.image, reference.disparity_factor, depth_m), reference.camera)
-    torch.testing.assert_close(prediction.gaussians.means, expected.means, rtol=1e-3, atol=1e-5)
+        assert isinstance(pipeline.predictor, SharpRunner)
+        placed = pipeline.predictor.model(reference.image, reference.disparity_factor, depth_m)
+    assert torch.equal(prediction.gaussians.means, unproject(placed, reference.camera).means)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_DEVICE": "cuda:1",
         "SHARP_MAX_MEGAPIXELS": "12.5",
         "SHARP_VIEWER_DIR": "/viewer/public",
+        "SHARP_PRECISION": "float16",
+        "SHARP_CACHE_WEIGHTS": "1",
+        "SHARP_KEEP_ENCODING": "false",
+        "SHARP_CUDA_GRAPHS": "0",
     }
     settings = Settings.from_environment(environment)
     assert settings == Settings(
@@ -46,6 +50,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
         device="cuda:1",
         max_megapixels=12.5,
         viewer_dir=Path("/viewer/public"),
+        precision="float16",
+        cache_weights=True,
+        keep_encoding=False,
+        cuda_graphs=False,
     )
     names = {f"SHARP_{field.name.upper()}" for field in dataclasses.fields(Settings)}
     assert names == environment.keys(), "a setting without a variable in this test"
@@ -95,6 +103,10 @@ def test_none_accepts_any_checkpoint(value: str) -> None:
         ("SHARP_MAX_MEGAPIXELS", "-5"),
         ("SHARP_MAX_MEGAPIXELS", "nan"),
         ("SHARP_MAX_MEGAPIXELS", "inf"),
+        ("SHARP_PRECISION", "half"),
+        ("SHARP_CACHE_WEIGHTS", "maybe"),
+        ("SHARP_KEEP_ENCODING", "2"),
+        ("SHARP_CUDA_GRAPHS", "on demand"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(name: str, value: str) -> None:

@@ -16,7 +16,7 @@ from sharp_cog.arrange import keep_visible
 from sharp_cog.color import srgb_to_linear
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import OutputOptions
-from sharp_cog.pipeline import Prediction
+from sharp_cog.prediction import Prediction
 from sharp_cog.preview import movie
 from sharp_cog.preview.holes import REACHES, reach_without_holes
 from sharp_cog.preview.path import DEFAULT_RANGE, camera_path

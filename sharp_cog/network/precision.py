@@ -1,0 +1,67 @@
+"""Which floating-point type the network computes in on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sharp_cog.errors import SettingError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""By the name that the setting `precision` has for them."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The name that the setting has for a type."""
+    return next(name for name, other in DTYPES.items() if other == dtype)
+
+
+def choose(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a setting means on a device.
+
+    `auto` is float16 on CUDA, whose digits bring the result eight times closer to float32 than bfloat16's, at the same
+    speed; bfloat16 on a CPU with instructions for it (AVX512-BF16 or AMX); float32 anywhere else.
+
+    Args:
+        precision: `auto`, or a name in `DTYPES`.
+        device: Where the network runs.
+
+    Raises:
+        SettingError: The device cannot, or only at a crawl.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+    dtype = DTYPES[precision]
+    if device.type == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16())):
+        able = "float32 or bfloat16" if cpu_has_bfloat16() else "float32"
+        raise SettingError(f"SHARP_PRECISION is {precision!r}, for which this CPU has no instructions: choose {able}")
+    if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise SettingError(f"SHARP_PRECISION is 'bfloat16', which {name} does not have: choose float16 or float32")
+    return dtype
+
+
+@contextmanager
+def exact_sums(device: torch.device) -> Iterator[None]:
+    """Computes float32 with all its digits, and sums of half-precision products in float32 from first to last.
+
+    By default cuDNN rounds float32 to 10 bits (tf32), and cuBLAS adds partial sums in half precision. On CUDA cuDNN
+    also tries which of its algorithms is the fastest, once for each shape, as shapes never change here.
+    """
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=device.type == "cuda", allow_tf32=False):
+            yield
+    finally:
+        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

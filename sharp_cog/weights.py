@@ -1,0 +1,148 @@
+"""The network's weights on their way from a file into a network; and a copy of them in half precision, kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sharp_cog import checkpoint
+from sharp_cog.atomic import open_atomically
+from sharp_cog.errors import CheckpointError, OutputError
+from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.precision import name_of
+from sharp_cog.network.prepare import convert, fold
+from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.serving.settings import Settings
+
+_LOG = logging.getLogger(__name__)
+
+_LAYOUT = "sharp_cog folded 1"
+"""Of converted files: changes when `fold` or `convert` make other tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The network's tensors, mapped from a file on the CPU.
+
+    Attributes:
+        state: By name.
+        is_folded: Whether `sharp_cog.network.prepare.fold` has been applied to them.
+    """
+
+    state: Mapping[str, Tensor]
+    is_folded: bool
+
+    def network(self, device: torch.device) -> Sharp:
+        """A network with these weights, folded; what is not folded yet is moved to the device for that.
+
+        Raises:
+            CheckpointError: Names or shapes are not the network's.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
+        with torch.device("meta"):
+            model = Sharp(SharpConfig.matching(shapes))
+        if self.is_folded:
+            fold(model, device=torch.device("meta"))
+            try:
+                model.load_state_dict(dict(self.state), strict=True, assign=True)
+            except RuntimeError as error:
+                raise CheckpointError(f"the converted weights are not this version's: remove them: {error}") from error
+        else:
+            checkpoint.fill(model, self.state, ignore=UNUSED_PARAMETERS)
+            fold(model, device=device)
+        return model.eval().requires_grad_(False)
+
+    def converted(self, dtype: torch.dtype) -> Weights:
+        """The same folded and in another precision, in memory, no longer mapped."""
+        cpu = torch.device("cpu")
+        model = self.network(cpu)
+        convert(model, device=cpu, dtype=dtype, packs=False)
+        return Weights(state=_contiguous(model.state_dict()), is_folded=True)
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+def load(settings: Settings, dtype: torch.dtype) -> Weights:
+    """The weights that the settings name, from the converted copy where there is a fitting one.
+
+    Args:
+        settings: Their `checkpoint` may also be a converted copy.
+        dtype: That the network is going to compute in.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
+    """
+    path = checkpoint.ensure(settings)
+    if path.suffix == ".safetensors":
+        return _load_converted(path)
+    copy = converted_path(path, dtype)
+    if not settings.cache_weights or dtype == torch.float32:
+        return Weights(state=checkpoint.load_state(path), is_folded=False)
+    if _source_of(copy) == _identity(path):
+        return _load_converted(copy)
+    weights = Weights(state=checkpoint.load_state(path), is_folded=False)
+    try:
+        keep(weights, path, dtype)
+    except OutputError as error:  # Such as a read-only volume: everything works without the copy.
+        _LOG.warning("the converted weights are not kept: %s", error)
+    return weights
+
+
+def converted_path(path: Path, dtype: torch.dtype) -> Path:
+    """Where the converted copy of a checkpoint lies."""
+    return path.with_name(f"{path.stem}.{name_of(dtype)}.safetensors")
+
+
+def keep(weights: Weights, path: Path, dtype: torch.dtype) -> Path:
+    """Writes the converted copy of a checkpoint beside it, 1.3 GB for 2.8.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    copy = converted_path(path, dtype)
+    metadata = {"layout": _LAYOUT, "source": _identity(path)}
+    with open_atomically(copy) as file:
+        try:
+            save_file(dict(weights.converted(dtype).state), file.name, metadata=metadata)
+        except SafetensorError as error:
+            raise OutputError(
+                f"cannot write {copy}: {error}: check the folder, its rights and the free space"
+            ) from error
+    _LOG.info("kept the weights in %s: %s", name_of(dtype), copy)
+    return copy
+
+
+def _identity(path: Path) -> str:
+    """Tells whether a file was changed."""
+    status = path.stat()
+    return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
+
+
+def _source_of(copy: Path) -> str | None:
+    """Which checkpoint a converted copy was made of; None where there is none of this layout."""
+    try:
+        with safe_open(copy, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return metadata.get("source") if metadata.get("layout") == _LAYOUT else None
+
+
+def _load_converted(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            layout = (file.metadata() or {}).get("layout")
+            if layout != _LAYOUT:
+                raise CheckpointError(f"{path} is no copy that this version made: use Apple's checkpoint")
+            return Weights(state={name: file.get_tensor(name) for name in file.keys()}, is_folded=True)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is truncated or broken ({error}): remove it") from error

@@ -1,0 +1,115 @@
+"""Weights from a checkpoint, and the copy of them in half precision."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sharp_cog import PredictOptions, Settings, SharpPipeline, weights
+from sharp_cog.errors import CheckpointError
+from sharp_cog.network.precision import cpu_has_bfloat16
+from tests.unit.network.parity import state
+from tests.unit.test_pipeline import picture
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def checkpoint_path(tmp_path: Path) -> Path:
+    path = tmp_path / "sharp.pt"
+    torch.save(state("tiny"), path)
+    return path
+
+
+def settings(path: Path, *, cache_weights: bool = True, precision: str = "auto") -> Settings:
+    return Settings(
+        checkpoint=path, checkpoint_sha256=None, device="cpu", cache_weights=cache_weights, precision=precision
+    )
+
+
+def test_a_copy_is_kept_beside_the_checkpoint_and_read_the_next_time(checkpoint_path: Path) -> None:
+    copy = checkpoint_path.with_name("sharp.bfloat16.safetensors")
+    first = weights.load(settings(checkpoint_path), BF16)
+    assert not first.is_folded
+    second = weights.load(settings(checkpoint_path), BF16)
+    assert second.is_folded
+    with safe_open(copy, framework="pt") as file:
+        names = set(file.keys())
+        dtypes = {name: file.get_tensor(name).dtype for name in names}
+    assert not any(".head.weight" in name or "gamma" in name for name in names if "encoder" in name)
+    matrices = {name for name in names if ".blocks." in name and name.endswith("weight") and "norm" not in name}
+    assert {dtypes[name] for name in matrices} == {BF16}
+    assert dtypes["depth_alignment.scale_map_estimator.conv_out.weight"] == torch.float32
+    cpu = torch.device("cpu")
+    for one, other in zip(first.network(cpu).parameters(), second.network(cpu).parameters(), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=2**-8, atol=1e-30)
+    assert not list(checkpoint_path.parent.glob(".*")), "nothing half-written"
+
+
+def test_the_copy_gives_the_same_splat(checkpoint_path: Path) -> None:
+    pictures = [picture(), picture(seed=1)]
+    with_copy = settings(checkpoint_path, precision="auto")
+    if not cpu_has_bfloat16():
+        pytest.skip("this CPU computes in float32, of which no copy is kept")
+    first, second = SharpPipeline.load(with_copy), SharpPipeline.load(with_copy)
+    for image in pictures:
+        one, other = (pipeline(image, PredictOptions()).gaussians for pipeline in (first, second))
+        assert torch.equal(one.means, other.means)
+        assert torch.equal(one.colors_linear, other.colors_linear)
+
+
+def test_a_changed_checkpoint_makes_a_new_copy(checkpoint_path: Path) -> None:
+    weights.load(settings(checkpoint_path), BF16)
+    changed = {name: tensor * 2 if name.endswith("fc2.bias") else tensor for name, tensor in state("tiny").items()}
+    torch.save(changed, checkpoint_path)
+    os.utime(checkpoint_path, ns=(1, 1))
+    assert not weights.load(settings(checkpoint_path), BF16).is_folded, "the old copy is not taken"
+    assert weights.load(settings(checkpoint_path), BF16).is_folded
+
+
+def test_no_copy_is_kept_of_float32_nor_unasked(checkpoint_path: Path) -> None:
+    weights.load(settings(checkpoint_path), torch.float32)
+    weights.load(settings(checkpoint_path, cache_weights=False), BF16)
+    assert [path.name for path in checkpoint_path.parent.iterdir()] == ["sharp.pt"]
+
+
+def test_the_copy_may_be_all_there_is(checkpoint_path: Path) -> None:
+    """As in an image that holds 1.3 GB in place of 2.8."""
+    weights.load(settings(checkpoint_path), BF16)
+    checkpoint_path.unlink()
+    copy = checkpoint_path.with_name("sharp.bfloat16.safetensors")
+    for precision in ("auto", "float32"):
+        prediction = SharpPipeline.load(settings(copy, precision=precision))(picture())
+        assert prediction.gaussians.means.isfinite().all()
+
+
+def test_a_folder_that_cannot_be_written_costs_the_copy_alone(
+    checkpoint_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "converted_path", lambda path, dtype: path.parent / "missing" / "copy.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert not weights.load(settings(checkpoint_path), BF16).is_folded
+    assert "the converted weights are not kept: cannot write" in caplog.text
+
+
+def test_a_broken_copy_says_so(checkpoint_path: Path) -> None:
+    copy = weights.keep(weights.load(settings(checkpoint_path), torch.float32), checkpoint_path, BF16)
+    whole = copy.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 1000):
+        copy.write_bytes(content)
+        with pytest.raises(CheckpointError, match="truncated or broken"):
+            weights.load(settings(copy), BF16)
+        assert not weights.load(settings(checkpoint_path), BF16).is_folded, "made anew"
+        assert weights.load(settings(checkpoint_path), BF16).is_folded
+    save_file({"x": torch.zeros(2)}, copy)
+    with pytest.raises(CheckpointError, match="no copy that this version made"):
+        weights.load(settings(copy), BF16)
+    save_file({"x": torch.zeros(2)}, copy, metadata={"layout": weights._LAYOUT, "source": "any"})
+    with pytest.raises(CheckpointError, match="not this version's"):
+        weights.load(settings(copy), BF16).network(torch.device("cpu"))
