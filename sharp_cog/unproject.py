@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sharp_cog.camera import Camera
 from sharp_cog.gaussians import Gaussians, NDCGaussians
+from sharp_cog.kernels.choose import fused_for
 from sharp_cog.kernels.decompose import decompose
 
 
@@ -25,9 +26,14 @@ def unproject(ndc: NDCGaussians, camera: Camera) -> Gaussians:
     if len(ndc.means) != 1:
         raise ValueError(f"the batch holds {len(ndc.means)} pictures, unproject takes one")
     stretch = (camera.width / (2 * camera.focal_length_px), camera.height / (2 * camera.focal_length_px), 1.0)
-    quaternions_wxyz, scales = decompose(ndc.quaternions_wxyz[0], ndc.scales[0], stretch)
+    fused = fused_for(ndc.means.device)
+    if fused is not None:
+        means, scales, quaternions_wxyz = fused.unproject(ndc.means[0], ndc.scales[0], ndc.quaternions_wxyz[0], stretch)
+    else:
+        means = ndc.means[0] * ndc.means.new_tensor(stretch)
+        quaternions_wxyz, scales = decompose(ndc.quaternions_wxyz[0], ndc.scales[0], stretch)
     return Gaussians(
-        means=ndc.means[0] * ndc.means.new_tensor(stretch),
+        means=means,
         scales=scales,
         quaternions_wxyz=quaternions_wxyz,
         colors_linear=ndc.colors_linear[0],

@@ -16,6 +16,7 @@ from sharp_cog.errors import PredictionError
 from sharp_cog.formats.ply_file import comments
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
 from sharp_cog.gaussians import Gaussians
+from sharp_cog.kernels.choose import fused_for
 
 PROPERTIES = (
     *("x", "y", "z"),
@@ -37,6 +38,9 @@ MIN_SCALE_M = torch.finfo(torch.float32).tiny
 MAX_DISPARITY_PER_M = 1e6
 """Where Apple's disparity quantiles stop, so that a Gaussian in the camera's centre does not make them infinite."""
 
+_MAX_QUANTILES = 16_000_000
+"""Values that `torch.quantile` takes."""
+
 _CHUNK = 1 << 16
 """Gaussians at a time, so that a chunk's columns stay in cache on a CPU."""
 
@@ -55,6 +59,29 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
     Raises:
         PredictionError: A value is not finite, or too large for the file.
     """
+    fused = fused_for(gaussians.means.device)
+    block = _vertex_rows(gaussians) if fused is None else fused.vertex_rows(*_fields(gaussians))
+    # A sum sees every NaN and infinity, and is told from the device once; only then it is worth looking for them.
+    # The block alone does not show infinite opacities and scales, which have been clamped.
+    total = block.sum() + gaussians.opacities.sum() + gaussians.scales.sum()
+    if not math.isfinite(total.item()):
+        _check_finite(block, gaussians)
+    return _to_host(block)
+
+
+def _fields(gaussians: Gaussians) -> tuple[Tensor, ...]:
+    """In the order of the rows."""
+    return (
+        gaussians.means,
+        gaussians.colors_linear,
+        gaussians.opacities,
+        gaussians.scales,
+        gaussians.quaternions_wxyz,
+    )
+
+
+def _vertex_rows(gaussians: Gaussians) -> Tensor:
+    """The rows by torch's own operations: the plain twin of `sharp_cog.kernels.fused.vertex_rows`."""
     block = torch.empty(len(gaussians), len(PROPERTIES), device=gaussians.means.device)
     for start in range(0, len(gaussians), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -64,12 +91,17 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
         rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
         rows[:, 7:10] = gaussians.scales[part].clamp(min=MIN_SCALE_M).log_()
         rows[:, 10:14] = gaussians.quaternions_wxyz[part]
-    # A sum sees every NaN and infinity, and is told from the device once; only then it is worth looking for them.
-    # The block alone does not show infinite opacities and scales, which have been clamped.
-    total = block.sum() + gaussians.opacities.sum() + gaussians.scales.sum()
-    if not math.isfinite(total.item()):
-        _check_finite(block, gaussians)
-    return block.cpu().numpy()
+    return block
+
+
+def _to_host(block: Tensor) -> NDArray[np.float32]:
+    if block.device.type != "cuda":
+        return block.cpu().numpy()
+    # Into page-locked memory, which the device writes to at the full speed of the bus; torch keeps and reuses it.
+    host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    host.copy_(block, non_blocking=True)
+    torch.cuda.current_stream(block.device).synchronize()
+    return host.numpy()
 
 
 def _check_finite(block: Tensor, gaussians: Gaussians) -> None:
@@ -128,8 +160,9 @@ def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
     """The 10 % and 90 % quantiles of 1 / z in 1 / m, linearly interpolated; zeros for no Gaussians."""
     if not len(gaussians):
         return 0.0, 0.0
-    with np.errstate(divide="ignore", over="ignore"):
-        disparity = np.reciprocal(gaussians.means[:, 2].cpu().numpy())
-    disparity = disparity.clip(-MAX_DISPARITY_PER_M, MAX_DISPARITY_PER_M)
-    low, high = np.quantile(disparity, (0.1, 0.9))
+    disparity = gaussians.means[:, 2].reciprocal().clamp(-MAX_DISPARITY_PER_M, MAX_DISPARITY_PER_M)
+    if disparity.device.type == "cpu" or len(disparity) > _MAX_QUANTILES:
+        low, high = np.quantile(disparity.cpu().numpy(), (0.1, 0.9))
+    else:
+        low, high = disparity.quantile(disparity.new_tensor((0.1, 0.9))).tolist()
     return float(low), float(high)

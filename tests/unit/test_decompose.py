@@ -1,6 +1,8 @@
-"""The Jacobi decomposition against float64, scipy and e3nn."""
+"""The Jacobi decomposition against float64, scipy and e3nn: torch's operations, and the fused kernel."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import e3nn.o3
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from sharp_cog.kernels.decompose import decompose
+from sharp_cog.kernels import decompose as plain
+from tests.unit.fused_kernels import DEVICE, fused
 
 STRETCHES = {
     "landscape": (0.52, 0.35, 1.0),
@@ -26,6 +29,24 @@ TELESCOPE_SCALE_LIMIT = 4e-6
 COVARIANCE_LIMIT = 2e-6
 
 Matrices = NDArray[np.float64]
+Decompose = Callable[[torch.Tensor, torch.Tensor, tuple[float, float, float]], tuple[torch.Tensor, torch.Tensor]]
+
+
+def fused_decompose(
+    quaternions: torch.Tensor, deviations: torch.Tensor, stretch: tuple[float, float, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    means = torch.rand(len(deviations), 3)
+    moved, scales_out, quaternions_out = (
+        tensor.cpu()
+        for tensor in fused.unproject(means.to(DEVICE), deviations.to(DEVICE), quaternions.to(DEVICE), stretch)
+    )
+    torch.testing.assert_close(moved, means * torch.tensor(stretch), rtol=1e-7, atol=0)
+    return quaternions_out, scales_out
+
+
+@pytest.fixture(params=["plain", "fused"])
+def decompose(request: pytest.FixtureRequest) -> Decompose:
+    return plain.decompose if request.param == "plain" else fused_decompose
 
 
 def scales(kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -54,7 +75,7 @@ def stretched(quaternions: torch.Tensor, deviations: torch.Tensor, stretch: tupl
 
 @pytest.mark.parametrize("lens", [*STRETCHES, *TELESCOPES])
 @pytest.mark.parametrize("kind", ["ratio up to 1e4", "equal", "two equal and a thin one", "one long", "nearly equal"])
-def test_scales_and_covariances_match_float64(lens: str, kind: str) -> None:
+def test_scales_and_covariances_match_float64(decompose: Decompose, lens: str, kind: str) -> None:
     stretch = (STRETCHES | TELESCOPES)[lens]
     generator = torch.Generator().manual_seed(3)
     quaternions = torch.randn(NUM, 4, generator=generator) * 10 ** torch.randn(NUM, 1, generator=generator)
@@ -77,7 +98,7 @@ def test_scales_and_covariances_match_float64(lens: str, kind: str) -> None:
     assert (quaternions_out[:, 0] >= 0).all()
 
 
-def test_a_mirroring_stretch_still_gives_rotations() -> None:
+def test_a_mirroring_stretch_still_gives_rotations(decompose: Decompose) -> None:
     """L with a negative determinant: the last axis is flipped, the covariance is what it was."""
     generator = torch.Generator().manual_seed(4)
     quaternions, deviations = torch.randn(NUM, 4, generator=generator), scales("ratio up to 1e4", generator)
@@ -91,7 +112,7 @@ def test_a_mirroring_stretch_still_gives_rotations() -> None:
 
 
 @pytest.mark.parametrize("length", [1e-37, 1e-20, 1e-9, 3e9, 1e20, 1e37])
-def test_the_length_of_a_quaternion_does_not_matter(length: float) -> None:
+def test_the_length_of_a_quaternion_does_not_matter(decompose: Decompose, length: float) -> None:
     generator = torch.Generator().manual_seed(7)
     quaternions, deviations = torch.randn(NUM, 4, generator=generator), scales("ratio up to 1e4", generator)
     scaled = quaternions * length
@@ -101,7 +122,7 @@ def test_the_length_of_a_quaternion_does_not_matter(length: float) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e-12, 1e12, 1e25])
-def test_tiny_and_huge_gaussians_are_as_precise(size: float) -> None:
+def test_tiny_and_huge_gaussians_are_as_precise(decompose: Decompose, size: float) -> None:
     generator = torch.Generator().manual_seed(8)
     quaternions, deviations = torch.randn(NUM, 4, generator=generator), scales("ratio up to 1e4", generator) * size
     exact = stretched(quaternions, deviations, STRETCHES["landscape"])
@@ -109,7 +130,7 @@ def test_tiny_and_huge_gaussians_are_as_precise(size: float) -> None:
     assert np.abs(scales_out.double().numpy() / np.linalg.svd(exact, compute_uv=False) - 1).max() <= SCALE_LIMIT
 
 
-def test_identity_stretch_keeps_ordered_gaussians_as_they_are() -> None:
+def test_identity_stretch_keeps_ordered_gaussians_as_they_are(decompose: Decompose) -> None:
     generator = torch.Generator().manual_seed(5)
     rotation = torch.from_numpy(Rotation.random(NUM, random_state=5).as_matrix())
     quaternions = e3nn.o3.matrix_to_quaternion(rotation).float()
@@ -124,7 +145,9 @@ def test_identity_stretch_keeps_ordered_gaussians_as_they_are() -> None:
 
 @pytest.mark.parametrize("angle_degrees", [0.0, 1e-4, 90.0, 120.0, 179.999, 180.0])
 @pytest.mark.parametrize("axis", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1), (-1, 2, -3)])
-def test_quaternions_hold_at_the_corners_of_the_rotations(angle_degrees: float, axis: tuple[int, int, int]) -> None:
+def test_quaternions_hold_at_the_corners_of_the_rotations(
+    decompose: Decompose, angle_degrees: float, axis: tuple[int, int, int]
+) -> None:
     vector = np.radians(angle_degrees) * np.array(axis) / np.linalg.norm(axis)
     rotation = Rotation.from_rotvec(vector)
     quaternion = torch.from_numpy(rotation.as_quat(scalar_first=True)).float().unsqueeze(0)
@@ -135,7 +158,7 @@ def test_quaternions_hold_at_the_corners_of_the_rotations(angle_degrees: float, 
     np.testing.assert_allclose(alignment, 1, atol=1e-6)
 
 
-def test_degenerate_gaussians_stay_finite() -> None:
+def test_degenerate_gaussians_stay_finite(decompose: Decompose) -> None:
     quaternions = torch.tensor([[0.0, 0, 0, 0], [1.0, 2, 3, 4], [1e-12, 0, 0, 1e-12], [1, 0, 0, 0]])
     deviations = torch.tensor([[1e-6, 1e-6, 1e-6], [0.0, 0.0, 0.0], [1e-20, 1e-20, 1e-24], [0.0, 5.0, 0.0]])
     quaternions_out, scales_out = decompose(quaternions, deviations, (0.5, 0.4, 1.0))
@@ -147,7 +170,7 @@ def test_degenerate_gaussians_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("num", [0, 1, 131_071, 131_072, 131_073])
-def test_chunks_do_not_show(num: int) -> None:
+def test_chunks_do_not_show(decompose: Decompose, num: int) -> None:
     generator = torch.Generator().manual_seed(6)
     quaternions = torch.randn(num, 4, generator=generator)
     deviations = torch.rand(num, 3, generator=generator) + 0.1

@@ -21,6 +21,7 @@ from sharp_cog.formats import read
 from sharp_cog.formats.ply import PROPERTIES, vertex_block
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import OUTPUT_FORMATS, OutputOptions
+from tests.unit.fused_kernels import DEVICE, fused
 from tests.unit.splats import CAMERA, SIZES, random_gaussians
 
 APPLE = OutputOptions(output_format="apple_ply")
@@ -247,3 +248,39 @@ def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     for length in range(0, len(whole), 7):
         with pytest.raises(SplatError):
             read(whole[:length])
+
+
+def test_the_fused_kernel_lays_out_the_same_rows() -> None:
+    """Against numpy in float64, at the ends of every range too."""
+    gaussians = random_gaussians(3000)
+    colors, opacities, scales = gaussians.colors_linear.clone(), gaussians.opacities.clone(), gaussians.scales.clone()
+    colors[:4] = torch.tensor([[0.0, 1.0, 0.0031308], [1e-6, 0.003, 0.0032], [0.5, 0.5, 0.5], [1.0, 0.0, 0.2]])
+    opacities[:4] = torch.tensor([0.0, 1.0, 0.5, 1e-30])
+    scales[0] = 0
+    planar = gaussians.means.t().contiguous().t()  # As the network hands them over.
+    fields = (planar, colors, opacities, scales, gaussians.quaternions_wxyz)
+    rows = fused.vertex_rows(*(field.to(DEVICE) for field in fields)).cpu().double().numpy()
+
+    linear = colors.double().numpy()
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
+    opacity = np.clip(opacities.double().numpy(), 2.0**-126, 1 - 2.0**-24)
+    np.testing.assert_array_equal(rows[:, 0:3], planar.double().numpy())
+    np.testing.assert_allclose(rows[:, 3:6], (srgb - 0.5) * np.sqrt(4 * np.pi), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(rows[:, 6], np.log(opacity) - np.log1p(-opacity), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows[:, 7:10], np.log(np.maximum(scales.double().numpy(), 2.0**-126)), rtol=2e-6)
+    np.testing.assert_array_equal(rows[:, 10:14], gaussians.quaternions_wxyz.double().numpy())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", [0, 1, 3, 4])
+def test_the_fused_kernel_hides_nothing_that_is_not_finite(field: int, value: float) -> None:
+    gaussians = random_gaussians(10)
+    fields = [
+        *(gaussians.means, gaussians.colors_linear, gaussians.opacities),
+        *(gaussians.scales, gaussians.quaternions_wxyz),
+    ]
+    fields[field] = fields[field].clone()
+    fields[field][7] = value
+    rows = fused.vertex_rows(*(tensor.to(DEVICE) for tensor in fields)).cpu()
+    assert not rows[7].isfinite().all()
+    assert rows[:7].isfinite().all()
