@@ -58,8 +58,10 @@ def lift_server(outside: Outside, tmp_path_factory: pytest.TempPathFactory) -> I
     """The predictor without weights, uploading its splats to `outside`."""
     folder = tmp_path_factory.mktemp("lift")
     arguments = ("--model", "lift", "--upload-url", f"{outside.url}/splats/")
-    # Freed blocks of 1 MB or more go back to the system at once, so that resident memory is what is still held.
-    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "PYTHONWARNINGS": "default"}
+    # Freed blocks of 128 kB or more go back to the system at once, so that resident memory is what is still held. The
+    # temporaries of a chunk of Gaussians have 512 kB: in the heap, each thread that Cog moves a prediction to would
+    # leave another 50 MB of holes behind.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "PYTHONWARNINGS": "default"}
     with started_cog_server(folder, *arguments, **environment) as server:
         server.wait_until_ready()
         yield server
@@ -331,7 +333,7 @@ def test_thirty_predictions_in_a_row_leave_disk_and_memory_as_they_were(lift: Co
     assert len({upload.sha256 for upload in outside.uploads}) == 1
     assert len(outside.uploads) == 30
     print(f"MB after each: {[number // 10**6 for number in anonymous_bytes]}")
-    assert min(anonymous_bytes[25:]) < 1.1 * min(anonymous_bytes[5:10]), anonymous_bytes
+    assert min(anonymous_bytes[25:]) < 1.05 * min(anonymous_bytes[5:10]), anonymous_bytes
 
 
 def test_failed_setup_shows_why_in_the_log(tmp_path: Path) -> None:
