@@ -157,9 +157,10 @@ def ours(path: Path, image: bytes, device: torch.device, precision: str, folder:
 def plain(path: Path, image: bytes, device: torch.device, repeat: int, *, svd_on_device: bool) -> Run:
     """The network unfolded by torch's own layers, and the decomposition by way of covariances."""
     run = Run("plain, SVD on the device" if svd_on_device else "plain float32", device)
+    state = checkpoint.load_state(path)
     with torch.device("meta"):
-        model = Sharp(SharpConfig.released())
-    checkpoint.fill(model, checkpoint.load_state(path), ignore=UNUSED_PARAMETERS)
+        model = Sharp(SharpConfig.matching({name: tuple(tensor.shape) for name, tensor in state.items()}))
+    checkpoint.fill(model, state, ignore=UNUSED_PARAMETERS)
     model = model.to(device).eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -313,7 +313,7 @@ def _load_predictor(settings: Settings, device: torch.device) -> Predictor:
     if settings.model == "sharp":
         dtype = choose(settings.precision, device)
         return SharpRunner(
-            weights.load(settings, dtype),
+            weights.find(settings, dtype),
             device=device,
             dtype=dtype,
             keeps_encoding=settings.keep_encoding,

@@ -29,7 +29,7 @@ _LAYOUT = "sharp_cog folded 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The network's tensors, mapped from a file on the CPU.
+    """The network's tensors, on the CPU.
 
     Attributes:
         state: By name.
@@ -67,11 +67,38 @@ class Weights:
         return Weights(state=_contiguous(model.state_dict()), is_folded=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file with the network's tensors, opened whenever a network is wanted, so that nothing of it stays in memory.
+
+    Attributes:
+        path: Apple's checkpoint, or a converted copy of it.
+        is_folded: Whether it is a copy.
+    """
+
+    path: Path
+    is_folded: bool
+
+    def open(self) -> Weights:
+        """Maps the tensors.
+
+        Raises:
+            CheckpointError: The file is broken, or of another kind.
+        """
+        if self.is_folded:
+            return _open_converted(self.path)
+        return Weights(state=checkpoint.load_state(self.path), is_folded=False)
+
+    def network(self, device: torch.device) -> Sharp:
+        """As `Weights.network`."""
+        return self.open().network(device)
+
+
 def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
-def load(settings: Settings, dtype: torch.dtype) -> Weights:
+def find(settings: Settings, dtype: torch.dtype) -> WeightsFile:
     """The weights that the settings name, from the converted copy where there is a fitting one.
 
     Args:
@@ -82,19 +109,17 @@ def load(settings: Settings, dtype: torch.dtype) -> Weights:
         CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
     """
     path = checkpoint.ensure(settings)
-    if path.suffix == ".safetensors":
-        return _load_converted(path)
+    original = WeightsFile(path=path, is_folded=path.suffix == ".safetensors")
+    if original.is_folded or not settings.cache_weights or dtype == torch.float32:
+        return original
     copy = converted_path(path, dtype)
-    if not settings.cache_weights or dtype == torch.float32:
-        return Weights(state=checkpoint.load_state(path), is_folded=False)
-    if _source_of(copy) == _identity(path):
-        return _load_converted(copy)
-    weights = Weights(state=checkpoint.load_state(path), is_folded=False)
-    try:
-        keep(weights, path, dtype)
-    except OutputError as error:  # Such as a read-only volume: everything works without the copy.
-        _LOG.warning("the converted weights are not kept: %s", error)
-    return weights
+    if _source_of(copy) != _identity(path):
+        try:
+            keep(original.open(), path, dtype)
+        except OutputError as error:  # Such as a read-only volume: everything works without the copy.
+            _LOG.warning("the converted weights are not kept: %s", error)
+            return original
+    return WeightsFile(path=copy, is_folded=True)
 
 
 def converted_path(path: Path, dtype: torch.dtype) -> Path:
@@ -137,7 +162,7 @@ def _source_of(copy: Path) -> str | None:
     return metadata.get("source") if metadata.get("layout") == _LAYOUT else None
 
 
-def _load_converted(path: Path) -> Weights:
+def _open_converted(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             layout = (file.metadata() or {}).get("layout")

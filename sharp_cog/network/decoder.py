@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-class WideConv2d(nn.Conv2d):
-    """A convolution whose weights stay float32 where the rest is half: it brings what comes to their type."""
+class CastingConv2d(nn.Conv2d):
+    """A convolution that brings what comes to the type of its weights: where one precision meets another."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Conv2d`, for x of any float type."""
@@ -70,9 +70,10 @@ class MultiresDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Feature maps, finest first, each half as wide as the one before -> (B, width, H, W) of the finest."""
         coarsest = len(features) - 1
-        fused: Tensor = self.fusions[coarsest](self.convs[coarsest](features[coarsest]))
+        dtype = next(self.parameters()).dtype  # The encoder's may be another.
+        fused: Tensor = self.fusions[coarsest](self.convs[coarsest](features[coarsest].to(dtype)))
         for level in range(coarsest - 1, -1, -1):
-            fused = self.fusions[level](fused, self.convs[level](features[level]))
+            fused = self.fusions[level](fused, self.convs[level](features[level].to(dtype)))
         return fused
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sharp_cog.network.composer import NUM_ATTRIBUTES
 from sharp_cog.network.config import NUM_LAYERS, SharpConfig
-from sharp_cog.network.decoder import FusionBlock, MultiresDecoder, NormResidualBlock, WideConv2d
+from sharp_cog.network.decoder import CastingConv2d, FusionBlock, MultiresDecoder, NormResidualBlock
 
 _INPUT_CHANNELS = 5
 _NUM_GROUPS = 8
@@ -19,7 +19,7 @@ class SkipConvBackbone(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = WideConv2d(_INPUT_CHANNELS, width, kernel_size=2, stride=2)
+        self.conv = CastingConv2d(_INPUT_CHANNELS, width, kernel_size=2, stride=2)
 
     def forward(self, feature_input: Tensor) -> Tensor:
         """(B, 5, H, W) -> (B, width, H / 2, W / 2)."""
@@ -59,8 +59,8 @@ class PredictionHead(nn.Module):
         super().__init__()
         num_texture_attributes = NUM_ATTRIBUTES - _NUM_GEOMETRY_ATTRIBUTES
         channels = config.feature_channels
-        self.geometry_prediction_head = WideConv2d(channels, _NUM_GEOMETRY_ATTRIBUTES * NUM_LAYERS, kernel_size=1)
-        self.texture_prediction_head = WideConv2d(channels, num_texture_attributes * NUM_LAYERS, kernel_size=1)
+        self.geometry_prediction_head = CastingConv2d(channels, _NUM_GEOMETRY_ATTRIBUTES * NUM_LAYERS, kernel_size=1)
+        self.texture_prediction_head = CastingConv2d(channels, num_texture_attributes * NUM_LAYERS, kernel_size=1)
 
     def forward(self, texture_features: Tensor, geometry_features: Tensor) -> Tensor:
         """Two of (B, feature_channels, h, w) -> (B, 14, 2, h, w), attribute-major."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sharp_cog.network.config import NUM_LAYERS, SharpConfig
-from sharp_cog.network.decoder import MultiresDecoder, WideConv2d
+from sharp_cog.network.decoder import CastingConv2d, MultiresDecoder
 from sharp_cog.network.pyramid import PyramidEncoder
 
 MIN_DISPARITY, MAX_DISPARITY = 1e-4, 1e4
@@ -24,7 +24,7 @@ class MonodepthPredictor(nn.Module):
             nn.ConvTranspose2d(wide, wide, kernel_size=2, stride=2),
             nn.Conv2d(wide, narrow, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
-            WideConv2d(narrow, NUM_LAYERS, kernel_size=1),
+            CastingConv2d(narrow, NUM_LAYERS, kernel_size=1),
             nn.ReLU(inplace=True),
         )
 

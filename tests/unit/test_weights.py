@@ -35,10 +35,12 @@ def settings(path: Path, *, cache_weights: bool = True, precision: str = "auto")
 
 def test_a_copy_is_kept_beside_the_checkpoint_and_read_the_next_time(checkpoint_path: Path) -> None:
     copy = checkpoint_path.with_name("sharp.bfloat16.safetensors")
-    first = weights.load(settings(checkpoint_path), BF16)
-    assert not first.is_folded
-    second = weights.load(settings(checkpoint_path), BF16)
-    assert second.is_folded
+    original = weights.find(settings(checkpoint_path, cache_weights=False), BF16)
+    first = weights.find(settings(checkpoint_path), BF16)
+    assert (original.is_folded, first.is_folded) == (False, True)
+    written = copy.stat().st_mtime_ns
+    assert weights.find(settings(checkpoint_path), BF16) == first
+    assert copy.stat().st_mtime_ns == written
     with safe_open(copy, framework="pt") as file:
         names = set(file.keys())
         dtypes = {name: file.get_tensor(name).dtype for name in names}
@@ -47,7 +49,7 @@ def test_a_copy_is_kept_beside_the_checkpoint_and_read_the_next_time(checkpoint_
     assert {dtypes[name] for name in matrices} == {BF16}
     assert dtypes["depth_alignment.scale_map_estimator.conv_out.weight"] == torch.float32
     cpu = torch.device("cpu")
-    for one, other in zip(first.network(cpu).parameters(), second.network(cpu).parameters(), strict=True):
+    for one, other in zip(original.network(cpu).parameters(), first.network(cpu).parameters(), strict=True):
         torch.testing.assert_close(one, other.float(), rtol=2**-8, atol=1e-30)
     assert not list(checkpoint_path.parent.glob(".*")), "nothing half-written"
 
@@ -65,23 +67,25 @@ def test_the_copy_gives_the_same_splat(checkpoint_path: Path) -> None:
 
 
 def test_a_changed_checkpoint_makes_a_new_copy(checkpoint_path: Path) -> None:
-    weights.load(settings(checkpoint_path), BF16)
+    weights.find(settings(checkpoint_path), BF16)
     changed = {name: tensor * 2 if name.endswith("fc2.bias") else tensor for name, tensor in state("tiny").items()}
     torch.save(changed, checkpoint_path)
     os.utime(checkpoint_path, ns=(1, 1))
-    assert not weights.load(settings(checkpoint_path), BF16).is_folded, "the old copy is not taken"
-    assert weights.load(settings(checkpoint_path), BF16).is_folded
+    name = "monodepth_model.monodepth_predictor.encoder.patch_encoder.blocks.0.mlp.fc2.bias"
+    before, now = state("tiny")[name], weights.find(settings(checkpoint_path), BF16).open().state[name].float()
+    gamma = state("tiny")[name.replace("mlp.fc2.bias", "ls2.gamma")]
+    torch.testing.assert_close(now, 2 * before * gamma, rtol=2**-7, atol=1e-6)
 
 
 def test_no_copy_is_kept_of_float32_nor_unasked(checkpoint_path: Path) -> None:
-    weights.load(settings(checkpoint_path), torch.float32)
-    weights.load(settings(checkpoint_path, cache_weights=False), BF16)
+    weights.find(settings(checkpoint_path), torch.float32)
+    weights.find(settings(checkpoint_path, cache_weights=False), BF16)
     assert [path.name for path in checkpoint_path.parent.iterdir()] == ["sharp.pt"]
 
 
 def test_the_copy_may_be_all_there_is(checkpoint_path: Path) -> None:
     """As in an image that holds 1.3 GB in place of 2.8."""
-    weights.load(settings(checkpoint_path), BF16)
+    weights.find(settings(checkpoint_path), BF16)
     checkpoint_path.unlink()
     copy = checkpoint_path.with_name("sharp.bfloat16.safetensors")
     for precision in ("auto", "float32"):
@@ -94,22 +98,21 @@ def test_a_folder_that_cannot_be_written_costs_the_copy_alone(
 ) -> None:
     monkeypatch.setattr(weights, "converted_path", lambda path, dtype: path.parent / "missing" / "copy.safetensors")
     with caplog.at_level(logging.WARNING):
-        assert not weights.load(settings(checkpoint_path), BF16).is_folded
+        assert not weights.find(settings(checkpoint_path), BF16).is_folded
     assert "the converted weights are not kept: cannot write" in caplog.text
 
 
 def test_a_broken_copy_says_so(checkpoint_path: Path) -> None:
-    copy = weights.keep(weights.load(settings(checkpoint_path), torch.float32), checkpoint_path, BF16)
-    whole = copy.read_bytes()
+    copy = weights.find(settings(checkpoint_path), BF16).path
+    whole, keys = copy.read_bytes(), weights.find(settings(copy), BF16).open().state.keys()
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 1000):
         copy.write_bytes(content)
         with pytest.raises(CheckpointError, match="truncated or broken"):
-            weights.load(settings(copy), BF16)
-        assert not weights.load(settings(checkpoint_path), BF16).is_folded, "made anew"
-        assert weights.load(settings(checkpoint_path), BF16).is_folded
+            weights.find(settings(copy), BF16).open()
+        assert weights.find(settings(checkpoint_path), BF16).open().state.keys() == keys, "made anew"
     save_file({"x": torch.zeros(2)}, copy)
     with pytest.raises(CheckpointError, match="no copy that this version made"):
-        weights.load(settings(copy), BF16)
+        weights.find(settings(copy), BF16).open()
     save_file({"x": torch.zeros(2)}, copy, metadata={"layout": weights._LAYOUT, "source": "any"})
     with pytest.raises(CheckpointError, match="not this version's"):
-        weights.load(settings(copy), BF16).network(torch.device("cpu"))
+        weights.find(settings(copy), BF16).network(torch.device("cpu"))
