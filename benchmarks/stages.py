@@ -37,10 +37,13 @@ from PIL import Image
 from sharp_cog import __version__
 from sharp_cog.errors import SharpError
 from sharp_cog.network.config import SharpConfig
+from sharp_cog.network.precision import choose
+from sharp_cog.network.runner import SharpRunner
 from sharp_cog.network.sharp import Sharp
 from sharp_cog.pipeline import SharpPipeline, find_device
 from sharp_cog.prediction import Decoded
 from sharp_cog.serving.settings import MODELS, Settings
+from sharp_cog.weights import Weights
 
 RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}
 """Models with random weights, by name: their splats are noise, their speed is the real one's."""
@@ -105,11 +108,18 @@ def load(model: str, device: str | None) -> MeasuredPipeline:
     if device is not None:
         settings = replace(settings, device=device)
     if model not in RANDOM_MODELS:
-        return MeasuredPipeline.load(replace(settings, model=model))  # type: ignore[return-value]
+        return MeasuredPipeline.load(replace(settings, model=model, keep_encoding=False))  # type: ignore[return-value]
     torch.manual_seed(0)
     found = find_device(settings.device)
-    network = Sharp(RANDOM_MODELS[model]()).to(found).eval().requires_grad_(False)
-    return MeasuredPipeline(network, device=found, settings=settings)
+    source = Weights(state=Sharp(RANDOM_MODELS[model]()).state_dict(), is_folded=False)
+    runner = SharpRunner(
+        source,
+        device=found,
+        dtype=choose(settings.precision, found),
+        keeps_encoding=False,
+        uses_graphs=settings.cuda_graphs,
+    )
+    return MeasuredPipeline(runner, device=found, settings=settings)
 
 
 def import_seconds() -> float:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
@@ -23,7 +23,7 @@ from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.network.lift import Lift
 from sharp_cog.network.ml_sharp import MLSharp
 from sharp_cog.network.precision import choose, exact_sums, name_of
-from sharp_cog.network.runner import Counters, SharpRunner
+from sharp_cog.network.runner import Counters, NetworkSource, SharpRunner
 from sharp_cog.options import PredictOptions
 from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.preprocess import preprocess
@@ -47,12 +47,13 @@ class SharpPipeline:
         self.settings = settings
 
     @classmethod
-    def load(cls, settings: Settings | None = None, *, device: str | None = None) -> SharpPipeline:
+    def load(cls, settings: Settings | None = None, *, source: NetworkSource | None = None) -> SharpPipeline:
         """Loads the model that the settings name, downloading Apple's checkpoint if it is needed and not there.
 
         Args:
             settings: None reads the `SHARP_*` environment variables.
-            device: Another device than that of the settings, which `to` may move it to.
+            source: SHARP's weights, if they are at hand already, such as `sharp_cog.weights.in_memory` gives them; None
+                finds them as the settings say.
 
         Raises:
             SettingError: A setting is bad, or the device is not there.
@@ -61,22 +62,8 @@ class SharpPipeline:
         """
         use_huge_pages()
         settings = settings or Settings.from_environment()
-        found = find_device(settings.device if device is None else device)
-        return cls(_load_predictor(settings, found), device=found, settings=settings)
-
-    def to(self, device: str) -> SharpPipeline:
-        """The same pipeline on another device.
-
-        Raises:
-            SettingError: The device is not there.
-        """
-        found = find_device(device)
-        predictor = self.predictor
-        if isinstance(predictor, SharpRunner):
-            predictor = predictor.to(found, choose(self.settings.precision, found))
-        elif isinstance(predictor, nn.Module):
-            predictor = cast(Predictor, predictor.to(found))
-        return type(self)(predictor, device=found, settings=self.settings)
+        found = find_device(settings.device)
+        return cls(_load_predictor(settings, found, source), device=found, settings=settings)
 
     @property
     def counters(self) -> Counters:
@@ -308,12 +295,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _load_predictor(settings: Settings, device: torch.device) -> Predictor:
+def _load_predictor(settings: Settings, device: torch.device, source: NetworkSource | None) -> Predictor:
     """The model that the settings name, on the device."""
     if settings.model == "sharp":
         dtype = choose(settings.precision, device)
         return SharpRunner(
-            weights.find(settings, dtype),
+            source or weights.find(settings, dtype),
             device=device,
             dtype=dtype,
             keeps_encoding=settings.keep_encoding,

@@ -16,7 +16,7 @@ from sharp_cog import checkpoint
 from sharp_cog.atomic import open_atomically
 from sharp_cog.errors import CheckpointError, OutputError
 from sharp_cog.network.config import SharpConfig
-from sharp_cog.network.precision import name_of
+from sharp_cog.network.precision import DTYPES, name_of
 from sharp_cog.network.prepare import convert, fold
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
 from sharp_cog.serving.settings import Settings
@@ -120,6 +120,18 @@ def find(settings: Settings, dtype: torch.dtype) -> WeightsFile:
             _LOG.warning("the converted weights are not kept: %s", error)
             return original
     return WeightsFile(path=copy, is_folded=True)
+
+
+def in_memory(settings: Settings) -> Weights:
+    """The weights that the settings name, read and converted: what a snapshot of a process should hold.
+
+    In the precision of the settings; `auto` is taken for float16, that of the GPUs which are to come.
+
+    Raises:
+        CheckpointError: As `find`.
+    """
+    dtype = DTYPES.get(settings.precision, torch.float16)
+    return find(settings, dtype).open().converted(dtype)
 
 
 def converted_path(path: Path, dtype: torch.dtype) -> Path:

@@ -91,16 +91,6 @@ class SharpRunner:
         if device.type == "cpu":
             self._encoder.num_tiles_at_once = _CPU_TILES
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> SharpRunner:
-        """The same network on another device."""
-        return SharpRunner(
-            self._source,
-            device=device,
-            dtype=dtype,
-            keeps_encoding=self._keeps_encoding,
-            uses_graphs=self._uses_graphs or device.type == "cuda",
-        )
-
     def _load_checked(self) -> Sharp:
         """The network in the chosen precision, or in float32 where that does not compute the same.
 

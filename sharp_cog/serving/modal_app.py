@@ -18,6 +18,7 @@ from typing import Any
 
 import modal
 
+from sharp_cog import weights
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.pipeline import SharpPipeline
@@ -38,17 +39,17 @@ class Sharp:
 
     @modal.enter(snap=True)
     def load(self) -> None:
-        """Loads the model into memory; a snapshot holds it from then on."""
+        """Reads the weights into memory; a snapshot holds them from then on."""
         self.lock = threading.Lock()
         self.settings = Settings.from_environment()
-        self.pipeline = SharpPipeline.load(self.settings, device="cpu")
+        self.weights = weights.in_memory(self.settings) if self.settings.model == "sharp" else None
         if not modal.is_local():
             volume.commit()
 
     @modal.enter(snap=False)
     def move(self) -> None:
-        """Moves it to the GPU, which a snapshot does not have, and runs everything once."""
-        self.pipeline = self.pipeline.to(self.settings.device)
+        """Loads the model on the GPU, which a snapshot does not have, and runs everything once."""
+        self.pipeline = SharpPipeline.load(self.settings, source=self.weights)
         self.pipeline.warm_up()
 
     @modal.method()

@@ -10,13 +10,15 @@ import modal
 import numpy as np
 import pytest
 import requests
+import torch
 
 from sharp_cog.formats.html import VIEWER_DIR
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving import modal_api, modal_app, modal_image
-from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.serving.settings import ServiceSettings, Settings
 from tests.contract.test_doors import npy, png
 from tests.service import listening
+from tests.unit.network.parity import state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning"),
@@ -98,7 +100,17 @@ def test_the_model_is_loaded_once_for_many_calls(monkeypatch: pytest.MonkeyPatch
     sharp = modal_app.Sharp()
     for _ in range(3):
         sharp.predict.local(png(), depth_bytes=npy(), max_gaussians=9)
-    assert loads == [{"device": "cpu"}], "a snapshot is taken before there is a GPU"
+    assert loads == [{"source": None}]
+
+
+def test_sharp_is_loaded_from_what_a_snapshot_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.pt"
+    torch.save(state("tiny"), path)
+    for name, value in {"SHARP_MODEL": "sharp", "SHARP_CHECKPOINT": str(path), "SHARP_PRECISION": "float32"}.items():
+        monkeypatch.setenv(name, value)
+    expected = SharpPipeline.load(Settings(checkpoint=path, device="cpu", precision="float32"))(png())
+    found = modal_app.Sharp().predict.local(png())
+    np.testing.assert_array_equal(found["positions"], expected.gaussians.means.numpy())
 
 
 def test_the_api_is_the_http_service() -> None:

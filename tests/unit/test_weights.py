@@ -116,3 +116,22 @@ def test_a_broken_copy_says_so(checkpoint_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, copy, metadata={"layout": weights._LAYOUT, "source": "any"})
     with pytest.raises(CheckpointError, match="not this version's"):
         weights.find(settings(copy), BF16).network(torch.device("cpu"))
+
+
+def test_weights_in_memory_need_no_file_any_more(checkpoint_path: Path) -> None:
+    """As in a snapshot of a process, which is taken before there is a GPU."""
+    chosen = settings(checkpoint_path, cache_weights=False, precision="float32")
+    expected = SharpPipeline.load(chosen)(picture())
+    held = weights.in_memory(chosen)
+    checkpoint_path.unlink()
+    found = SharpPipeline.load(chosen, source=held)(picture())
+    assert torch.equal(found.gaussians.means, expected.gaussians.means)
+    with pytest.raises(CheckpointError):
+        SharpPipeline.load(chosen)
+
+
+def test_weights_in_memory_are_half_as_large_unless_float32_is_wanted(checkpoint_path: Path) -> None:
+    name = "monodepth_model.monodepth_predictor.encoder.patch_encoder.blocks.0.attn.qkv.weight"
+    for precision, dtype in (("auto", torch.float16), ("bfloat16", BF16), ("float32", torch.float32)):
+        held = weights.in_memory(settings(checkpoint_path, cache_weights=False, precision=precision))
+        assert held.state[name].dtype == dtype
