@@ -199,6 +199,11 @@ class ServiceSettings:
         return cls(**values)
 
 
+def process_environment() -> dict[str, str]:
+    """The process's environment, for settings that are kept elsewhere."""
+    return dict(os.environ)
+
+
 def given_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The `SHARP_*` variables that are set, but for paths, which mean nothing on another machine."""
     paths = {"SHARP_CHECKPOINT", "SHARP_CACHE_DIR", "SHARP_VIEWER_DIR"}

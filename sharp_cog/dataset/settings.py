@@ -1,0 +1,186 @@
+"""The settings of a dataset run: flags, environment variables, a `.env` file, in this order."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sharp_cog.errors import SettingError
+from sharp_cog.options import OUTPUT_FORMATS
+
+SOURCES = ("folder", "search", "list")
+ORDERS = ("latest", "oldest", "popular")
+ENGINES = ("local", "ray")
+DEVICES = ("default", "auto", "cuda", "cpu", "mps")
+REPO_TYPES = ("dataset", "model")
+UNUSED_VARIABLES = ("ML_SHARP_DIR", "CONDA_ENV_NAME")
+"""Of older pipelines, which started Apple's program for every picture."""
+
+
+def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
+    """A field with its environment variable and a line of help."""
+    return field(
+        default=default, metadata={"variable": variable, "help": help_text, **rest}, repr="KEY" not in variable
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSettings:
+    """Settings of a run. Each field's metadata holds its variable and what it means.
+
+    Raises:
+        SettingError: A value is bad; the message names the variable.
+    """
+
+    source: str = _setting("SOURCE", "folder", "folder: pictures of your own; search, list: Unsplash", choices=SOURCES)
+    input_dir: str = _setting("SHARP_INPUT_DIR", "", "folder of pictures, with its folders, for the source folder")
+    run_id: str = _setting("RUN_ID", "main", "name of the run; the same name goes on with it")
+    runs_dir: str = _setting("RUNS_DIR", "runs", "where runs lie")
+    formats: tuple[str, ...] = _setting("FORMATS", ("ply",), "formats of splats, with commas, such as ply,spz")
+    engine: str = _setting("ENGINE", "local", "local: this machine; ray: a cluster", choices=ENGINES)
+    ray_address: str = _setting("RAY_ADDRESS", "", "of a Ray cluster; empty starts one here")
+    device: str = _setting("SHARP_DEVICE", "default", "default, cuda, cpu or mps", choices=DEVICES)
+
+    unsplash_access_key: str = _setting("UNSPLASH_ACCESS_KEY", "", "key of the Unsplash API")
+    unsplash_app_name: str = _setting("UNSPLASH_APP_NAME", "sharp_cog", "your application's name there")
+    queries: tuple[str, ...] = _setting("QUERIES", (), "what to search for, with commas")
+    order_by: str = _setting("ORDER_BY", "latest", "order of photographs", choices=ORDERS)
+    per_page: int = _setting("PER_PAGE", 30, "photographs a page", range=(1, 30))
+    list_auto_seek: bool = _setting("LIST_AUTO_SEEK", True, "jump over pages that are known already")
+    list_seek_back_pages: int = _setting("LIST_SEEK_BACK_PAGES", 2, "pages to go back after a jump", range=(0, 1000))
+    max_scan: int = _setting("MAX_SCAN", 0, "photographs to look at; 0 is all", range=(0, 10**9))
+    max_images: int = _setting("MAX_IMAGES", 0, "photographs to turn into splats; 0 is all", range=(0, 10**9))
+    stop_on_rate_limit: bool = _setting("STOP_ON_RATE_LIMIT", False, "stop at the rate limit, else wait for the hour")
+
+    log_gpu_mem: bool = _setting("LOG_GPU_MEM", False, "write gpu_mem_log.csv")
+    control_dir: str = _setting("CONTROL_DIR", "", "folder of the files that pause and stop; empty is the run's")
+    pause_file: str = _setting("PAUSE_FILE", "PAUSE", "while there, nothing new is begun")
+    stop_file: str = _setting("STOP_FILE", "STOP", "once there, the run ends when what is under way is done")
+    download_queue_max: int = _setting("DOWNLOAD_QUEUE_MAX", 8, "fetched pictures that may wait", range=(1, 10_000))
+    upload_queue_max: int = _setting("UPLOAD_QUEUE_MAX", 64, "splats that may wait to be published", range=(1, 10_000))
+    upload_workers: int = _setting("UPLOAD_WORKERS", 2, "threads that share single splats", range=(1, 64))
+
+    hf_upload: bool = _setting("HF_UPLOAD", False, "publish to the Hugging Face hub")
+    hf_repo_id: str = _setting("HF_REPO_ID", "", "your repository there")
+    hf_repo_type: str = _setting("HF_REPO_TYPE", "dataset", "its type", choices=REPO_TYPES)
+    hf_subdir: str = _setting("HF_SUBDIR", "photos", "folder of pictures and splats in it")
+    hf_index_repo_path: str = _setting("HF_INDEX_REPO_PATH", "data/train.jsonl", "its index")
+    hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 20, "rows a commit", range=(1, 10_000))
+    hf_index_flush_secs: float = _setting("HF_INDEX_FLUSH_SECS", 600.0, "or seconds, whichever comes first")
+    hf_use_locks: bool = _setting("HF_USE_LOCKS", False, "share the work with other clients of the repository")
+    hf_locks_dir: str = _setting("HF_LOCKS_DIR", "locks", "folder of locks in it")
+    hf_done_dir: str = _setting("HF_DONE_DIR", "done", "folder of what is done")
+    hf_lock_stale_secs: float = _setting("HF_LOCK_STALE_SECS", 21_600.0, "after which a lock counts no more")
+    claim_batch: int = _setting("CLAIM_BATCH", 30, "photographs locked in one commit", range=(1, 1000))
+    range_size: int = _setting("RANGE_SIZE", 300, "photographs of a range, for list and oldest", range=(1, 10**6))
+    range_locks_dir: str = _setting("RANGE_LOCKS_DIR", "ranges/locks", "folder of locks of ranges")
+    range_done_dir: str = _setting("RANGE_DONE_DIR", "ranges/done", "folder of ranges that are done")
+    range_progress_dir: str = _setting("RANGE_PROGRESS_DIR", "ranges/progress", "folder of ranges' progress")
+    range_abandoned_dir: str = _setting("RANGE_ABANDONED_DIR", "ranges/abandoned", "folder of ranges given up")
+    range_lock_min_images: int = _setting(
+        "RANGE_LOCK_MIN_IMAGES", 60, "use ranges when at least so many photographs are wanted", range=(0, 10**9)
+    )
+    range_lock_stale_secs: float = _setting(
+        "RANGE_LOCK_STALE_SECS", 21_600.0, "after which a range's lock counts no more"
+    )
+
+    gsplat_upload: bool = _setting("GSPLAT_UPLOAD", False, "share each splat at gsplat.org")
+    gsplat_base: str = _setting("GSPLAT_BASE", "https://gsplat.org", "its address")
+    gsplat_expiration_type: str = _setting("GSPLAT_EXPIRATION_TYPE", "1week", "how long it stays there")
+    gsplat_filter_visibility: int = _setting(
+        "GSPLAT_FILTER_VISIBILITY", 20_000, "Gaussians kept for it, the most visible", range=(1, 10**9)
+    )
+    gsplat_use_small_ply: bool = _setting("GSPLAT_USE_SMALL_PLY", True, "share the small .ply, not the whole")
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            _check(setting.metadata["variable"], setting.metadata, getattr(self, setting.name), str(setting.type))
+        for name in self.formats:
+            if name not in OUTPUT_FORMATS:
+                raise SettingError(f"FORMATS has {name!r}: choose from {', '.join(OUTPUT_FORMATS)}")
+        if not self.formats:
+            raise SettingError("FORMATS is empty: name at least one format")
+        if self.source == "folder" and not self.input_dir:
+            raise SettingError("SHARP_INPUT_DIR is not set: name the folder of pictures, or choose another SOURCE")
+        if self.source != "folder" and not self.unsplash_access_key:
+            raise SettingError(
+                f"UNSPLASH_ACCESS_KEY is not set: SOURCE={self.source} asks the Unsplash API, which needs one"
+            )
+        if self.source == "search" and not self.queries:
+            raise SettingError("QUERIES is not set: say what to search for, with commas between")
+        if self.hf_upload and not self.hf_repo_id:
+            raise SettingError("HF_REPO_ID is not set: HF_UPLOAD=1 needs a repository of yours, such as you/splats")
+        if self.hf_use_locks and not self.hf_upload:
+            raise SettingError(
+                "HF_USE_LOCKS is set without HF_UPLOAD=1: locks lie in the repository that is published to"
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs_dir).expanduser() / self.run_id
+
+    @classmethod
+    def build(
+        cls, environment: Mapping[str, str], dot_env: Mapping[str, str | None], flags: argparse.Namespace | None = None
+    ) -> DatasetSettings:
+        """Settings from flags, the environment and a `.env` file; what comes first counts.
+
+        Raises:
+            SettingError: A value is bad.
+        """
+        values: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable = setting.metadata["variable"]
+            text = environment.get(variable, "").strip() or (dot_env.get(variable) or "").strip()
+            flag = getattr(flags, setting.name, None)
+            if flag is not None:
+                text = str(flag)
+            if text:
+                values[setting.name] = _read(variable, text, str(setting.type))
+        return cls(**values)
+
+
+def add_flags(command: argparse.ArgumentParser) -> None:
+    """A flag for every setting; keys are not taken, since a command line is seen by others."""
+    for setting in fields(DatasetSettings):
+        variable = setting.metadata["variable"]
+        if "KEY" in variable:
+            continue
+        default = setting.default
+        shown = ",".join(default) if isinstance(default, tuple) else str(default).lower() if default != "" else "none"
+        command.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            metavar=str(setting.type).removesuffix("[str, ...]").upper(),
+            help=f"{setting.metadata['help']} (default: {shown}; {variable})",
+        )
+
+
+def _read(variable: str, text: str, type_: str) -> Any:
+    if type_.startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        if type_ == "bool":
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[type_](text)
+    except (KeyError, ValueError):
+        wanted = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[type_]
+        raise SettingError(f"{variable} is {text!r}: give {wanted}") from None
+
+
+def _check(variable: str, about: Mapping[str, Any], value: Any, type_: str) -> None:
+    choices = about.get("choices")
+    if choices and value not in choices:
+        raise SettingError(f"{variable} is {value!r}: choose one of {', '.join(choices)}")
+    if type_ == "float" and not (math.isfinite(value) and value > 0):
+        raise SettingError(f"{variable} is {value}: give a positive number")
+    if "range" in about:
+        low, high = about["range"]
+        if not low <= value <= high:
+            raise SettingError(f"{variable} is {value}: give a number from {low} to {high}")
+    if variable == "RUN_ID" and (not value or "/" in value or "\\" in value or value.startswith(".")):
+        raise SettingError(f"RUN_ID is {value!r}: give the name of a folder")

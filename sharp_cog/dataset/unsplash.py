@@ -1,0 +1,440 @@
+"""Photographs of Unsplash as a source, by its API's rules: attribution, counted downloads, requests an hour."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import urlencode, urlsplit
+
+import requests
+
+from sharp_cog import __version__
+from sharp_cog.dataset.exif import with_focal_length
+from sharp_cog.dataset.photo import Photo, RateLimitError, SourceError
+from sharp_cog.errors import SettingError
+from sharp_cog.options import FOCAL_LENGTH_MM_RANGE
+
+_LOG = logging.getLogger(__name__)
+
+BASE_URL = "https://api.unsplash.com"
+LICENSE, LICENSE_URL = "Unsplash License", "https://unsplash.com/license"
+MAX_TRIES = 4
+MAX_PICTURE_BYTES = 200_000_000
+
+_HOUR_S = 3600
+_GRACE_S = 3.0
+"""How long to wait after the full hour: its clock and ours may differ."""
+
+_STEP_S = 5.0
+_CHUNK_BYTES = 1 << 16
+_TIMEOUT_S = (10.0, 60.0)
+_USER_AGENT = f"sharp_cog/{__version__}"
+
+_Entry = Mapping[str, Any]
+_Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
+
+
+class Unsplash:
+    """Photographs that Unsplash finds for queries, or all that it lists.
+
+    Only requests to the API's own address carry the access key; pictures lie elsewhere and are asked for without.
+
+    Attributes:
+        rate_limit_left: Requests left in this hour, as the API last said; None before it did.
+
+    Raises:
+        SettingError: The access key cannot be one.
+    """
+
+    rate_limit_left: int | None
+
+    def __init__(
+        self,
+        *,
+        access_key: str,
+        app_name: str,
+        mode: Literal["search", "list"],
+        queries: tuple[str, ...],
+        order_by: Literal["latest", "oldest", "popular"],
+        per_page: int,
+        max_scan: int | None,
+        auto_seek: bool,
+        seek_back_pages: int,
+        stop_on_rate_limit: bool,
+        start_page: int = 1,
+        base_url: str = BASE_URL,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Makes the source; nothing is asked for yet.
+
+        Args:
+            access_key: Of the application that is registered at Unsplash.
+            app_name: Its name, which goes into links of attribution.
+            mode: search: what is found for the queries; list: everything.
+            queries: What to search for, one after the other.
+            order_by: Order of photographs.
+            per_page: Photographs a page, 1 to 30.
+            max_scan: End after so many photographs of the pages, known ones too; None is all.
+            auto_seek: For lists whose beginning changes (latest, popular): start at page 1, and jump over pages on
+                which everything is known. The steps double until a page has something unknown.
+            seek_back_pages: How many pages to go back after such a jump, since unknown ones may begin before the page
+                that it hit. Pages farther back are passed over.
+            stop_on_rate_limit: Raise `RateLimitError` at the rate limit, else wait for the next full hour.
+            start_page: Where to start, without auto_seek.
+            base_url: The API's address.
+            sleep: Waits for seconds; never asked for more than 5 at once.
+            now: Seconds since 1970.
+        """
+        key = access_key.strip()
+        if not key or not all("!" <= char <= "~" for char in key):
+            # Libraries would quote what they cannot send.
+            raise SettingError("UNSPLASH_ACCESS_KEY is empty or has characters that no key has: copy it anew")
+        self.rate_limit_left = None
+        self._limited_until: float | None = None
+        self._num_listed: int | None = None
+        self._app_name, self._mode, self._queries = app_name, mode, queries
+        self._order_by, self._per_page, self._max_scan = order_by, per_page, max_scan
+        self._does_seek = auto_seek and mode == "list" and order_by != "oldest"
+        self._seek_back_pages, self._start_page = seek_back_pages, start_page
+        self._stop_on_rate_limit, self._sleep, self._now = stop_on_rate_limit, sleep, now
+        self._base_url = base_url.rstrip("/")
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = _USER_AGENT
+        self._auth = _client_id(key)
+
+    def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
+        """As `Source.photos`. Each photograph comes once, whatever pages and queries it is on."""
+        num_left = math.inf if self._max_scan is None else self._max_scan
+        taken: set[str] = set()
+        for page, entries in self._pages(lambda photo_id: photo_id in taken or is_known(photo_id)):
+            for index, entry in enumerate(entries):
+                if num_left <= 0:
+                    return
+                num_left -= 1
+                photo_id = _id(entry)
+                if not photo_id or photo_id in taken or is_known(photo_id):
+                    continue
+                taken.add(photo_id)
+                yield self._photo(entry, (page - 1) * self._per_page + index if self._mode == "list" else None)
+            if num_left <= 0:  # Before another page is asked for.
+                return
+
+    def fetch(self, photo: Photo) -> bytes:
+        """As `Source.fetch`. Counts as a download at Unsplash, as its guidelines ask for.
+
+        Unsplash takes EXIF out of pictures, and tells the focal length apart from them: it is put back.
+        """
+        if _origin(photo.where) != _origin(self._base_url):
+            raise SourceError(f"photograph {photo.id}: its download is not at {self._base_url}, where the key belongs")
+        answer, _ = self._ask(photo.where)
+        url = answer.get("url") if isinstance(answer, dict) else None
+        if not isinstance(url, str) or _origin(url) is None:
+            raise SourceError(f"photograph {photo.id}: Unsplash does not say where its picture lies")
+        focal_length_mm = self._focal_length_mm(photo.id)
+        picture = self._download(photo.id, url)
+        return picture if focal_length_mm is None else with_focal_length(picture, focal_length_mm)
+
+    def _pages(self, is_known: Callable[[str], bool]) -> Iterator[tuple[int, list[_Entry]]]:
+        """Numbers and entries of pages, in order."""
+        self._num_listed = None
+        if self._mode == "search":
+            for query in self._queries:
+                page, last_page = self._start_page, math.inf
+                while page <= last_page:
+                    entries, last_page = self._search_page(query, page)
+                    if not entries:
+                        break
+                    yield page, entries
+                    page += 1
+            return
+        page = 1 if self._does_seek else self._start_page
+        # No jump before this page: those before one that a jump has hit are gone through one by one.
+        first_jump_page = page
+        while entries := self._list_page(page):
+            can_jump = self._does_seek and page >= first_jump_page and _are_known(entries, is_known)
+            yield page, entries
+            page += 1
+            if can_jump:
+                hit = self._jump(page - 1, is_known)
+                if hit is None:
+                    return
+                page, first_jump_page = max(page, hit - self._seek_back_pages), hit
+
+    def _jump(self, page: int, is_known: Callable[[str], bool]) -> int | None:
+        """The page with unknown photographs that is found in doubling steps; None where the list ends before."""
+        step = 1
+        while True:
+            entries = self._list_page(page + step)
+            if entries and not _are_known(entries, is_known):
+                _LOG.info("everything is known up to about page %d of the list", page)
+                return page + step
+            if entries:
+                page, step = page + step, 2 * step
+            elif step == 1:
+                return None
+            else:  # Over the end: on in small steps from the last page that there was.
+                step = 1
+
+    def _search_page(self, query: str, page: int) -> tuple[list[_Entry], float]:
+        """Entries of a page, and the number of the last page."""
+        parameters: dict[str, str | int] = {"query": query, "page": page}
+        parameters |= {"per_page": self._per_page, "order_by": self._order_by}
+        answer, _ = self._ask(f"{self._base_url}/search/photos", parameters)
+        if not isinstance(answer, dict):
+            raise SourceError("Unsplash answered a search with something else than results: try again later")
+        last_page = answer.get("total_pages")
+        return _entries(answer.get("results")), last_page if isinstance(last_page, int) else math.inf
+
+    def _list_page(self, page: int) -> list[_Entry]:
+        """Entries of a page; none behind the last page."""
+        if self._num_listed is not None and (page - 1) * self._per_page >= self._num_listed:
+            return []
+        parameters = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
+        answer, headers = self._ask(f"{self._base_url}/photos", parameters)
+        total = headers.get("X-Total", "")
+        self._num_listed = int(total) if total.isdecimal() else None
+        return _entries(answer)
+
+    def _photo(self, entry: _Entry, offset: int | None) -> Photo:
+        links, user = _part(entry, "links"), _part(entry, "user")
+        tags, topics = _titles(entry, "tags"), _titles(entry, "topics")
+        row = {
+            "image_id": _id(entry),
+            "tags": ",".join(tags),
+            "topics": ",".join(topics),
+            "tags_text": " ".join(tags),
+            "topics_text": " ".join(topics),
+            "alt_description": _text(entry, "alt_description"),
+            "description": _text(entry, "description"),
+            "unsplash_id": _id(entry),
+            "unsplash_url": self._attributed(_text(links, "html")),
+            "created_at": _text(entry, "created_at"),
+            "user_username": _text(user, "username"),
+            "user_name": _text(user, "name"),
+            "user_url": self._attributed(_text(_part(user, "links"), "html")),
+            "license": LICENSE,
+            "license_url": LICENSE_URL,
+        }
+        return Photo(id=_id(entry), where=_text(links, "download_location"), offset=offset, row=row)
+
+    def _attributed(self, url: str) -> str:
+        """A link as Unsplash's guidelines want it: it says who sends the reader."""
+        if not url:
+            return ""
+        source = urlencode({"utm_source": self._app_name, "utm_medium": "referral"})
+        return f"{url}{'&' if '?' in url else '?'}{source}"
+
+    def _focal_length_mm(self, photo_id: str) -> float | None:
+        """The focal length of a photograph; None where Unsplash does not know it, or fails.
+
+        Raises:
+            RateLimitError: Without it, the splat would have a wrong shape for good; later it can be had.
+        """
+        try:
+            answer, _ = self._ask(f"{self._base_url}/photos/{photo_id}")
+        except RateLimitError:
+            raise
+        except SourceError as error:
+            _LOG.warning("photograph %s: its focal length is not known: %s", photo_id, error)
+            return None
+        value = _part(answer, "exif").get("focal_length") if isinstance(answer, dict) else None
+        try:
+            focal_length_mm = float(value) if isinstance(value, (str, int, float)) else math.nan
+        except ValueError:
+            return None
+        low, high = FOCAL_LENGTH_MM_RANGE
+        return focal_length_mm if low <= focal_length_mm <= high else None
+
+    def _ask(self, url: str, parameters: Mapping[str, str | int] | None = None) -> tuple[Any, Mapping[str, str]]:
+        """What the API answers, and the answer's headers; waits where it must.
+
+        Raises:
+            SourceError: It refuses, or fails again and again.
+            RateLimitError: It may not be asked before the next full hour, and waiting is not wanted.
+        """
+        name, num_failures = f"Unsplash ({urlsplit(url).path})", 0
+        while True:
+            self._wait_for_turn()
+            asked_at = self._now()
+            try:
+                response = self._session.get(
+                    url, params=parameters, headers={"Accept-Version": "v1"}, auth=self._auth, timeout=_TIMEOUT_S
+                )
+                status = response.status_code
+                if self._is_limited(response, asked_at):
+                    continue
+                if status == 200:
+                    return response.json(), response.headers
+                reason = f"answered {status}"
+            except requests.RequestException as error:
+                status, reason = 0, _reason(error)
+            if status == 401:
+                raise SourceError("Unsplash refuses the access key: check UNSPLASH_ACCESS_KEY")
+            if status and status < 500:
+                raise SourceError(f"{name} {reason}")
+            num_failures = self._pause(name, reason, num_failures)
+
+    def _is_limited(self, response: requests.Response, asked_at: float) -> bool:
+        """Notes how many requests are left; whether this one was refused because none was."""
+        left = response.headers.get("X-Ratelimit-Remaining", "")
+        if left.isdecimal():
+            self.rate_limit_left = int(left)
+        status = response.status_code
+        is_refused = status == 429 or (status == 403 and "rate limit" in response.text.lower())
+        if is_refused or left == "0":
+            self._limited_until = (asked_at // _HOUR_S + 1) * _HOUR_S
+        return is_refused
+
+    def _wait_for_turn(self) -> None:
+        """Waits for the next full hour where no requests are left.
+
+        Raises:
+            RateLimitError: Waiting is not wanted.
+        """
+        until = self._limited_until
+        left = 0.0 if until is None else until - self._now()
+        if until is None or left <= 0:
+            return
+        if self._stop_on_rate_limit:
+            raise RateLimitError(f"Unsplash's rate limit is reached: go on in {left:.0f} s", wait_s=left)
+        _LOG.warning("Unsplash's rate limit is reached: going on in %.0f s", left + _GRACE_S)
+        left += _GRACE_S
+        # Both are asked: a machine may have slept, and a clock may stand.
+        while left > 0 and self._now() < until + _GRACE_S:
+            step = min(left, _STEP_S)
+            self._sleep(step)
+            left -= step
+        if self._limited_until == until:  # Else another thread has met the next one.
+            self._limited_until = None
+
+    def _pause(self, name: str, reason: str, num_failures: int) -> int:
+        """Waits after a failure, longer each time; returns their number.
+
+        Raises:
+            SourceError: It was the last one.
+        """
+        num_failures += 1
+        if num_failures == MAX_TRIES:
+            raise SourceError(f"{name} {reason}, {MAX_TRIES} times: try again later")
+        _LOG.info("%s %s: trying again", name, reason)
+        self._sleep(2.0 ** (num_failures - 1))
+        return num_failures
+
+    def _download(self, photo_id: str, url: str) -> bytes:
+        """A picture, whole.
+
+        Raises:
+            SourceError: It is not there, too large, or does not come whole after some tries.
+        """
+        name, num_failures = f"the picture of photograph {photo_id}", 0
+        while True:
+            try:
+                with self._session.get(
+                    url, headers={"Accept-Encoding": "identity"}, auth=_nobody, timeout=_TIMEOUT_S, stream=True
+                ) as response:
+                    status = response.status_code
+                    if status == 200:
+                        return _body(response, name)
+                reason = f"answered {status}"
+            except requests.RequestException as error:
+                status, reason = 0, _reason(error)
+            except _TruncatedError as error:
+                status, reason = 0, str(error)
+            if status and status != 429 and status < 500:
+                raise SourceError(f"{name} cannot be had: {urlsplit(url).hostname} {reason}")
+            num_failures = self._pause(name, reason, num_failures)
+
+
+class _TruncatedError(Exception):
+    """An answer ended early."""
+
+
+def _body(response: requests.Response, name: str) -> bytes:
+    """Reads a picture to its end.
+
+    Raises:
+        SourceError: It is too large.
+        _TruncatedError: It is shorter than the server said, or empty.
+    """
+    length = response.headers.get("Content-Length", "")
+    expected = int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
+    too_large = f"{name} is larger than {MAX_PICTURE_BYTES // 10**6} MB"
+    if expected is not None and expected > MAX_PICTURE_BYTES:
+        raise SourceError(too_large)
+    content = bytearray()
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        content += chunk
+        if len(content) > MAX_PICTURE_BYTES:
+            raise SourceError(too_large)
+    if not content or (expected is not None and len(content) != expected):
+        raise _TruncatedError(f"ended after {len(content)} of {'some' if expected is None else expected} bytes")
+    return bytes(content)
+
+
+def _client_id(key: str) -> _Auth:
+    """Signs requests. As an argument of each: else `.netrc` would take the header's place."""
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Client-ID {key}"
+        return request
+
+    return sign
+
+
+def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _reason(error: requests.RequestException) -> str:
+    return f"cannot be read ({type(error).__name__})"
+
+
+def _origin(url: str) -> tuple[str, str] | None:
+    """Scheme and host of a web address; None for what is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.netloc) if parts.scheme in ("http", "https") and parts.netloc else None
+
+
+def _are_known(entries: list[_Entry], is_known: Callable[[str], bool]) -> bool:
+    ids = [_id(entry) for entry in entries]
+    return all(is_known(photo_id) for photo_id in ids if photo_id)
+
+
+def _entries(value: Any) -> list[_Entry]:
+    """Entries of a page; one that cannot be read keeps its place."""
+    if not isinstance(value, list):
+        raise SourceError("Unsplash answered with something else than a list of photographs: try again later")
+    return [entry if isinstance(entry, dict) else {} for entry in value]
+
+
+def _id(entry: _Entry) -> str:
+    """The photograph's id; empty where it cannot be used, so that nothing waits for it to become known."""
+    photo_id = _text(entry, "id")
+    try:
+        Photo(id=photo_id, where="")
+    except ValueError:
+        return ""
+    return photo_id if _text(_part(entry, "links"), "download_location") else ""
+
+
+def _text(part: _Entry, name: str) -> str:
+    value = part.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _part(entry: _Entry, name: str) -> _Entry:
+    value = entry.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _titles(entry: _Entry, name: str) -> list[str]:
+    value = entry.get(name)
+    parts = value if isinstance(value, list) else []
+    return [title for part in parts if isinstance(part, dict) and (title := _text(part, "title"))]

@@ -1,0 +1,174 @@
+"""A run from end to end, with a stub for the model: what is on disk, in the journal and in the repository."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sharp_cog.dataset.journal import Journal
+from sharp_cog.dataset.publish import OWN_FIELDS, PUBLIC_FIELDS, read_rows
+from sharp_cog.dataset.settings import DatasetSettings
+from tests.unit.dataset.client import StubEngine, run_of
+from tests.unit.dataset.hub_server import HubServer
+
+REPO = "somebody/splats"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    server = HubServer()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield server
+    server.close()
+
+
+def photographs(folder: Path, count: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.full((32, 32 + number % 3, 3), number % 256, np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{number:04}.png")
+    return folder
+
+
+def settings_of(tmp_path: Path, count: int = 5, **more: object) -> DatasetSettings:
+    folder = photographs(tmp_path / "in", count)
+    values = {"input_dir": str(folder), "runs_dir": str(tmp_path / "runs"), "formats": ("ply", "spz")}
+    return DatasetSettings(**{**values, **more})  # type: ignore[arg-type]
+
+
+def journal_of(settings: DatasetSettings) -> Journal:
+    return Journal(settings.run_dir / "journal.sqlite")
+
+
+def test_a_folder_becomes_splats_and_a_second_run_does_nothing(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 5}
+    images = sorted(path.name for path in (settings.run_dir / "images").iterdir())
+    splats = sorted(path.name for path in (settings.run_dir / "gaussians").iterdir())
+    assert len(images) == 5
+    assert len(splats) == 10
+    assert {Path(name).stem for name in images} == {name.partition(".")[0] for name in splats}
+    before = {path: path.stat().st_mtime_ns for path in settings.run_dir.rglob("*.ply")}
+    again = run_of(settings)
+    again.work()
+    assert isinstance(again._engine, StubEngine)
+    assert again._engine.made == []
+    assert {path: path.stat().st_mtime_ns for path in settings.run_dir.rglob("*.ply")} == before
+
+
+def test_a_broken_picture_is_tried_twice_and_stops_nobody(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    (tmp_path / "in" / "broken.jpg").write_text("text")
+    for _ in range(2):
+        run_of(settings).work()
+    journal = journal_of(settings)
+    assert journal.counts() == {"done": 5, "failed": 1}
+    (failed,) = journal.entries("failed")
+    assert failed.tries == 2
+    assert failed.error.startswith("invalid_image: ")
+
+
+def test_only_so_many_as_are_wanted(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, max_images=2)
+    run_of(settings).work()
+    assert journal_of(settings).counts()["done"] == 2
+    run_of(replace(settings, max_images=0)).work()
+    assert journal_of(settings).counts() == {"done": 5}
+
+
+def test_a_file_pauses_and_a_file_stops(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, count=30, control_dir=str(tmp_path / "control"), download_queue_max=2)
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "PAUSE").touch()
+    run = run_of(settings, seconds=0.05)
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    time.sleep(0.5)
+    assert run.journal.counts().get("done", 0) == 0
+    assert run.progress.is_paused
+    (tmp_path / "control" / "PAUSE").unlink()
+    while run.journal.counts().get("done", 0) < 3:
+        time.sleep(0.02)
+    (tmp_path / "control" / "STOP").touch()
+    thread.join(20)
+    assert not thread.is_alive()
+    counts = run.journal.counts()
+    assert 3 <= counts["done"] < 30
+    assert "made" not in counts, "what was under way was finished"
+    (tmp_path / "control" / "STOP").unlink()
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 30}
+
+
+def test_a_run_is_published_with_its_index_and_a_card(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO, hf_index_flush_every=2)
+    run_of(settings).work()
+    files = hub.files(REPO)
+    rows = read_rows(files["data/train.jsonl"])
+    assert len(rows) == 5
+    for row in rows:
+        assert row.keys() == {*PUBLIC_FIELDS, *OWN_FIELDS}
+        assert all(isinstance(value, str) for value in row.values())
+        photo_id = row["image_id"]
+        assert row["image_path"] == f"photos/{photo_id}/{photo_id}.png"
+        assert row["ply_url"] == f"{hub.url}/datasets/{REPO}/resolve/main/photos/{photo_id}/{photo_id}.ply"
+        splats = json.loads(row["splat_paths"])
+        assert files[splats["ply"]].startswith(b"ply")
+        assert files[splats["spz"]].startswith(b"\x1f\x8b")
+        assert files[row["image_path"]].startswith(b"\x89PNG")
+    assert b"path: data/train.jsonl" in files["README.md"]
+    num_commits = len(hub.commits(REPO))
+    assert num_commits <= 1 + 3, "the first, and one for two photographs"
+    run_of(settings).work()
+    assert len(hub.commits(REPO)) == num_commits
+
+
+def test_rows_are_read_by_datasets(tmp_path: Path, hub: HubServer) -> None:
+    """As the library `datasets` reads JSON lines: every row has every field, all of one type (pandas' reader here)."""
+    run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO)).work()
+    rows = read_rows(hub.files(REPO)["data/train.jsonl"])
+    assert len({tuple(row) for row in rows}) == 1
+
+
+def test_an_interrupted_publication_is_made_up_for(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path)
+    run_of(settings).work()
+    journal = journal_of(settings)
+    for entry in list(journal.entries("done")):
+        journal.advance(entry.photo.id, "made")
+    journal.close()
+    published = replace(settings, hf_upload=True, hf_repo_id=REPO)
+    again = run_of(published)
+    again.work()
+    assert isinstance(again._engine, StubEngine)
+    assert again._engine.made == []
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 5
+
+
+def test_two_clients_share_the_work(tmp_path: Path, hub: HubServer) -> None:
+    shared = {"hf_upload": True, "hf_repo_id": REPO, "hf_use_locks": True, "claim_batch": 3}
+    runs = [run_of(settings_of(tmp_path, count=20, run_id=name, **shared), 0.02) for name in ("one", "two")]
+    threads = [threading.Thread(target=run.work) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    made = [name for run in runs if isinstance(run._engine, StubEngine) for name in run._engine.made]
+    assert len(made) == len(set(made)) == 20
+    files = hub.files(REPO)
+    assert len(read_rows(files["data/train.jsonl"])) == 20
+    assert sum(name.startswith("done/") for name in files) == 20
+    assert not [name for name in files if name.startswith("locks/")]
