@@ -1,47 +1,15 @@
-"""Who does which photograph, where many clients work on one dataset."""
+"""Who does which photograph, where many clients work on one dataset: claims in a store that all of them see."""
 
 from __future__ import annotations
 
-import os
-import secrets
+import math
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-from sharp_cog.dataset.hub import Change, HubRepo, Operation, View
 from sharp_cog.dataset.photo import Photo
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claimed:
-    """What came of a claim: the photographs that are ours, and those that are done."""
-
-    ours: list[Photo]
-    done: list[Photo]
-
-
-class Claims(Protocol):
-    """Claims on photographs; no two clients hold one at once, unless its holder was silent for too long."""
-
-    def claim(self, photos: Sequence[Photo]) -> Claimed:
-        """Takes those that are neither done nor somebody else's."""
-        ...
-
-    def renew(self) -> set[str]:
-        """Renews all claims held; returns the ids of those that were lost to others meanwhile."""
-        ...
-
-    def release(self, photo_ids: Collection[str]) -> None:
-        """Gives claims back, for others to take."""
-        ...
-
-    def finish(self, photo_ids: Collection[str]) -> None:
-        """Notes photographs as done for everybody, and gives the claims back."""
-        ...
+from sharp_cog.dataset.store import Change, Delete, Put, Store, View
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +22,7 @@ class Lock:
 
     def text(self) -> bytes:
         """As it is written."""
-        return f"{self.time:.0f}\n{self.owner}\n{self.note}\n".encode()
+        return f"{self.time:.3f}\n{self.owner}\n{self.note}\n".encode()
 
     @classmethod
     def of(cls, content: bytes | None) -> Lock | None:
@@ -62,132 +30,35 @@ class Lock:
         lines = (content or b"").decode("utf-8", "replace").splitlines()
         padded = [*lines, "", "", ""]
         try:
-            when = float(lines[0])
-        except (IndexError, ValueError):
+            when = float(padded[0])
+        except ValueError:
+            return None
+        if not math.isfinite(when):
             return None
         return cls(time=when, owner=padded[1].strip(), note=padded[2].strip())
 
 
-class FolderClaims:
-    """Claims in a folder that all clients see, by files that only one can create.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """What came of a claim: the photographs that are ours, and those that are done; others are somebody else's."""
 
-    The time is that of the folder's file system, by the files' own stamps: a client's clock does not count.
+    ours: list[Photo]
+    done: list[Photo]
+
+
+class Claims:
+    """Claims on photographs, in the layout of the public pipeline, many in one change of the store.
+
+    No two clients hold one at once, unless its holder was silent for too long. Owners are told apart by name: who comes
+    back after being killed has its claims still.
     """
 
-    def __init__(self, folder: Path, owner: str, *, stale_s: float) -> None:
-        self._locks, self._done = folder / "locks", folder / "done"
-        self._owner, self._stale_s = owner, stale_s
+    def __init__(self, store: Store, owner: str, *, locks_dir: str, done_dir: str, stale_s: float) -> None:
+        self._store, self._owner, self._stale_s = store, owner, stale_s
+        self._locks_dir, self._done_dir = locks_dir.strip("/"), done_dir.strip("/")
         self._held: set[str] = set()
-        for path in (self._locks, self._done):
-            path.mkdir(parents=True, exist_ok=True)
-
-    def claim(self, photos: Sequence[Photo]) -> Claimed:
-        """As `Claims.claim`."""
-        ours, done = [], []
-        for photo in photos:
-            if (self._done / photo.id).exists():
-                done.append(photo)
-            elif self._take(photo):
-                # Between the look and the claim its last holder may have finished it.
-                if (self._done / photo.id).exists():
-                    self.release([photo.id])
-                    done.append(photo)
-                else:
-                    ours.append(photo)
-        return Claimed(ours=ours, done=done)
-
-    def _take(self, photo: Photo) -> bool:
-        path = self._locks / photo.id
-        note = "" if photo.offset is None else str(photo.offset)
-        for _ in range(2):
-            if self._create(path, note):
-                self._held.add(photo.id)
-                return True
-            if self._is_ours(path):
-                self._held.add(photo.id)
-                os.utime(path)
-                return True
-            if not self._is_stale(path):
-                return False
-            # Of many who see that it is stale, one can move it away.
-            try:
-                os.rename(path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.stale"))
-            except FileNotFoundError:
-                continue
-            self._sweep(path)
-        return False
-
-    def _create(self, path: Path, note: str) -> bool:
-        """Creates the lock with its content at once: a link appears whole, and only if there is none."""
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
-        draft.write_bytes(Lock(time=time.time(), owner=self._owner, note=note).text())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        return True
-
-    def _is_ours(self, path: Path) -> bool:
-        try:
-            lock = Lock.of(path.read_bytes())
-        except FileNotFoundError:
-            return False
-        return lock is not None and lock.owner == self._owner
-
-    def _is_stale(self, path: Path) -> bool:
-        try:
-            written = path.stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return self._now() - written > self._stale_s
-
-    def _now(self) -> float:
-        """The file system's time."""
-        probe = self._locks / f".{secrets.token_hex(8)}.clock"
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now
-
-    def _sweep(self, path: Path) -> None:
-        for stale in path.parent.glob(f".{path.name}.*.stale"):
-            stale.unlink(missing_ok=True)
-
-    def renew(self) -> set[str]:
-        """As `Claims.renew`."""
-        lost = set()
-        for photo_id in sorted(self._held):
-            path = self._locks / photo_id
-            if self._is_ours(path):
-                os.utime(path)
-            else:
-                lost.add(photo_id)
-        self._held -= lost
-        return lost
-
-    def release(self, photo_ids: Collection[str]) -> None:
-        """As `Claims.release`."""
-        for photo_id in photo_ids:
-            if self._is_ours(self._locks / photo_id):
-                (self._locks / photo_id).unlink(missing_ok=True)
-            self._held.discard(photo_id)
-
-    def finish(self, photo_ids: Collection[str]) -> None:
-        """As `Claims.finish`."""
-        for photo_id in photo_ids:
-            (self._done / photo_id).touch()
-        self.release(photo_ids)
-
-
-class HubClaims:
-    """Claims in a repository of the hub, many in one commit, in the layout of the public pipeline."""
-
-    def __init__(self, repo: HubRepo, owner: str, *, locks_dir: str, done_dir: str, stale_s: float) -> None:
-        self._repo, self._owner, self._stale_s = repo, owner, stale_s
-        self._locks_dir, self._done_dir = locks_dir, done_dir
-        self._held: set[str] = set()
+        self._dropped: set[str] = set()
+        self._mutex = threading.Lock()
         self._renewed = 0.0
 
     def lock_path(self, photo_id: str) -> str:
@@ -199,12 +70,12 @@ class HubClaims:
         return f"{self._done_dir}/{photo_id}"
 
     def claim(self, photos: Sequence[Photo]) -> Claimed:
-        """As `Claims.claim`, in one commit."""
+        """Takes those that are neither done nor somebody else's, in one change."""
 
         def decide(view: View) -> tuple[Change, Claimed]:
             there = view.existing([path(photo.id) for photo in photos for path in (self.lock_path, self.done_path)])
-            now, ours, done = self._repo.now(), [], []
-            operations: list[Operation] = []
+            now, ours, done = view.now(), [], []
+            operations: list[Put | Delete] = []
             for photo in photos:
                 path = self.lock_path(photo.id)
                 if self.done_path(photo.id) in there:
@@ -220,74 +91,107 @@ class HubClaims:
             change = Change(operations=operations, message=f"claim {len(operations)} photographs")
             return change, Claimed(ours=ours, done=done)
 
-        with self._repo.lock:
-            claimed = self._repo.change(decide)
+        claimed = self._store.change(decide)
+        with self._mutex:
+            if not self._held:
+                self._renewed = time.monotonic()
             self._held |= {photo.id for photo in claimed.ours}
-            self._renewed = self._renewed or time.monotonic()
+            self._dropped -= self._held
         return claimed
 
-    def _lock(self, photo_id: str, note: str, now: float) -> CommitOperationAdd:
-        content = Lock(time=now, owner=self._owner, note=note).text()
-        return CommitOperationAdd(path_in_repo=self.lock_path(photo_id), path_or_fileobj=content)
+    def holds(self, photo_id: str) -> bool:
+        """Whether a claim is ours, as far as we know."""
+        with self._mutex:
+            return photo_id in self._held
+
+    def _lock(self, photo_id: str, note: str, now: float) -> Put:
+        return Put(path=self.lock_path(photo_id), content=Lock(time=now, owner=self._owner, note=note).text())
 
     def renew(self) -> set[str]:
-        """As `Claims.renew`: one commit, once a third of the time is over."""
-        if not self._held or time.monotonic() - self._renewed < self._stale_s / 3:
-            return set()
+        """Renews all claims held, in one change, once a third of their time is over.
+
+        Returns:
+            The ids of those that were lost to others meanwhile.
+        """
+        with self._mutex:
+            held = sorted(self._held)
+            if not held or time.monotonic() - self._renewed < self._stale_s / 3:
+                return set()
+        begun = time.monotonic()
 
         def decide(view: View) -> tuple[Change, set[str]]:
-            now = self._repo.now()
-            locks = {photo_id: Lock.of(view.read(self.lock_path(photo_id))) for photo_id in self._held}
-            lost = {photo_id for photo_id, lock in locks.items() if lock is None or lock.owner != self._owner}
+            now = view.now()
+            there = view.existing([self.lock_path(photo_id) for photo_id in held])
+            locks = {
+                photo_id: Lock.of(view.read(self.lock_path(photo_id)))
+                for photo_id in held
+                if self.lock_path(photo_id) in there
+            }
+            ours = {photo_id: lock for photo_id, lock in locks.items() if lock is not None and self._is_ours(lock)}
+            # Those that this change has renewed already, where its answer was lost, are fresh.
             operations = [
-                self._lock(photo_id, lock.note, now)
-                for photo_id, lock in locks.items()
-                if lock is not None and photo_id not in lost and now - lock.time > 1
+                self._lock(photo_id, lock.note, now) for photo_id, lock in ours.items() if now - lock.time > 1
             ]
-            return Change(operations=operations, message=f"renew {len(operations)} claims"), lost
+            return Change(operations=operations, message=f"renew {len(operations)} claims"), set(held) - set(ours)
 
-        with self._repo.lock:
-            lost = self._repo.change(decide)
-            self._renewed = time.monotonic()
+        lost = self._store.change(decide)
+        with self._mutex:
+            lost &= self._held  # Others were ended by ourselves meanwhile.
+            self._renewed = begun
             self._held -= lost
         return lost
 
-    def release(self, photo_ids: Collection[str]) -> None:
-        """As `Claims.release`, in one commit."""
-        self._end(photo_ids, [])
+    def _is_ours(self, lock: Lock) -> bool:
+        return lock.owner == self._owner
 
-    def finish(self, photo_ids: Collection[str]) -> None:
-        """As `Claims.finish`, in one commit; publishing has it in its own."""
-        self._end(photo_ids, photo_ids)
+    def release(self, photo_ids: Iterable[str]) -> None:
+        """Gives claims back, for others to take, in one change."""
+        self._end(set(photo_ids), set())
 
-    def _end(self, photo_ids: Collection[str], done: Collection[str]) -> None:
+    def drop(self, photo_id: str) -> None:
+        """Lets go of a claim; `give_back` does it, with others, since at the hub each time is a commit."""
+        with self._mutex:
+            self._held.discard(photo_id)
+            self._dropped.add(photo_id)
+
+    def give_back(self, *, all_of_them: bool = False) -> None:
+        """Gives back what was dropped, so that others need not wait until it is stale; or whatever is held."""
+        with self._mutex:
+            ended = self._dropped | self._held if all_of_them else set(self._dropped)
+        self.release(ended)
+
+    def finish(self, photo_ids: Iterable[str]) -> None:
+        """Notes photographs as done for everybody and gives the claims back, in one change."""
+        finished = set(photo_ids)
+        self._end(finished, finished)
+
+    def _end(self, photo_ids: set[str], done: set[str]) -> None:
         def decide(view: View) -> tuple[Change, None]:
-            operations = [*self.ending(view, photo_ids), *self.marks(view, done)]
-            return Change(operations=operations, message=f"give {len(photo_ids)} claims back"), None
+            operations: list[Put | Delete] = [*self.ending(view, photo_ids), *self.marks(view, done)]
+            message = f"finish {len(done)} photographs" if done else f"give {len(photo_ids)} claims back"
+            return Change(operations=operations, message=message), None
 
         if photo_ids:
-            self._repo.change(decide)
+            self._store.change(decide)
         self.forget(photo_ids)
 
-    def ending(self, view: View, photo_ids: Collection[str]) -> list[Operation]:
-        """What deletes our locks."""
+    def ending(self, view: View, photo_ids: Collection[str]) -> list[Delete]:
+        """What deletes our locks; part of a change, and `forget` belongs after it."""
         there = view.existing([self.lock_path(photo_id) for photo_id in photo_ids])
-        return [
-            CommitOperationDelete(path_in_repo=path)
-            for path in sorted(there)
-            if (lock := Lock.of(view.read(path))) is None or lock.owner == self._owner
-        ]
+        locks = ((path, Lock.of(view.read(path))) for path in sorted(there))
+        return [Delete(path=path) for path, lock in locks if lock is None or self._is_ours(lock)]
 
-    def marks(self, view: View, photo_ids: Collection[str]) -> list[Operation]:
-        """What marks photographs as done."""
+    def marks(self, view: View, photo_ids: Collection[str]) -> list[Put]:
+        """What marks photographs as done; part of a change."""
         there = view.existing([self.done_path(photo_id) for photo_id in photo_ids])
         return [
-            CommitOperationAdd(path_in_repo=self.done_path(photo_id), path_or_fileobj=b"")
+            Put(path=self.done_path(photo_id), content=b"")
             for photo_id in sorted(photo_ids)
             if self.done_path(photo_id) not in there
         ]
 
     def forget(self, photo_ids: Collection[str]) -> None:
-        """Once a commit has ended claims."""
-        with self._repo.lock:
+        """Once a change has ended claims."""
+        with self._mutex:
             self._held.difference_update(photo_ids)
+            self._dropped.difference_update(photo_ids)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sharp_cog.dataset.photo import Photo, SourceError
-from sharp_cog.errors import ImageError
+from sharp_cog.errors import SettingError
 
 DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
 PICTURE_SUFFIXES = {
@@ -30,21 +30,29 @@ PICTURE_SUFFIXES = {
 class Folder:
     """All pictures below a folder, in the order of their paths; `beach.depth.npy` is the depth map of `beach.jpg`.
 
+    Args:
+        folder: The folder.
+        max_scan: How many pictures to look at, known ones too; 0 is all.
+
+    Attributes:
+        num_photos: How many pictures there are to look at; None before it was looked.
+
     Raises:
-        ImageError: There is no such folder.
+        SettingError: There is no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, max_scan: int = 0) -> None:
         if not folder.is_dir():
-            raise ImageError(f"SHARP_INPUT_DIR is {folder}, which is no folder: name a folder of pictures")
-        self._folder = folder
+            raise SettingError(f"SHARP_INPUT_DIR is {folder}, which is no folder: name a folder of pictures")
+        self._folder, self._max_scan = folder, max_scan
+        self.num_photos: int | None = None
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """As `Source.photos`."""
-        paths = (path for path in self._folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-        for path in sorted(path for path in paths if path.is_file() and not path.name.startswith(".")):
-            if path.stem.endswith(".depth"):
-                continue
+        paths = sorted(path for path in self._folder.rglob("*") if _is_picture(path))
+        paths = paths[: self._max_scan or None]
+        self.num_photos = len(paths)
+        for path in paths:
             relative = path.relative_to(self._folder).as_posix()
             photo_id = id_of(relative)
             if not is_known(photo_id):
@@ -67,6 +75,11 @@ def id_of(relative: str) -> str:
     """A name for the path of a picture: readable, and of no other path."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", relative.rpartition(".")[0]).strip("-")[-60:] or "photo"
     return f"{stem}-{hashlib.sha256(relative.encode()).hexdigest()[:10]}"
+
+
+def _is_picture(path: Path) -> bool:
+    is_named_so = path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    return is_named_so and not path.stem.endswith(".depth") and path.is_file()
 
 
 def _depths(path: Path) -> Iterator[Path]:

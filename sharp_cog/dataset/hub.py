@@ -1,8 +1,7 @@
-"""A repository on the Hugging Face hub that many clients write to at once.
+"""A repository on the Hugging Face hub that many clients write to at once, as a store.
 
-Every change is a compare-and-swap: look at the newest commit, decide by what it holds, commit with it as the parent.
-If somebody was faster, the hub refuses, and we look again. A decision must come out the same when its own commit has
-been done already, so that an answer that was lost on the way does no harm.
+Every change is one commit with the newest one that was looked at as its parent: where another client was faster, the
+hub refuses it, and we look again.
 """
 
 from __future__ import annotations
@@ -12,24 +11,27 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status
 
+from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SharpError
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-Operation = CommitOperationAdd | CommitOperationDelete
-
-MAX_TRIES = 30
 CLOCK_SECONDS = 600.0
 """How long what we know of the hub's clock holds."""
+RATE_LIMIT_SECONDS = 300.0
+"""How long to wait at the rate limit where the hub does not say."""
 
 
 class HubError(SharpError):
@@ -39,14 +41,33 @@ class HubError(SharpError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class View:
+class Stat:
+    """What the hub knows of a file.
+
+    Attributes:
+        size: In bytes.
+        hash: SHA-256 of a large file; what git names the blob of another.
+        is_lfs: Whether it is a large one.
+    """
+
+    size: int
+    hash: str
+    is_lfs: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubView:
     """The repository at one commit."""
 
     repo: HubRepo
     sha: str
 
+    def now(self) -> float:
+        """As `View.now`, by the hub's clock."""
+        return self.repo.now()
+
     def existing(self, paths: Collection[str]) -> set[str]:
-        """Which of these files there are."""
+        """As `View.existing`."""
         found: set[str] = set()
         listed = sorted(paths)
         for start in range(0, len(listed), 500):
@@ -58,7 +79,7 @@ class View:
         return found
 
     def names(self, folder: str) -> set[str]:
-        """The names of the files in a folder; none where there is no folder."""
+        """As `View.names`."""
         try:
             entries = list(
                 self.repo.api.list_repo_tree(
@@ -69,28 +90,28 @@ class View:
             return set()
         return {entry.path.rpartition("/")[2] for entry in entries}
 
-    def read(self, path: str) -> bytes | None:
-        """A file's content; None where it is not."""
-        kind = "" if self.repo.repo_type == "model" else f"{self.repo.repo_type}s/"
-        url = f"{self.repo.api.endpoint}/{kind}{self.repo.repo_id}/resolve/{self.sha}/{path}"
-        answer = get_session().get(url, headers=self.repo.headers(), follow_redirects=True, timeout=60)
+    def stat(self, path: str) -> Stat | None:
+        """What the hub knows of a file; None where it is not."""
+        infos = self.repo.api.get_paths_info(
+            self.repo.repo_id, [path], repo_type=self.repo.repo_type, revision=self.sha
+        )
+        if not infos or not isinstance(infos[0], RepoFile):
+            return None
+        info = infos[0]
+        if info.lfs is not None:
+            return Stat(size=info.size, hash=info.lfs.sha256, is_lfs=True)
+        return Stat(size=info.size, hash=info.blob_id, is_lfs=False)
+
+    def read(self, path: str, *, start: int = 0) -> bytes | None:
+        """As `View.read`; from a byte on, if asked for."""
+        url = f"{self.repo.url}/resolve/{self.sha}/{path}"
+        headers = {**self.repo.headers(), **({"Range": f"bytes={start}-"} if start else {})}
+        answer = get_session().get(url, headers=headers, follow_redirects=True, timeout=60)
         if answer.status_code == 404:
             return None
-        answer.raise_for_status()
-        return bytes(answer.content)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """What a decision wants committed.
-
-    Attributes:
-        operations: None of them, and nothing is committed.
-        message: Of the commit.
-    """
-
-    operations: Sequence[Operation]
-    message: str
+        hf_raise_for_status(answer)
+        content = bytes(answer.content)
+        return content[start:] if start and answer.status_code == 200 else content
 
 
 class HubRepo:
@@ -98,7 +119,6 @@ class HubRepo:
 
     Attributes:
         num_commits: How many this client has made.
-        lock: One change of this client's at a time: its own would only come between each other.
     """
 
     def __init__(
@@ -108,18 +128,27 @@ class HubRepo:
         *,
         api: HfApi | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.repo_id, self.repo_type = repo_id, repo_type
         self.api = api or HfApi()
         self.num_commits = 0
-        self.lock = threading.RLock()
-        self._sleep, self._clock = sleep, clock
-        self._clock_offset = 0.0
-        self._clock_read = -float("inf")
+        self._sleep = sleep
+        # One change of this client's at a time: its own would only come between each other.
+        self._lock = threading.RLock()
+        self._hub_time, self._read_at = 0.0, -float("inf")
+        self._additions: dict[Put, CommitOperationAdd] = {}
+
+    @property
+    def url(self) -> str:
+        """The repository's address."""
+        return f"{self.api.endpoint}/{'' if self.repo_type == 'model' else f'{self.repo_type}s/'}{self.repo_id}"
 
     def create(self) -> None:
-        """Makes the repository where it is not there."""
+        """Makes the repository where it is not there.
+
+        Raises:
+            HubError: The hub refuses, or cannot be reached.
+        """
         self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True))
 
     def headers(self) -> dict[str, str]:
@@ -127,70 +156,97 @@ class HubRepo:
         return dict(build_hf_headers(token=self.api.token))
 
     def now(self) -> float:
-        """Unix time by the hub's clock, which is the same for every client, whatever its own says."""
-        if time.monotonic() - self._clock_read > CLOCK_SECONDS:
+        """Unix time by the hub's clock; in between, time goes on by a clock that nobody sets."""
+        if time.monotonic() - self._read_at > CLOCK_SECONDS:
             answer = self._call(lambda: get_session().head(self.api.endpoint, timeout=30))
             date = answer.headers.get("Date")
             if date is None:
                 raise HubError(f"{self.api.endpoint} does not tell the time: locks would be judged by this clock alone")
-            self._clock_offset = email.utils.parsedate_to_datetime(date).timestamp() - self._clock()
-            self._clock_read = time.monotonic()
-        return self._clock() + self._clock_offset
+            self._hub_time = email.utils.parsedate_to_datetime(date).timestamp()
+            self._read_at = time.monotonic()
+        return self._hub_time + time.monotonic() - self._read_at
 
-    def look(self) -> View:
+    def look(self) -> HubView:
         """The repository as it is now."""
         info = self._call(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
         assert info.sha is not None
-        return View(repo=self, sha=info.sha)
+        return HubView(repo=self, sha=info.sha)
 
-    def change(self, decide: Callable[[View], tuple[Change, _T]]) -> _T:
-        """Looks, decides and commits, again and again until nobody came between.
+    def upload(self, files: Iterable[Put]) -> None:
+        """Sends the content of large files ahead, so that the commit that is to hold them is a small one.
 
-        Args:
-            decide: Gives what to commit, and what to return once it is. Called anew at every try.
+        Raises:
+            HubError: The hub refuses, or cannot be reached.
+        """
+        additions = [self._addition(file) for file in files]
+        self._call(
+            lambda: self.api.preupload_lfs_files(
+                self.repo_id,
+                [addition for addition in additions if not addition._is_uploaded],
+                repo_type=self.repo_type,
+                free_memory=False,
+            )
+        )
+
+    def change(self, decide: Callable[[HubView], tuple[Change, _T]]) -> _T:
+        """As `Store.change`.
 
         Raises:
             HubError: It did not work out after many tries, or the hub refuses for another reason.
         """
-        with self.lock:
-            return self._change(decide)
+        with self._lock:
+            failure: Exception | None = None
+            for number in range(MAX_TRIES):
+                if number:
+                    # Those who met would meet again if they all waited the same time.
+                    self._sleep(min(30.0, 0.2 * 1.6**number) * random.uniform(0.5, 1.5))  # noqa: S311
+                try:
+                    view = self.look()
+                    wanted, result = decide(view)
+                    if wanted.operations:
+                        self._commit(wanted, view)
+                except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+                    failure = error
+                    self._judge(error)
+                else:
+                    return result
+            raise HubError(f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {failure}") from failure
 
-    def _change(self, decide: Callable[[View], tuple[Change, _T]]) -> _T:
-        failure: Exception | None = None
-        for number in range(MAX_TRIES):
-            if number:
-                # Those who met would meet again if they all waited the same time.
-                self._sleep(min(30.0, 0.2 * 1.6**number) * random.uniform(0.5, 1.5))  # noqa: S311
-            try:
-                view = self.look()
-                wanted, result = decide(view)
-                if wanted.operations:
-                    self.api.create_commit(
-                        self.repo_id,
-                        list(wanted.operations),
-                        commit_message=wanted.message,
-                        repo_type=self.repo_type,
-                        parent_commit=view.sha,
-                    )
-                    self.num_commits += 1
-            except Exception as error:  # noqa: BLE001 - what is not about the hub is raised again
-                failure = error
-                self._judge(error)
-            else:
-                return result
-        raise HubError(f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {failure}") from failure
+    def _commit(self, change: Change, view: HubView) -> None:
+        puts = [operation for operation in change.operations if isinstance(operation, Put)]
+        operations = [
+            self._addition(operation) if isinstance(operation, Put) else CommitOperationDelete(operation.path)
+            for operation in change.operations
+        ]
+        self.api.create_commit(
+            self.repo_id,
+            operations,
+            commit_message=change.message,
+            repo_type=self.repo_type,
+            parent_commit=view.sha,
+        )
+        self.num_commits += 1
+        for put in puts:
+            self._additions.pop(put, None)
+
+    def _addition(self, put: Put) -> CommitOperationAdd:
+        """The library's operation, which remembers that a large file has been sent, however often a commit is tried."""
+        if isinstance(put.content, bytes):
+            return CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
+        if put not in self._additions:
+            self._additions[put] = CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
+        return self._additions[put]
 
     def _call(self, work: Callable[[], _T]) -> _T:
         """Something that changes nothing, again where the hub or the way to it fails."""
         for number in range(5):
             try:
                 return work()
-            except Exception as error:
-                if number == 4:
-                    raise HubError(
-                        f"the hub cannot be reached: {type(error).__name__}: {_first_line(error)}"
-                    ) from error
+            except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
                 self._judge(error)
+                if number == 4:
+                    reason = f"{type(error).__name__}: {_first_line(error)}"
+                    raise HubError(f"the hub cannot be reached: {reason}: try again later") from error
                 self._sleep(0.5 * 2**number)
         raise AssertionError("the last try has raised")
 
@@ -200,29 +256,31 @@ class HubRepo:
         Raises:
             HubError: The hub refuses for good.
         """
-        status = (
-            error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-        )
-        if status is None:
-            # The way to the hub: whether a commit was done, the next look tells. Anything else is a fault of ours.
-            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "builtins"):
-                raise error
-            if isinstance(error, (AssertionError, TypeError, ValueError, AttributeError, KeyError, NameError)):
-                raise error
+        response = error.response if isinstance(error, HfHubHTTPError) else None
+        if response is None:  # The way to the hub: whether a commit was done, the next look tells.
             _LOG.warning("the hub: %s: %s", type(error).__name__, _first_line(error))
             return
-        if status in (409, 412) or status >= 500:
+        status = response.status_code
+        if status in (408, 409, 412) or status >= 500:
             _LOG.info("the hub: %s: %s", status, _first_line(error))
             return
-        if status == 429:
-            assert isinstance(error, HfHubHTTPError)
-            wait_s = float(error.response.headers.get("Retry-After") or 300)
-            _LOG.warning("the hub: too many commits: going on in %.0f s", wait_s)
-            while wait_s > 0:
-                self._sleep(min(5.0, wait_s))
-                wait_s -= 5.0
-            return
-        raise HubError(f"the hub refuses ({status}): {_first_line(error)}") from error
+        if status != 429:
+            raise HubError(
+                f"the hub refuses ({status}): {_first_line(error)}: check HF_REPO_ID, and that HF_TOKEN may write there"
+            ) from error
+        wait_s = _seconds(response.headers.get("Retry-After"))
+        _LOG.warning("the hub's rate limit is reached: going on in %.0f s", wait_s)
+        while wait_s > 0:
+            self._sleep(min(5.0, wait_s))
+            wait_s -= 5.0
+
+
+def _seconds(retry_after: str | None) -> float:
+    """The time to wait that a header tells."""
+    try:
+        return float(retry_after or "")
+    except ValueError:
+        return RATE_LIMIT_SECONDS
 
 
 def _first_line(error: Exception) -> str:

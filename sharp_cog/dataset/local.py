@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.make import make
-from sharp_cog.dataset.run import Job
 from sharp_cog.pipeline import SharpPipeline
 
 
@@ -18,7 +18,7 @@ class LocalEngine:
         self._load, self._gaussians, self._formats = load, gaussians, formats
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-        """As `sharp_cog.dataset.run.Engine.run`."""
+        """As `sharp_cog.dataset.engine.Engine.run`."""
         pipeline: SharpPipeline | None = None
         for job in jobs:
             pipeline = pipeline or self._load()

@@ -39,7 +39,14 @@ class Photo:
 
 
 class Source(Protocol):
-    """Where photographs come from."""
+    """Where photographs come from.
+
+    Attributes:
+        num_photos: How many there are in all; None where nobody knows, or not yet.
+    """
+
+    @property
+    def num_photos(self) -> int | None: ...
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """Photographs, one after the other, as they are needed.

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import CommitOperationAdd
 
 from sharp_cog.dataset.card import card
-from sharp_cog.dataset.claims import HubClaims
-from sharp_cog.dataset.hub import Change, HubRepo, Operation, View
-
-PUBLIC_FIELDS = (
-    *("image_id", "image_url", "ply_url", "spz_url", "gsplat_url", "gsplat_share_id", "gsplat_order_id"),
-    *("gsplat_model_file_url", "tags", "topics", "tags_text", "topics_text", "alt_description", "description"),
-    *("unsplash_id", "unsplash_url", "created_at", "user_username", "user_name"),
-)
-"""Of the public pipeline's index, which ours can be read with."""
-OWN_FIELDS = (
-    *("user_url", "license", "license_url", "image_path", "splat_paths", "sha256", "focal_length_px"),
-    *("focal_length_source", "width", "height", "num_gaussians", "model", "sharp_cog"),
-)
-"""What we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format."""
+from sharp_cog.dataset.claims import Claims
+from sharp_cog.dataset.hub import HubRepo, HubView
+from sharp_cog.dataset.index import Index, row_of
+from sharp_cog.dataset.store import Change, Delete, Put
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,81 +32,92 @@ class Finished:
 
 
 class Publisher:
-    """Publishes to one repository; what another client has published meanwhile stays."""
+    """Publishes to one repository; what another client has published meanwhile stays.
 
-    def __init__(self, repo: HubRepo, *, subdir: str, index_path: str, claims: HubClaims | None) -> None:
-        self._repo, self._subdir, self._index_path, self._claims = repo, subdir.strip("/"), index_path, claims
+    Args:
+        repo: The repository.
+        subdir: Its folder of pictures and splats.
+        index_path: Its index.
+        cache: A file for the index as it was last seen.
+        claims: Those in the same repository: publishing ends them in its own commit.
+    """
 
-    def publish(self, finished: Sequence[Finished]) -> None:
-        """Publishes photographs in one commit, with their rows, and ends our claims on them.
+    def __init__(self, repo: HubRepo, *, subdir: str, index_path: str, cache: Path, claims: Claims | None) -> None:
+        self._repo, self._subdir, self._claims = repo, subdir.strip("/"), claims
+        self._index = Index(index_path.strip("/"), cache)
+
+    @property
+    def ends_claims(self) -> bool:
+        """Whether publishing a photograph ends the claim on it."""
+        return self._claims is not None
+
+    def send_ahead(self, photo: Finished) -> None:
+        """Sends a photograph's files, before the commit that is to hold them.
 
         Raises:
             HubError: The hub does not take them.
         """
-        # Large files are sent once, however often the commit is tried: an operation remembers that.
-        files = {photo.id: self._files(photo) for photo in finished}
+        self._repo.upload(self._files(photo))
 
-        def decide(view: View) -> tuple[Change, None]:
-            rows = read_rows(view.read(self._index_path))
-            published = {row.get("image_id") for row in rows}
-            new = [photo for photo in finished if photo.id not in published]
-            operations: list[Operation] = [operation for photo in new for operation in files[photo.id]]
+    def publish(self, finished: Sequence[Finished]) -> None:
+        """Publishes photographs in one commit, with their rows, and ends our claims on them.
+
+        A photograph that is in the index already is left as it is there.
+
+        Raises:
+            HubError: The hub does not take them.
+        """
+        ids = {photo.id for photo in finished}
+        written: list[Path] = []
+
+        def decide(view: HubView) -> tuple[Change, list[str]]:
+            self._index.look(view)
+            new = [photo for photo in finished if photo.id not in self._index.ids]
+            operations: list[Put | Delete] = [file for photo in new for file in self._files(photo)]
             if new:
-                rows += [self.row(photo) for photo in new]
-                operations.append(_text(self._index_path, write_rows(rows)))
-                if "README.md" not in view.existing(["README.md"]):
-                    operations.append(_text("README.md", card(self._repo.repo_id, self._index_path).encode()))
+                written.append(self._index.with_rows(self.row(photo) for photo in new))
+                operations.append(Put(path=self._index.path_in_repo, content=written[-1]))
+                if not view.existing(["README.md"]):
+                    text = card(self._repo.repo_id, self._index.path_in_repo)
+                    operations.append(Put(path="README.md", content=text.encode()))
             if self._claims is not None:
-                ids = [photo.id for photo in finished]
                 operations += [*self._claims.ending(view, ids), *self._claims.marks(view, ids)]
-            return Change(operations=operations, message=f"add {len(new)} splats"), None
+            return Change(operations=operations, message=f"add {len(new)} splats"), [photo.id for photo in new]
 
-        self._repo.change(decide)
+        try:
+            new_ids = self._repo.change(decide)
+            if new_ids:
+                self._index.keep(written.pop(), new_ids)
+        finally:
+            for path in written:
+                path.unlink(missing_ok=True)
         if self._claims is not None:
-            self._claims.forget([photo.id for photo in finished])
+            self._claims.forget(ids)
 
-    def published(self) -> set[str]:
-        """Ids of all photographs in the index."""
-        return {row.get("image_id", "") for row in read_rows(self._repo.look().read(self._index_path))}
-
-    def _files(self, photo: Finished) -> list[CommitOperationAdd]:
-        paths = {self.path(photo.id, photo.image): photo.image}
-        paths |= {self.path(photo.id, path): path for path in photo.splats.values()}
-        return [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()]
+    def _files(self, photo: Finished) -> list[Put]:
+        return [
+            Put(path=self.path(photo.id, path), content=path)
+            for path in dict.fromkeys((photo.image, *photo.splats.values()))
+        ]
 
     def path(self, photo_id: str, path: Path) -> str:
         """Where a file of a photograph lies in the repository."""
-        return f"{self._subdir}/{photo_id}/{path.name}"
-
-    def url(self, path: str) -> str:
-        """The address of a file in the repository."""
-        kind = "" if self._repo.repo_type == "model" else f"{self._repo.repo_type}s/"
-        return f"{self._repo.api.endpoint}/{kind}{self._repo.repo_id}/resolve/main/{path}"
+        return f"{self._subdir}/{photo_id}/{path.name}".lstrip("/")
 
     def row(self, photo: Finished) -> dict[str, str]:
-        """A photograph's row of the index: every field, all of them strings."""
+        """A photograph's row of the index."""
         image_path = self.path(photo.id, photo.image)
         splat_paths = {name: self.path(photo.id, path) for name, path in photo.splats.items()}
-        known: dict[str, str] = {
-            **photo.row,
-            "image_id": photo.id,
-            "image_path": image_path,
-            "image_url": self.url(image_path),
-            "splat_paths": json.dumps(splat_paths),
-            **{f"{name}_url": self.url(splat_paths[name]) for name in ("ply", "spz") if name in splat_paths},
-        }
-        return {name: str(known.get(name, "")) for name in (*PUBLIC_FIELDS, *OWN_FIELDS)}
+        return row_of(
+            {
+                **photo.row,
+                "image_id": photo.id,
+                "image_path": image_path,
+                "image_url": self._url(image_path),
+                "splat_paths": json.dumps(splat_paths),
+                **{f"{name}_url": self._url(splat_paths[name]) for name in ("ply", "spz") if name in splat_paths},
+            }
+        )
 
-
-def read_rows(content: bytes | None) -> list[dict[str, Any]]:
-    """The rows of an index, one JSON object a line; none where there is none."""
-    return [json.loads(line) for line in (content or b"").decode("utf-8").splitlines() if line.strip()]
-
-
-def write_rows(rows: Collection[Mapping[str, Any]]) -> bytes:
-    """An index of rows."""
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode("utf-8")
-
-
-def _text(path: str, content: bytes) -> CommitOperationAdd:
-    return CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
+    def _url(self, path: str) -> str:
+        return f"{self._repo.url}/resolve/main/{path}"

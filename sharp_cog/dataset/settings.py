@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from sharp_cog.errors import SettingError
 from sharp_cog.options import OUTPUT_FORMATS
 
 SOURCES = ("folder", "search", "list")
-ORDERS = ("latest", "oldest", "popular")
+ORDERS = ("latest", "oldest", "popular", "relevant")
+ORDERS_BY_SOURCE = {"list": ("latest", "oldest", "popular"), "search": ("latest", "relevant")}
+"""As the Unsplash API has them."""
 ENGINES = ("local", "ray")
 DEVICES = ("default", "auto", "cuda", "cpu", "mps")
 REPO_TYPES = ("dataset", "model")
@@ -26,6 +28,9 @@ def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
     return field(
         default=default, metadata={"variable": variable, "help": help_text, **rest}, repr="KEY" not in variable
     )
+
+
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +52,14 @@ class DatasetSettings:
 
     unsplash_access_key: str = _setting("UNSPLASH_ACCESS_KEY", "", "key of the Unsplash API")
     unsplash_app_name: str = _setting("UNSPLASH_APP_NAME", "sharp_cog", "your application's name there")
+    unsplash_api_url: str = _setting("UNSPLASH_API_URL", "https://api.unsplash.com", "its address")
     queries: tuple[str, ...] = _setting("QUERIES", (), "what to search for, with commas")
     order_by: str = _setting("ORDER_BY", "latest", "order of photographs", choices=ORDERS)
     per_page: int = _setting("PER_PAGE", 30, "photographs a page", range=(1, 30))
     list_auto_seek: bool = _setting("LIST_AUTO_SEEK", True, "jump over pages that are known already")
     list_seek_back_pages: int = _setting("LIST_SEEK_BACK_PAGES", 2, "pages to go back after a jump", range=(0, 1000))
-    max_scan: int = _setting("MAX_SCAN", 0, "photographs to look at; 0 is all", range=(0, 10**9))
-    max_images: int = _setting("MAX_IMAGES", 0, "photographs to turn into splats; 0 is all", range=(0, 10**9))
+    max_scan: int = _setting("MAX_SCAN", 0, "photographs to look at, known ones too; 0 is all", range=(0, 10**9))
+    max_images: int = _setting("MAX_IMAGES", 0, "splats the run is to have in all; 0 is no limit", range=(0, 10**9))
     stop_on_rate_limit: bool = _setting("STOP_ON_RATE_LIMIT", False, "stop at the rate limit, else wait for the hour")
 
     log_gpu_mem: bool = _setting("LOG_GPU_MEM", False, "write gpu_mem_log.csv")
@@ -62,27 +68,28 @@ class DatasetSettings:
     stop_file: str = _setting("STOP_FILE", "STOP", "once there, the run ends when what is under way is done")
     download_queue_max: int = _setting("DOWNLOAD_QUEUE_MAX", 8, "fetched pictures that may wait", range=(1, 10_000))
     upload_queue_max: int = _setting("UPLOAD_QUEUE_MAX", 64, "splats that may wait to be published", range=(1, 10_000))
-    upload_workers: int = _setting("UPLOAD_WORKERS", 2, "threads that share single splats", range=(1, 64))
+    upload_workers: int = _setting("UPLOAD_WORKERS", 2, "threads that upload and share", range=(1, 64))
 
     hf_upload: bool = _setting("HF_UPLOAD", False, "publish to the Hugging Face hub")
     hf_repo_id: str = _setting("HF_REPO_ID", "", "your repository there")
     hf_repo_type: str = _setting("HF_REPO_TYPE", "dataset", "its type", choices=REPO_TYPES)
     hf_subdir: str = _setting("HF_SUBDIR", "photos", "folder of pictures and splats in it")
     hf_index_repo_path: str = _setting("HF_INDEX_REPO_PATH", "data/train.jsonl", "its index")
-    hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 20, "rows a commit", range=(1, 10_000))
+    hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 100, "rows a commit", range=(1, 10_000))
     hf_index_flush_secs: float = _setting("HF_INDEX_FLUSH_SECS", 600.0, "or seconds, whichever comes first")
     hf_use_locks: bool = _setting("HF_USE_LOCKS", False, "share the work with other clients of the repository")
     hf_locks_dir: str = _setting("HF_LOCKS_DIR", "locks", "folder of locks in it")
     hf_done_dir: str = _setting("HF_DONE_DIR", "done", "folder of what is done")
     hf_lock_stale_secs: float = _setting("HF_LOCK_STALE_SECS", 21_600.0, "after which a lock counts no more")
-    claim_batch: int = _setting("CLAIM_BATCH", 30, "photographs locked in one commit", range=(1, 1000))
+    claims_dir: str = _setting("CLAIMS_DIR", "", "share the work by a folder that all clients see, without a hub")
+    claim_batch: int = _setting("CLAIM_BATCH", 100, "photographs claimed at once", range=(1, 1000))
     range_size: int = _setting("RANGE_SIZE", 300, "photographs of a range, for list and oldest", range=(1, 10**6))
     range_locks_dir: str = _setting("RANGE_LOCKS_DIR", "ranges/locks", "folder of locks of ranges")
     range_done_dir: str = _setting("RANGE_DONE_DIR", "ranges/done", "folder of ranges that are done")
     range_progress_dir: str = _setting("RANGE_PROGRESS_DIR", "ranges/progress", "folder of ranges' progress")
     range_abandoned_dir: str = _setting("RANGE_ABANDONED_DIR", "ranges/abandoned", "folder of ranges given up")
     range_lock_min_images: int = _setting(
-        "RANGE_LOCK_MIN_IMAGES", 60, "use ranges when at least so many photographs are wanted", range=(0, 10**9)
+        "RANGE_LOCK_MIN_IMAGES", 30, "use ranges when at least so many photographs are wanted", range=(0, 10**9)
     )
     range_lock_stale_secs: float = _setting(
         "RANGE_LOCK_STALE_SECS", 21_600.0, "after which a range's lock counts no more"
@@ -110,6 +117,11 @@ class DatasetSettings:
             raise SettingError(
                 f"UNSPLASH_ACCESS_KEY is not set: SOURCE={self.source} asks the Unsplash API, which needs one"
             )
+        orders = ORDERS_BY_SOURCE.get(self.source, ORDERS)
+        if self.order_by not in orders:
+            raise SettingError(
+                f"ORDER_BY is {self.order_by!r}, which SOURCE={self.source} does not know: choose {', '.join(orders)}"
+            )
         if self.source == "search" and not self.queries:
             raise SettingError("QUERIES is not set: say what to search for, with commas between")
         if self.hf_upload and not self.hf_repo_id:
@@ -118,31 +130,48 @@ class DatasetSettings:
             raise SettingError(
                 "HF_USE_LOCKS is set without HF_UPLOAD=1: locks lie in the repository that is published to"
             )
+        if self.hf_use_locks and self.claims_dir:
+            raise SettingError("CLAIMS_DIR and HF_USE_LOCKS are both set: choose one place for the claims")
 
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
         return Path(self.runs_dir).expanduser() / self.run_id
 
+    @property
+    def images_dir(self) -> Path:
+        """The run's pictures."""
+        return self.run_dir / "images"
+
+    @property
+    def gaussians_dir(self) -> Path:
+        """The run's splats."""
+        return self.run_dir / "gaussians"
+
+    @property
+    def uses_ranges(self) -> bool:
+        """Whether clients go through ranges of a list that is the same for all of them."""
+        is_large = not self.max_images or self.max_images >= self.range_lock_min_images
+        return self.hf_use_locks and self.source == "list" and self.order_by == "oldest" and is_large
+
     @classmethod
-    def build(
-        cls, environment: Mapping[str, str], dot_env: Mapping[str, str | None], flags: argparse.Namespace | None = None
-    ) -> DatasetSettings:
-        """Settings from flags, the environment and a `.env` file; what comes first counts.
+    def build(cls, environment: Mapping[str, str], flags: argparse.Namespace | None = None) -> DatasetSettings:
+        """Settings from flags and the environment; what comes first counts.
 
         Raises:
             SettingError: A value is bad.
         """
-        values: dict[str, Any] = {}
-        for setting in fields(cls):
-            variable = setting.metadata["variable"]
-            text = environment.get(variable, "").strip() or (dot_env.get(variable) or "").strip()
-            flag = getattr(flags, setting.name, None)
-            if flag is not None:
-                text = str(flag)
-            if text:
-                values[setting.name] = _read(variable, text, str(setting.type))
-        return cls(**values)
+        return cls(**_given(fields(cls), environment, flags))
+
+    @classmethod
+    def of_run(cls, environment: Mapping[str, str], flags: argparse.Namespace | None = None) -> DatasetSettings:
+        """Settings of which only the place of the run counts, whatever else is set.
+
+        Raises:
+            SettingError: RUNS_DIR or RUN_ID is bad.
+        """
+        places = [setting for setting in fields(cls) if setting.name in ("run_id", "runs_dir")]
+        return cls(input_dir=".", **_given(places, environment, flags))
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -155,9 +184,25 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         shown = ",".join(default) if isinstance(default, tuple) else str(default).lower() if default != "" else "none"
         command.add_argument(
             f"--{setting.name.replace('_', '-')}",
-            metavar=str(setting.type).removesuffix("[str, ...]").upper(),
+            metavar=_METAVARS[str(setting.type)],
+            # A switch needs no value: `--hf-upload` is `--hf-upload 1`.
+            nargs="?" if setting.type == "bool" else None,
+            const="1" if setting.type == "bool" else None,
             help=f"{setting.metadata['help']} (default: {shown}; {variable})",
         )
+
+
+def _given(
+    settings: Iterable[Field[Any]], environment: Mapping[str, str], flags: argparse.Namespace | None
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for setting in settings:
+        variable = setting.metadata["variable"]
+        flag = getattr(flags, setting.name, None)
+        text = environment.get(variable, "").strip() if flag is None else str(flag).strip()
+        if text or flag is not None:
+            values[setting.name] = _read(variable, text, str(setting.type))
+    return values
 
 
 def _read(variable: str, text: str, type_: str) -> Any:
@@ -166,7 +211,7 @@ def _read(variable: str, text: str, type_: str) -> Any:
     try:
         if type_ == "bool":
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        return {"int": int, "float": float, "str": str}[type_](text)
+        return {"int": int, "float": float}.get(type_, str)(text)
     except (KeyError, ValueError):
         wanted = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[type_]
         raise SettingError(f"{variable} is {text!r}: give {wanted}") from None

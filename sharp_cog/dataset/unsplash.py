@@ -44,12 +44,14 @@ class Unsplash:
 
     Attributes:
         rate_limit_left: Requests left in this hour, as the API last said; None before it did.
+        num_photos: How many there are to look at, as the API last said; None before it did, and for many queries.
 
     Raises:
         SettingError: The access key cannot be one.
     """
 
     rate_limit_left: int | None
+    num_photos: int | None
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class Unsplash:
         app_name: str,
         mode: Literal["search", "list"],
         queries: tuple[str, ...],
-        order_by: Literal["latest", "oldest", "popular"],
+        order_by: str,
         per_page: int,
         max_scan: int | None,
         auto_seek: bool,
@@ -76,7 +78,7 @@ class Unsplash:
             app_name: Its name, which goes into links of attribution.
             mode: search: what is found for the queries; list: everything.
             queries: What to search for, one after the other.
-            order_by: Order of photographs.
+            order_by: str of photographs.
             per_page: Photographs a page, 1 to 30.
             max_scan: End after so many photographs of the pages, known ones too; None is all.
             auto_seek: For lists whose beginning changes (latest, popular): start at page 1, and jump over pages on
@@ -93,7 +95,7 @@ class Unsplash:
         if not key or not all("!" <= char <= "~" for char in key):
             # Libraries would quote what they cannot send.
             raise SettingError("UNSPLASH_ACCESS_KEY is empty or has characters that no key has: copy it anew")
-        self.rate_limit_left = None
+        self.rate_limit_left = self.num_photos = None
         self._limited_until: float | None = None
         self._num_listed: int | None = None
         self._app_name, self._mode, self._queries = app_name, mode, queries
@@ -122,6 +124,19 @@ class Unsplash:
                 yield self._photo(entry, (page - 1) * self._per_page + index if self._mode == "list" else None)
             if num_left <= 0:  # Before another page is asked for.
                 return
+
+    def page(self, number: int) -> list[Photo | None]:
+        """A page of the list, with None for what cannot be used; less than a page, or nothing, where the list ends.
+
+        Raises:
+            SourceError: The API refuses, or fails again and again.
+            RateLimitError: It may not be asked before the next full hour, and waiting is not wanted.
+        """
+        first = (number - 1) * self._per_page
+        return [
+            self._photo(entry, first + index) if _id(entry) else None
+            for index, entry in enumerate(self._list_page(number))
+        ]
 
     def fetch(self, photo: Photo) -> bytes:
         """As `Source.fetch`. Counts as a download at Unsplash, as its guidelines ask for.
@@ -186,6 +201,8 @@ class Unsplash:
         answer, _ = self._ask(f"{self._base_url}/search/photos", parameters)
         if not isinstance(answer, dict):
             raise SourceError("Unsplash answered a search with something else than results: try again later")
+        if len(self._queries) == 1 and isinstance(total := answer.get("total"), int):
+            self._tell_total(total)
         last_page = answer.get("total_pages")
         return _entries(answer.get("results")), last_page if isinstance(last_page, int) else math.inf
 
@@ -193,11 +210,16 @@ class Unsplash:
         """Entries of a page; none behind the last page."""
         if self._num_listed is not None and (page - 1) * self._per_page >= self._num_listed:
             return []
-        parameters = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
+        parameters: dict[str, str | int] = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
         answer, headers = self._ask(f"{self._base_url}/photos", parameters)
         total = headers.get("X-Total", "")
         self._num_listed = int(total) if total.isdecimal() else None
+        if self._num_listed is not None:
+            self._tell_total(self._num_listed)
         return _entries(answer)
+
+    def _tell_total(self, total: int) -> None:
+        self.num_photos = total if self._max_scan is None else min(total, self._max_scan)
 
     def _photo(self, entry: _Entry, offset: int | None) -> Photo:
         links, user = _part(entry, "links"), _part(entry, "user")

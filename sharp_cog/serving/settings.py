@@ -199,8 +199,14 @@ class ServiceSettings:
         return cls(**values)
 
 
-def process_environment() -> dict[str, str]:
-    """The process's environment, for settings that are kept elsewhere."""
+def process_environment(more: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The process's environment, for settings that are kept elsewhere.
+
+    Args:
+        more: Variables to set where they are not, for this process and its children.
+    """
+    for name, value in (more or {}).items():
+        os.environ.setdefault(name, value or "")
     return dict(os.environ)
 
 

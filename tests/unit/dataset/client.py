@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,9 @@ class StubEngine:
 def run_of(settings: DatasetSettings, seconds: float = 0.0) -> Run:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.run_dir / "journal.sqlite")
-    if not journal.fact("owner"):
-        journal.set_fact("owner", uuid.uuid4().hex)
     engine = StubEngine(settings.run_dir / "gaussians", settings.formats, seconds)
     return build(settings, journal, Settings(model="lift"), engine=engine)
 
 
 if __name__ == "__main__":
-    run_of(DatasetSettings.build(process_environment(), {}), float(sys.argv[1])).work()
+    run_of(DatasetSettings.build(process_environment()), float(sys.argv[1])).work()

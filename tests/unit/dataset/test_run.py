@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from sharp_cog.dataset.index import OWN_FIELDS, PUBLIC_FIELDS, read_rows
 from sharp_cog.dataset.journal import Journal
-from sharp_cog.dataset.publish import OWN_FIELDS, PUBLIC_FIELDS, read_rows
 from sharp_cog.dataset.settings import DatasetSettings
 from tests.unit.dataset.client import StubEngine, run_of
 from tests.unit.dataset.hub_server import HubServer
+from tests.unit.dataset.photographs import photographs
 
 REPO = "somebody/splats"
 
@@ -31,14 +30,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.close()
-
-
-def photographs(folder: Path, count: int) -> Path:
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        pixels = np.full((32, 32 + number % 3, 3), number % 256, np.uint8)
-        Image.fromarray(pixels).save(folder / f"photo{number:04}.png")
-    return folder
 
 
 def settings_of(tmp_path: Path, count: int = 5, **more: object) -> DatasetSettings:
