@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Engine
 from sharp_cog.dataset.folder import Folder
 from sharp_cog.dataset.folder_store import FolderStore
+from sharp_cog.dataset.gsplat import Gsplat
 from sharp_cog.dataset.hub import HubRepo
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.listing import RangedList
@@ -21,6 +23,7 @@ from sharp_cog.dataset.run import Run
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.store import Store
 from sharp_cog.dataset.unsplash import Unsplash
+from sharp_cog.errors import NotInstalledError
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving.settings import Settings
 
@@ -35,6 +38,7 @@ def build(settings: DatasetSettings, journal: Journal, sharp: Settings, *, engin
         engine: Another one than the settings name.
 
     Raises:
+        NotInstalledError: A cluster is to be used, but Ray is not there.
         SharpError: The folder of pictures is not there, the hub refuses, or the like.
     """
     stopping = threading.Event()
@@ -60,6 +64,7 @@ def build(settings: DatasetSettings, journal: Journal, sharp: Settings, *, engin
         engine or _engine(settings, sharp),
         claims=claims,
         publisher=publisher,
+        share=Gsplat.of(settings) if settings.gsplat_upload else None,
         look_after=look_after,
         stopping=stopping,
         max_pixels=sharp.max_pixels,
@@ -128,4 +133,11 @@ def _source(
 
 
 def _engine(settings: DatasetSettings, sharp: Settings) -> Engine:
-    return LocalEngine(lambda: SharpPipeline.load(sharp), settings.gaussians_dir, settings.formats)
+    load = functools.partial(SharpPipeline.load, sharp)
+    if settings.engine == "local":
+        return LocalEngine(load, settings.gaussians_dir, settings.formats)
+    try:
+        from sharp_cog.dataset.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(f"clusters need {error.name}: .venv/bin/pip install -e '.[cluster]'") from error
+    return RayEngine(load, settings.gaussians_dir, settings.formats, address=settings.ray_address, device=sharp.device)

@@ -1,0 +1,288 @@
+"""The engine on Ray: real clusters of this machine, whose actors and nodes die."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+from plyfile import PlyData
+
+from sharp_cog.dataset.build import build
+from sharp_cog.dataset.engine import Job
+from sharp_cog.dataset.journal import Journal
+from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.ray_engine import MAX_ATTEMPTS, Pool, RayEngine, pool_of
+from sharp_cog.dataset.ray_feed import ClusterError
+from sharp_cog.dataset.run import Run
+from sharp_cog.dataset.settings import DatasetSettings
+from sharp_cog.errors import (
+    CheckpointMissingError,
+    DeviceError,
+    ImageError,
+    OutputError,
+    PredictionError,
+    SettingError,
+)
+from sharp_cog.serving.settings import Settings
+from tests.unit.dataset import ray_models
+
+LIFT_GAUSSIANS = 2 * 768 * 768
+
+Results = list[tuple[str, dict[str, Any] | Exception]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One for several tests, which the engine finds and leaves as it is."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    (tmp_path / "marks").mkdir()
+    return tmp_path / "marks"
+
+
+def engine_of(
+    tmp_path: Path, load: Callable[[], Any], *, num_actors: int = 2, formats: tuple[str, ...] = ("ply",), **more: str
+) -> RayEngine:
+    folder = tmp_path / "splats"
+    folder.mkdir(exist_ok=True)
+    return RayEngine(load, folder, formats, device="cpu", num_actors=num_actors, **more)
+
+
+def small(tmp_path: Path, seconds: float = 0.0) -> Callable[[], Any]:
+    return functools.partial(ray_models.load_small, tmp_path / "marks", seconds)
+
+
+def job_of(tmp_path: Path, name: str, width: int = 64) -> Job:
+    path = tmp_path / f"{name}.png"
+    Image.fromarray(np.full((48, width, 3), 77, np.uint8)).save(path)
+    return Job(photo=Photo(id=name, where=str(path)), image=path)
+
+
+def results_of(engine: RayEngine, jobs: Iterable[Job]) -> Results:
+    return [(job.photo.id, result) for job, result in engine.run(jobs)]
+
+
+def test_an_actor_that_is_killed_costs_no_photograph_and_doubles_none(tmp_path: Path, marks: Path) -> None:
+    """A whole run with Lift on two actors, of which one is killed while it predicts."""
+    settings = settings_of(tmp_path, count=6)
+    load = functools.partial(ray_models.load_lift, marks, 0.3)
+    engine = Counted(RayEngine(load, settings.gaussians_dir, settings.formats, device="cpu", num_actors=2))
+    run = build(settings, Journal(settings.run_dir / "journal.sqlite"), Settings(model="lift"), engine=engine)
+    handler = signal.getsignal(signal.SIGTERM)
+    victims: list[int] = []
+    killer = threading.Thread(target=kill_busy, args=(marks, lambda: len(engine.given) >= 2, victims), daemon=True)
+    killer.start()
+    run.work()
+    killer.join(1)
+    assert len(victims) == 1, "one was killed, at work"
+    assert (marks / f"busy-{victims[0]}").exists(), "it never came to the end of what it was at"
+    assert len(list(marks.glob("loaded-*"))) == 3, "two loaded the model, and the one in place of the dead one"
+    assert len(list(marks.glob("began-*"))) >= 7, "what the dead one was at was begun again"
+    assert_done_once(settings, engine, count=6)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not ray.is_initialized(), "what it started, it ended"
+
+
+class Counted:
+    """An engine whose results are counted by photograph."""
+
+    def __init__(self, engine: RayEngine) -> None:
+        self.given: Counter[str] = Counter()
+        self._engine = engine
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+        for job, result in self._engine.run(jobs):
+            self.given[job.photo.id] += 1
+            yield job, result
+
+
+def settings_of(tmp_path: Path, count: int) -> DatasetSettings:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(np.full((48, 64, 3), 20 * number, np.uint8)).save(folder / f"photo{number}.png")
+        np.save(folder / f"photo{number}.depth.npy", np.full((48, 64), 2.0 + number, np.float32))
+    settings = DatasetSettings(input_dir=str(folder), runs_dir=str(tmp_path / "runs"))
+    settings.run_dir.mkdir(parents=True)
+    return settings
+
+
+def kill_busy(marks: Path, is_time: Callable[[], bool], victims: list[int]) -> None:
+    """Kills an actor that is at a picture, once it is time."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not victims:
+        for mark in marks.glob("busy-*") if is_time() else ():
+            pid = int(mark.name.removeprefix("busy-"))
+            os.kill(pid, signal.SIGKILL)
+            victims.append(pid)
+            return
+        time.sleep(0.01)
+
+
+def assert_done_once(settings: DatasetSettings, engine: Counted, *, count: int) -> None:
+    journal = Journal(settings.run_dir / "journal.sqlite")
+    assert journal.counts() == {"done": count}
+    entries = list(journal.entries("done"))
+    assert engine.given == Counter({entry.photo.id: 1 for entry in entries})
+    assert all(entry.tries == 0 for entry in entries)
+    assert {path.name for path in settings.gaussians_dir.iterdir()} == {f"{entry.photo.id}.ply" for entry in entries}
+    for entry in entries:
+        vertices = PlyData.read(str(settings.gaussians_dir / f"{entry.photo.id}.ply"))["vertex"]
+        # Each has its own depth: none has another one's splat.
+        number = int(entry.photo.row["description"].removeprefix("photo").removesuffix(".png"))
+        assert len(vertices.data) == LIFT_GAUSSIANS
+        np.testing.assert_allclose(vertices["z"], 2.0 + number, rtol=2e-3)
+
+
+@pytest.mark.usefixtures("cluster", "marks")
+def test_results_come_as_soon_as_they_are_there_and_few_jobs_are_taken_ahead(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path), formats=("ply", "spz"))
+    given: list[str] = []
+    ahead: list[int] = []
+
+    def jobs() -> Iterator[Job]:
+        # As a source does that has no more until what is under way is done.
+        for number in range(3):
+            deadline = time.monotonic() + 60
+            while len(given) < number and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(given) == number, "the last one did not come before the next was there"
+            yield job_of(tmp_path, f"slow{number}")
+        for number in range(30):
+            ahead.append(3 + number - len(given))
+            yield job_of(tmp_path, f"fast{number}")
+
+    for job, result in engine.run(jobs()):
+        assert isinstance(result, dict)
+        assert result["splats"] == {"ply": f"{job.photo.id}.ply", "spz": f"{job.photo.id}.spz"}
+        given.append(job.photo.id)
+    assert sorted(given) == sorted([f"slow{number}" for number in range(3)] + [f"fast{number}" for number in range(30)])
+    assert max(ahead) <= 3 * 2
+    files = {path.name for path in (tmp_path / "splats").iterdir()}
+    assert files == {f"{name}{suffix}" for name in given for suffix in (".ply", ".spz")}
+    assert len(list((tmp_path / "marks").glob("loaded-*"))) <= 2, "the model is loaded once an actor"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_fails_is_told_by_its_code_and_stops_nobody(tmp_path: Path, marks: Path) -> None:
+    """And an actor whose device fails is replaced: the picture is done by another process."""
+    broken = job_of(tmp_path, "broken")
+    broken.image.write_bytes(b"text")
+    gone = job_of(tmp_path, "gone")
+    gone.image.unlink()
+    jobs = [broken, gone, job_of(tmp_path, "foreign", ray_models.FOREIGN), job_of(tmp_path, "good")]
+    jobs += [job_of(tmp_path, "locked", ray_models.LOCKED), job_of(tmp_path, "device", ray_models.DEVICE_ONCE)]
+    engine = engine_of(tmp_path, small(tmp_path), num_actors=1)
+    results = dict(results_of(engine, jobs))
+    assert results.keys() == {"broken", "gone", "foreign", "good", "locked", "device"}
+    assert isinstance(results["broken"], ImageError)
+    assert isinstance(results["gone"], ImageError)
+    assert str(gone.image) in str(results["gone"])
+    assert isinstance(results["foreign"], ZeroDivisionError)
+    assert "ray_models.py" in results["foreign"].__notes__[0], "where it was raised is told"
+    assert isinstance(results["locked"], RuntimeError)
+    assert "_LockedError: cannot travel" in str(results["locked"])
+    assert isinstance(results["good"], dict)
+    assert isinstance(results["device"], dict), "another process did it"
+    assert {path.name for path in (tmp_path / "splats").iterdir()} == {"good.ply", "device.ply"}
+    assert len(list(marks.glob("loaded-*"))) == 2
+
+
+@pytest.mark.usefixtures("cluster", "marks")
+def test_a_model_that_cannot_be_loaded_is_told_as_what_it_is(tmp_path: Path) -> None:
+    results = results_of(engine_of(tmp_path, ray_models.load_nothing, num_actors=1), [job_of(tmp_path, "a")])
+    assert isinstance(results[0][1], CheckpointMissingError)
+    assert str(results[0][1]) == "there is no checkpoint"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster", "marks")
+def test_files_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path), num_actors=1)
+    (tmp_path / "splats").rmdir()
+    results = results_of(engine, [job_of(tmp_path, "a")])
+    assert isinstance(results[0][1], OutputError)
+
+
+@pytest.mark.usefixtures("cluster", "marks")
+def test_a_source_that_fails_is_not_swallowed_and_its_jobs_are_done(tmp_path: Path) -> None:
+    def jobs() -> Iterator[Job]:
+        yield job_of(tmp_path, "a")
+        raise OutputError("the journal cannot be read")
+
+    given = []
+    with pytest.raises(OutputError, match="the journal"):  # noqa: PT012
+        for job, _ in engine_of(tmp_path, small(tmp_path), num_actors=1).run(jobs()):
+            given.append(job.photo.id)
+    assert given == ["a"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("width", "error"), [(ray_models.DEADLY, PredictionError), (ray_models.DEVICE_ALWAYS, DeviceError)]
+)
+def test_a_picture_that_kills_every_process_is_given_up(
+    tmp_path: Path, marks: Path, width: int, error: type[Exception]
+) -> None:
+    jobs = [job_of(tmp_path, "deadly", width), *(job_of(tmp_path, f"good{number}") for number in range(3))]
+    results = dict(results_of(engine_of(tmp_path, small(tmp_path)), jobs))
+    assert type(results.pop("deadly")) is error
+    assert len(results) == 3
+    assert all(isinstance(result, dict) for result in results.values())
+    assert len(list(marks.glob("loaded-*"))) <= 2 + MAX_ATTEMPTS
+
+
+def test_actors_are_as_many_as_the_cluster_has_room_for() -> None:
+    def node(cpus: float, gpus: float = 0.0, *, is_alive: bool = True) -> dict[str, Any]:
+        return {"Alive": is_alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
+
+    def pool(*nodes: dict[str, Any], device: str = "auto", num_actors: int = 0) -> Pool:
+        return pool_of(nodes, device=device, num_actors=num_actors)
+
+    assert pool(node(2)) == Pool(num_actors=1, num_cpus=2, num_gpus=0)
+    assert pool(node(2), num_actors=2) == Pool(num_actors=2, num_cpus=1, num_gpus=0)
+    assert pool(node(2), num_actors=5) == Pool(num_actors=5, num_cpus=1, num_gpus=0)
+    assert pool(node(8), node(16), node(4, is_alive=False)) == Pool(num_actors=2, num_cpus=8, num_gpus=0)
+    assert pool({"Alive": True, "Resources": {}}, node(4)) == Pool(num_actors=1, num_cpus=4, num_gpus=0)
+    assert pool(node(96, 8), node(16, 1)) == Pool(num_actors=9, num_cpus=8, num_gpus=1)
+    assert pool(node(16), node(8, 4)) == Pool(num_actors=4, num_cpus=2, num_gpus=1)
+    assert pool(node(2, 4)) == Pool(num_actors=4, num_cpus=1, num_gpus=1)
+    assert pool(node(8, 2), device="cuda", num_actors=1).num_actors == 1
+    assert pool(node(8, 2), device="cpu") == Pool(num_actors=1, num_cpus=8, num_gpus=0)
+    with pytest.raises(SettingError, match="no machine of the Ray cluster has a GPU"):
+        pool(node(8), device="cuda")
+    with pytest.raises(SettingError, match="has a CPU"):
+        pool(node(8, is_alive=False))
+
+
+def test_the_engine_of_a_run_is_the_one_of_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    settings = DatasetSettings(input_dir=str(tmp_path / "in"), runs_dir=str(tmp_path / "runs"), engine="ray")
+    settings.run_dir.mkdir(parents=True)
+    run = build(settings, Journal(settings.run_dir / "journal.sqlite"), Settings(model="lift"))
+    assert isinstance(run, Run)
+    assert isinstance(run._engine, RayEngine)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, marks: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path), address="127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        results_of(engine, [job_of(tmp_path, "a")])
