@@ -19,6 +19,7 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 
@@ -130,6 +131,7 @@ class HubRepo:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.repo_id, self.repo_type = repo_id, repo_type
+        disable_progress_bars()  # They would break the run's own view.
         self.api = api or HfApi()
         self.num_commits = 0
         self._sleep = sleep
