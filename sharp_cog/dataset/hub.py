@@ -19,9 +19,9 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SharpError

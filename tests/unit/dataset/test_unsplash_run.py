@@ -168,7 +168,6 @@ def test_two_clients_go_through_ranges_of_a_list(tmp_path: Path, unsplash: Unspl
     assert ranges_of(hub, "locks") == set()
     assert downloads(unsplash) == dict.fromkeys(unsplash.ids, 1)
     assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 12
-    assert all(run.journal.counts().get("done") for run in runs)
     before = unsplash.pages()
     run_of(settings_of(tmp_path, unsplash, run_id="c", **RANGES, **LOCKS)).work()
     assert unsplash.pages()[len(before) :] == [1], "the done prefix is not read again"
