@@ -27,7 +27,7 @@ configs:
 # {repo_id.partition("/")[2] or repo_id}
 
 Photographs and their 3D Gaussian splats, each predicted from the one photograph by Apple's
-[SHARP](https://arxiv.org/abs/2512.10685), written by [sharp_cog](https://pypi.org/project/sharp-cog/).
+[SHARP](https://arxiv.org/abs/2512.10685), written by sharp_cog.
 
 Each line of `{index_path}` is a photograph: `image_id`, `image_path` and `image_url`, `splat_paths` (a JSON object by
 format) and `ply_url`, `spz_url`, `num_gaussians`, `focal_length_px`, `sha256` (a JSON object by format), who took it
@@ -36,6 +36,7 @@ and how it is described (`tags_text`, `topics_text`, `alt_description`, `descrip
 in the splats are metres; the photograph's camera is the origin.
 
 The photographs belong to who took them, under the licence that each row names. The splats were made with a model that
-is for non-commercial research alone: "Apple Machine Learning Research Model is licensed under the Apple Machine
-Learning Research Model License Agreement." Read that agreement before you use them.
+is for non-commercial research alone; read its licence before you use them:
+
+> Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement.
 """

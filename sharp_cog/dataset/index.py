@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sharp_cog.atomic import open_atomically
-from sharp_cog.dataset.hub import HubView
+from sharp_cog.dataset.hub import HubError, HubView
 
 PUBLIC_FIELDS = (
     *("image_id", "image_url", "ply_url", "spz_url", "gsplat_url", "gsplat_share_id", "gsplat_order_id"),
@@ -52,19 +52,33 @@ class Index:
         stat = view.stat(self.path_in_repo)
         if stat is None:
             self._write(b"", is_new=True)
+            self.ids.clear()
             return
+        more = b""
         if stat.size > self._size > 0:
-            self._write(view.read(self.path_in_repo, start=self._size) or b"", is_new=False)
-        if stat.size != self._size or self._hash(is_lfs=stat.is_lfs) != stat.hash:
-            self._write(view.read(self.path_in_repo) or b"", is_new=True)
+            more = view.read(self.path_in_repo, start=self._size) or b""
+            self._write(more, is_new=False)
+        if stat.size == self._size and self._hash(is_lfs=stat.is_lfs) == stat.hash:
+            self._note(more)
+        else:
+            self.ids.clear()
+            content = view.read(self.path_in_repo) or b""
+            self._write(content, is_new=True)
+            self._note(content)
 
     def _write(self, content: bytes, *, is_new: bool) -> None:
         with self._cache.open("wb" if is_new else "ab") as file:
             file.write(content)
             self._size = file.tell()
-        if is_new:
-            self.ids.clear()
-        self.ids.update(str(row.get("image_id", "")) for row in read_rows(content))
+
+    def _note(self, content: bytes) -> None:
+        try:
+            self.ids.update(str(row.get("image_id", "")) for row in read_rows(content))
+        except (ValueError, AttributeError) as error:
+            raise HubError(
+                f"the index {self.path_in_repo} has a line that is no JSON object ({error}): "
+                "mend it, or choose another HF_INDEX_REPO_PATH"
+            ) from error
 
     def _hash(self, *, is_lfs: bool) -> str:
         """As git names a blob, or a large file."""

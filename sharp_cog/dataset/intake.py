@@ -69,6 +69,9 @@ class Intake:
         Raises:
             SharpError: The source or the claims cannot go on.
         """
+        for made in self._journal.entries("made"):
+            if not has_splats(made):
+                self._journal.advance(made.photo.id, "seen")
         photos = itertools.chain(
             self._claimed(entry.photo for entry in self._journal.entries("made")),
             self._claimed(entry.photo for entry in self._journal.entries("fetched", "seen", "taken")),
@@ -81,7 +84,7 @@ class Intake:
                 return
             entry = self._journal.get(photo.id)
             assert entry is not None
-            if entry.state == "made" and has_splats(entry):
+            if entry.state == "made":
                 yield photo.id
                 continue
             if not self._is_wanted():

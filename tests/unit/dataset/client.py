@@ -2,8 +2,7 @@
 
     python -m tests.unit.dataset.client SECONDS_A_PHOTO
 
-Settings come from the environment. The splat of a photograph is a few Gaussians; a photograph whose file holds the word
-"poison" fails.
+Settings come from the environment. The splat of a photograph is a few Gaussians.
 """
 
 from __future__ import annotations
@@ -28,12 +27,18 @@ class StubEngine:
 
     def __init__(self, gaussians: Path, formats: tuple[str, ...], seconds: float = 0.0) -> None:
         self.made: list[str] = []
+        self.failures: dict[int, list[Exception]] = {}
+        """What happens to the photographs of these places before they work."""
         self._gaussians, self._formats, self._seconds = gaussians, formats, seconds
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
         pipeline = Gated()
         for job in jobs:
             time.sleep(self._seconds)
+            failures = self.failures.get(int(job.photo.id.removeprefix("photo")[:5])) if self.failures else None
+            if failures:
+                yield job, failures.pop()
+                continue
             try:
                 result = make(pipeline, job.photo, job.image, self._gaussians, self._formats)
             except Exception as error:  # noqa: BLE001

@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from sharp_cog.dataset.claims import Claims
+from sharp_cog.dataset.folder_store import FolderStore
+from sharp_cog.dataset.hub import HubError
 from sharp_cog.dataset.index import OWN_FIELDS, PUBLIC_FIELDS, read_rows
 from sharp_cog.dataset.journal import Journal
+from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.run import Run
 from sharp_cog.dataset.settings import DatasetSettings
+from sharp_cog.errors import DeviceError, PredictionError, SettingError
 from tests.unit.dataset.client import StubEngine, run_of
 from tests.unit.dataset.hub_server import HubServer
 from tests.unit.dataset.photographs import photographs
@@ -54,8 +60,7 @@ def test_a_folder_becomes_splats_and_a_second_run_does_nothing(tmp_path: Path) -
     before = {path: path.stat().st_mtime_ns for path in settings.run_dir.rglob("*.ply")}
     again = run_of(settings)
     again.work()
-    assert isinstance(again._engine, StubEngine)
-    assert again._engine.made == []
+    assert engine_of(again).made == []
     assert {path: path.stat().st_mtime_ns for path in settings.run_dir.rglob("*.ply")} == before
 
 
@@ -126,13 +131,6 @@ def test_a_run_is_published_with_its_index_and_a_card(tmp_path: Path, hub: HubSe
     assert len(hub.commits(REPO)) == num_commits
 
 
-def test_rows_are_read_by_datasets(tmp_path: Path, hub: HubServer) -> None:
-    """As the library `datasets` reads JSON lines: every row has every field, all of one type (pandas' reader here)."""
-    run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO)).work()
-    rows = read_rows(hub.files(REPO)["data/train.jsonl"])
-    assert len({tuple(row) for row in rows}) == 1
-
-
 def test_an_interrupted_publication_is_made_up_for(tmp_path: Path, hub: HubServer) -> None:
     settings = settings_of(tmp_path)
     run_of(settings).work()
@@ -143,8 +141,7 @@ def test_an_interrupted_publication_is_made_up_for(tmp_path: Path, hub: HubServe
     published = replace(settings, hf_upload=True, hf_repo_id=REPO)
     again = run_of(published)
     again.work()
-    assert isinstance(again._engine, StubEngine)
-    assert again._engine.made == []
+    assert engine_of(again).made == []
     assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 5
 
 
@@ -157,9 +154,138 @@ def test_two_clients_share_the_work(tmp_path: Path, hub: HubServer) -> None:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    made = [name for run in runs if isinstance(run._engine, StubEngine) for name in run._engine.made]
+    made = [name for run in runs for name in engine_of(run).made]
     assert len(made) == len(set(made)) == 20
     files = hub.files(REPO)
     assert len(read_rows(files["data/train.jsonl"])) == 20
     assert sum(name.startswith("done/") for name in files) == 20
     assert not [name for name in files if name.startswith("locks/")]
+
+
+def engine_of(run: Run) -> StubEngine:
+    assert isinstance(run._engine, StubEngine)
+    return run._engine
+
+
+def test_what_fails_once_is_tried_again_in_the_same_run_from_the_picture_on_disk(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    run = run_of(settings)
+    # The last one too: nothing else is left to do then.
+    engine_of(run).failures = {1: [ValueError("not foreseen")], 4: [PredictionError("for once")]}
+    fetched: list[str] = []
+    fetch = run.source.fetch
+
+    def counted(photo: Photo) -> bytes:
+        fetched.append(photo.id)
+        return fetch(photo)
+
+    run.source.fetch = counted  # type: ignore[method-assign]
+    run.work()
+    assert run.journal.counts() == {"done": 5}
+    assert [entry.tries for entry in run.journal.entries("done")] == [0, 1, 0, 0, 1]
+    assert len(fetched) == len(set(fetched)) == 5
+
+
+def test_a_device_that_fails_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, download_queue_max=1)
+    run = run_of(settings)
+    engine_of(run).failures = {2: [DeviceError("the device is gone")]}
+    with pytest.raises(DeviceError, match="the device is gone"):
+        run.work()
+    assert run.journal.counts()["done"] == 2, "what was made is finished"
+    assert "failed" not in run.journal.counts()
+    again = run_of(settings)
+    again.work()
+    assert journal_of(settings).counts() == {"done": 5}
+    assert len(engine_of(again).made) == 3
+
+
+def test_a_hub_that_is_gone_ends_the_run_and_nothing_is_made_again(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharp_cog.dataset.hub.MAX_TRIES", 2)
+    settings = settings_of(
+        tmp_path, count=12, hf_upload=True, hf_repo_id=REPO, hf_index_flush_every=2, upload_queue_max=1
+    )
+    run = run_of(settings)
+    hub.fail = 10**6
+    with pytest.raises(HubError, match="could not be changed after 2 tries"):
+        run.work()
+    num_made = len(engine_of(run).made)
+    assert run.journal.counts()["made"] == num_made
+    hub.fail = 0
+    again = run_of(settings)
+    again.work()
+    assert len(engine_of(again).made) == 12 - num_made
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 12
+
+
+def test_rows_are_flushed_after_a_while(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path, count=12, hf_upload=True, hf_repo_id=REPO, hf_index_flush_secs=0.3)
+    run = run_of(settings, seconds=0.15)
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while "data/train.jsonl" not in hub.files(REPO) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert thread.is_alive()
+    assert 0 < len(read_rows(hub.files(REPO)["data/train.jsonl"])) < 12
+    thread.join(30)
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 12
+
+
+def test_what_is_made_but_deleted_is_made_again(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    run_of(settings).work()
+    journal = journal_of(settings)
+    entries = list(journal.entries("done"))
+    for entry in entries:
+        journal.advance(entry.photo.id, "made")
+    (settings.gaussians_dir / entries[0].about["splats"]["spz"]).unlink()
+    (settings.images_dir / entries[1].about["image"]).unlink()
+    again = run_of(settings)
+    again.work()
+    assert sorted(engine_of(again).made) == sorted(entry.photo.id for entry in entries[:2])
+    assert journal.counts() == {"done": 5}
+
+
+def test_what_another_client_has_is_left_to_it_and_looked_at_again(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    settings = settings_of(tmp_path, claims_dir=str(shared), claim_batch=2)
+    other = Claims(FolderStore(shared), "other", locks_dir="locks", done_dir="done", stale_s=3600)
+    photos = list(run_of(settings).source.photos(lambda _: False))
+    other.claim(photos[1:3])
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 3, "taken": 2}
+    other.finish([photos[1].id])
+    other.release([photos[2].id])
+    again = run_of(settings)
+    again.work()
+    assert journal_of(settings).counts() == {"done": 4, "others": 1}
+    assert engine_of(again).made == [photos[2].id]
+    assert sorted(path.name for path in (shared / "locks").iterdir()) == []
+    assert len(list((shared / "done").iterdir())) == 5
+
+
+def test_what_is_given_up_is_given_back(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    settings = settings_of(tmp_path, claims_dir=str(shared))
+    (tmp_path / "in" / "broken.jpg").write_text("text")
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 5, "failed": 1}
+    assert list((shared / "locks").iterdir()) == []
+    assert len(list((shared / "done").iterdir())) == 5
+
+
+def test_a_folder_of_which_so_much_is_looked_at(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, max_scan=3)
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 3}
+    run_of(settings).work()
+    assert journal_of(settings).counts() == {"done": 3}, "known ones are looked at, too"
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    with pytest.raises(SettingError, match=r"SHARP_INPUT_DIR is .*nowhere, which is no folder"):
+        run_of(replace(settings, input_dir=str(tmp_path / "nowhere")))
