@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -17,10 +18,18 @@ ORDERS = ("latest", "oldest", "popular", "relevant")
 ORDERS_BY_SOURCE = {"list": ("latest", "oldest", "popular"), "search": ("latest", "relevant")}
 """As the Unsplash API has them."""
 ENGINES = ("local", "ray")
-DEVICES = ("default", "auto", "cuda", "cpu", "mps")
 REPO_TYPES = ("dataset", "model")
 UNUSED_VARIABLES = ("ML_SHARP_DIR", "CONDA_ENV_NAME")
 """Of older pipelines, which started Apple's program for every picture."""
+
+_COUNT = (0, 10**9)
+_DEVICE = (re.compile("default|auto|cpu|mps|cuda(:[0-9]+)?"), "choose default, cuda, cuda:1, cpu or mps")
+_ADDRESS = (re.compile("https?://[^/ ]+.*"), "give an http or https address")
+_REPO_ID = (re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"), "give an owner and a name, such as you/splats")
+_IN_REPO = (re.compile(r"(?!.*\.\.)[^ ]*[^/ ][^ ]*"), "give a path in the repository")
+_FILE_NAME = (re.compile(r"[^./\\][^/\\]*"), "give the name of a file, without folders")
+_BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 
 
 def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
@@ -30,6 +39,7 @@ def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
     )
 
 
+_BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 
 
@@ -42,66 +52,69 @@ class DatasetSettings:
     """
 
     source: str = _setting("SOURCE", "folder", "folder: pictures of your own; search, list: Unsplash", choices=SOURCES)
-    input_dir: str = _setting("SHARP_INPUT_DIR", "", "folder of pictures, with its folders, for the source folder")
-    run_id: str = _setting("RUN_ID", "main", "name of the run; the same name goes on with it")
+    input_dir: str = _setting("SHARP_INPUT_DIR", "", "the folder of pictures, with its folders")
+    run_id: str = _setting("RUN_ID", "main", "name of the run; the same name goes on with it", pattern=_FILE_NAME)
     runs_dir: str = _setting("RUNS_DIR", "runs", "where runs lie")
     formats: tuple[str, ...] = _setting("FORMATS", ("ply",), "formats of splats, with commas, such as ply,spz")
+    max_images: int = _setting("MAX_IMAGES", 0, "splats that the run is to have in all; 0 is no limit", range=_COUNT)
+    max_scan: int = _setting("MAX_SCAN", 0, "photographs to look at, known ones too; 0 is no limit", range=_COUNT)
     engine: str = _setting("ENGINE", "local", "local: this machine; ray: a cluster", choices=ENGINES)
-    ray_address: str = _setting("RAY_ADDRESS", "", "of a Ray cluster; empty starts one here")
-    device: str = _setting("SHARP_DEVICE", "default", "default, cuda, cpu or mps", choices=DEVICES)
+    ray_address: str = _setting("RAY_ADDRESS", "", "of a Ray cluster; without, one is started here")
+    device: str = _setting("SHARP_DEVICE", "default", "default, cuda, cuda:1, cpu or mps", pattern=_DEVICE)
 
-    unsplash_access_key: str = _setting("UNSPLASH_ACCESS_KEY", "", "key of the Unsplash API")
+    unsplash_access_key: str = _setting("UNSPLASH_ACCESS_KEY", "", "key of the Unsplash API; no flag: others see those")
     unsplash_app_name: str = _setting("UNSPLASH_APP_NAME", "sharp_cog", "your application's name there")
-    unsplash_api_url: str = _setting("UNSPLASH_API_URL", "https://api.unsplash.com", "its address")
+    unsplash_api_url: str = _setting(
+        "UNSPLASH_API_URL", "https://api.unsplash.com", "address of the API", pattern=_ADDRESS
+    )
     queries: tuple[str, ...] = _setting("QUERIES", (), "what to search for, with commas")
-    order_by: str = _setting("ORDER_BY", "latest", "order of photographs", choices=ORDERS)
+    order_by: str = _setting("ORDER_BY", "latest", "list: latest, oldest, popular; search: latest, relevant")
     per_page: int = _setting("PER_PAGE", 30, "photographs a page", range=(1, 30))
-    list_auto_seek: bool = _setting("LIST_AUTO_SEEK", True, "jump over pages that are known already")
+    list_auto_seek: bool = _setting("LIST_AUTO_SEEK", True, "jump over pages of the list that are known already")
     list_seek_back_pages: int = _setting("LIST_SEEK_BACK_PAGES", 2, "pages to go back after a jump", range=(0, 1000))
-    max_scan: int = _setting("MAX_SCAN", 0, "photographs to look at, known ones too; 0 is all", range=(0, 10**9))
-    max_images: int = _setting("MAX_IMAGES", 0, "splats the run is to have in all; 0 is no limit", range=(0, 10**9))
-    stop_on_rate_limit: bool = _setting("STOP_ON_RATE_LIMIT", False, "stop at the rate limit, else wait for the hour")
+    stop_on_rate_limit: bool = _setting("STOP_ON_RATE_LIMIT", False, "end at the rate limit; else wait for the hour")
 
+    control_dir: str = _setting("CONTROL_DIR", "", "folder of the next two; without, the run's own")
+    pause_file: str = _setting("PAUSE_FILE", "PAUSE", "while it is there, nothing new is begun", pattern=_FILE_NAME)
+    stop_file: str = _setting("STOP_FILE", "STOP", "once it is there, the run ends as by Ctrl-C", pattern=_FILE_NAME)
     log_gpu_mem: bool = _setting("LOG_GPU_MEM", False, "write gpu_mem_log.csv")
-    control_dir: str = _setting("CONTROL_DIR", "", "folder of the files that pause and stop; empty is the run's")
-    pause_file: str = _setting("PAUSE_FILE", "PAUSE", "while there, nothing new is begun")
-    stop_file: str = _setting("STOP_FILE", "STOP", "once there, the run ends when what is under way is done")
-    download_queue_max: int = _setting("DOWNLOAD_QUEUE_MAX", 8, "fetched pictures that may wait", range=(1, 10_000))
-    upload_queue_max: int = _setting("UPLOAD_QUEUE_MAX", 64, "splats that may wait to be published", range=(1, 10_000))
+    download_queue_max: int = _setting("DOWNLOAD_QUEUE_MAX", 8, "pictures to fetch ahead", range=(1, 10**4))
+    upload_queue_max: int = _setting("UPLOAD_QUEUE_MAX", 64, "splats that may wait for upload", range=(1, 10**4))
     upload_workers: int = _setting("UPLOAD_WORKERS", 2, "threads that upload and share", range=(1, 64))
 
-    hf_upload: bool = _setting("HF_UPLOAD", False, "publish to the Hugging Face hub")
-    hf_repo_id: str = _setting("HF_REPO_ID", "", "your repository there")
-    hf_repo_type: str = _setting("HF_REPO_TYPE", "dataset", "its type", choices=REPO_TYPES)
+    hf_upload: bool = _setting("HF_UPLOAD", False, "publish to the Hugging Face hub, with the token HF_TOKEN")
+    hf_repo_id: str = _setting("HF_REPO_ID", "", "your repository there, such as you/splats", pattern=_REPO_ID)
+    hf_repo_type: str = _setting("HF_REPO_TYPE", "dataset", "its type, dataset or model", choices=REPO_TYPES)
     hf_subdir: str = _setting("HF_SUBDIR", "photos", "folder of pictures and splats in it")
-    hf_index_repo_path: str = _setting("HF_INDEX_REPO_PATH", "data/train.jsonl", "its index")
-    hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 100, "rows a commit", range=(1, 10_000))
+    hf_index_repo_path: str = _setting("HF_INDEX_REPO_PATH", "data/train.jsonl", "its index", pattern=_IN_REPO)
+    hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 100, "photographs a commit", range=(1, 10**4))
     hf_index_flush_secs: float = _setting("HF_INDEX_FLUSH_SECS", 600.0, "or seconds, whichever comes first")
-    hf_use_locks: bool = _setting("HF_USE_LOCKS", False, "share the work with other clients of the repository")
-    hf_locks_dir: str = _setting("HF_LOCKS_DIR", "locks", "folder of locks in it")
-    hf_done_dir: str = _setting("HF_DONE_DIR", "done", "folder of what is done")
-    hf_lock_stale_secs: float = _setting("HF_LOCK_STALE_SECS", 21_600.0, "after which a lock counts no more")
-    claims_dir: str = _setting("CLAIMS_DIR", "", "share the work by a folder that all clients see, without a hub")
+
+    hf_use_locks: bool = _setting("HF_USE_LOCKS", False, "share the work with all clients of the repository")
+    claims_dir: str = _setting("CLAIMS_DIR", "", "share it by a folder that all clients see instead, without a hub")
     claim_batch: int = _setting("CLAIM_BATCH", 100, "photographs claimed at once", range=(1, 1000))
-    range_size: int = _setting("RANGE_SIZE", 300, "photographs of a range, for list and oldest", range=(1, 10**6))
-    range_locks_dir: str = _setting("RANGE_LOCKS_DIR", "ranges/locks", "folder of locks of ranges")
-    range_done_dir: str = _setting("RANGE_DONE_DIR", "ranges/done", "folder of ranges that are done")
-    range_progress_dir: str = _setting("RANGE_PROGRESS_DIR", "ranges/progress", "folder of ranges' progress")
-    range_abandoned_dir: str = _setting("RANGE_ABANDONED_DIR", "ranges/abandoned", "folder of ranges given up")
+    hf_locks_dir: str = _setting("HF_LOCKS_DIR", "locks", "folder of locks", pattern=_IN_REPO)
+    hf_done_dir: str = _setting("HF_DONE_DIR", "done", "folder of marks of what is done", pattern=_IN_REPO)
+    hf_lock_stale_secs: float = _setting("HF_LOCK_STALE_SECS", 21_600.0, "after which a lock counts no more")
+    range_size: int = _setting("RANGE_SIZE", 300, "photographs a range, for list and oldest", range=(1, 10**6))
     range_lock_min_images: int = _setting(
-        "RANGE_LOCK_MIN_IMAGES", 30, "use ranges when at least so many photographs are wanted", range=(0, 10**9)
+        "RANGE_LOCK_MIN_IMAGES", 30, "no ranges where MAX_IMAGES is less", range=_COUNT
     )
-    range_lock_stale_secs: float = _setting(
-        "RANGE_LOCK_STALE_SECS", 21_600.0, "after which a range's lock counts no more"
+    range_lock_stale_secs: float = _setting("RANGE_LOCK_STALE_SECS", 21_600.0, "after which its lock counts no more")
+    range_locks_dir: str = _setting("RANGE_LOCKS_DIR", "ranges/locks", "folder of locks of ranges", pattern=_IN_REPO)
+    range_done_dir: str = _setting("RANGE_DONE_DIR", "ranges/done", "of marks of what is done", pattern=_IN_REPO)
+    range_progress_dir: str = _setting("RANGE_PROGRESS_DIR", "ranges/progress", "of how far they are", pattern=_IN_REPO)
+    range_abandoned_dir: str = _setting(
+        "RANGE_ABANDONED_DIR", "ranges/abandoned", "of those given up", pattern=_IN_REPO
     )
 
     gsplat_upload: bool = _setting("GSPLAT_UPLOAD", False, "share each splat at gsplat.org")
-    gsplat_base: str = _setting("GSPLAT_BASE", "https://gsplat.org", "its address")
+    gsplat_base: str = _setting("GSPLAT_BASE", "https://gsplat.org", "its address", pattern=_ADDRESS)
     gsplat_expiration_type: str = _setting("GSPLAT_EXPIRATION_TYPE", "1week", "how long it stays there")
+    gsplat_use_small_ply: bool = _setting("GSPLAT_USE_SMALL_PLY", True, "share a small .ply; else the whole splat")
     gsplat_filter_visibility: int = _setting(
-        "GSPLAT_FILTER_VISIBILITY", 20_000, "Gaussians kept for it, the most visible", range=(1, 10**9)
+        "GSPLAT_FILTER_VISIBILITY", 20_000, "Gaussians in it, the most visible", range=(1, 10**9)
     )
-    gsplat_use_small_ply: bool = _setting("GSPLAT_USE_SMALL_PLY", True, "share the small .ply, not the whole")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -120,7 +133,7 @@ class DatasetSettings:
         orders = ORDERS_BY_SOURCE.get(self.source, ORDERS)
         if self.order_by not in orders:
             raise SettingError(
-                f"ORDER_BY is {self.order_by!r}, which SOURCE={self.source} does not know: choose {', '.join(orders)}"
+                f"ORDER_BY is {self.order_by!r}, for SOURCE={self.source}: choose one of {', '.join(orders)}"
             )
         if self.source == "search" and not self.queries:
             raise SettingError("QUERIES is not set: say what to search for, with commas between")
@@ -210,7 +223,7 @@ def _read(variable: str, text: str, type_: str) -> Any:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
         if type_ == "bool":
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return _BOOLS[text.lower()]
         return {"int": int, "float": float}.get(type_, str)(text)
     except (KeyError, ValueError):
         wanted = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[type_]
@@ -227,5 +240,9 @@ def _check(variable: str, about: Mapping[str, Any], value: Any, type_: str) -> N
         low, high = about["range"]
         if not low <= value <= high:
             raise SettingError(f"{variable} is {value}: give a number from {low} to {high}")
-    if variable == "RUN_ID" and (not value or "/" in value or "\\" in value or value.startswith(".")):
-        raise SettingError(f"RUN_ID is {value!r}: give the name of a folder")
+    if "pattern" in about and value:
+        pattern, remedy = about["pattern"]
+        if not pattern.fullmatch(value):
+            raise SettingError(f"{variable} is {value!r}: {remedy}")
+    if "pattern" in about and not value and variable != "HF_REPO_ID":
+        raise SettingError(f"{variable} is empty: {about['pattern'][1]}")
