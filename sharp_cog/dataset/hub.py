@@ -151,7 +151,8 @@ class HubRepo:
         Raises:
             HubError: The hub refuses, or cannot be reached.
         """
-        self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True))
+        # Whoever starts a run is there to see it fail.
+        self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True), tries=5)
 
     def headers(self) -> dict[str, str]:
         """Of a request of our own."""
@@ -160,7 +161,7 @@ class HubRepo:
     def now(self) -> float:
         """Unix time by the hub's clock; in between, time goes on by a clock that nobody sets."""
         if time.monotonic() - self._read_at > CLOCK_SECONDS:
-            answer = self._call(lambda: get_session().head(self.api.endpoint, timeout=30))
+            answer = get_session().head(self.api.endpoint, timeout=30)
             date = answer.headers.get("Date")
             if date is None:
                 raise HubError(f"{self.api.endpoint} does not tell the time: locks would be judged by this clock alone")
@@ -170,7 +171,7 @@ class HubRepo:
 
     def look(self) -> HubView:
         """The repository as it is now."""
-        info = self._call(lambda: self.api.repo_info(self.repo_id, repo_type=self.repo_type))
+        info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         assert info.sha is not None
         return HubView(repo=self, sha=info.sha)
 
@@ -187,7 +188,8 @@ class HubRepo:
                 [addition for addition in additions if not addition._is_uploaded],
                 repo_type=self.repo_type,
                 free_memory=False,
-            )
+            ),
+            tries=MAX_TRIES,
         )
 
     def change(self, decide: Callable[[HubView], tuple[Change, _T]]) -> _T:
@@ -199,9 +201,7 @@ class HubRepo:
         with self._lock:
             failure: Exception | None = None
             for number in range(MAX_TRIES):
-                if number:
-                    # Those who met would meet again if they all waited the same time.
-                    self._sleep(min(30.0, 0.2 * 1.6**number) * random.uniform(0.5, 1.5))  # noqa: S311
+                self._wait(number)
                 try:
                     view = self.look()
                     wanted, result = decide(view)
@@ -239,18 +239,23 @@ class HubRepo:
             self._additions[put] = CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
         return self._additions[put]
 
-    def _call(self, work: Callable[[], _T]) -> _T:
-        """Something that changes nothing, again where the hub or the way to it fails."""
-        for number in range(5):
+    def _call(self, work: Callable[[], _T], *, tries: int) -> _T:
+        """Something that does no harm when it is done twice, again where the hub or the way to it fails."""
+        failure: Exception | None = None
+        for number in range(tries):
+            self._wait(number)
             try:
                 return work()
             except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+                failure = error
                 self._judge(error)
-                if number == 4:
-                    reason = f"{type(error).__name__}: {_first_line(error)}"
-                    raise HubError(f"the hub cannot be reached: {reason}: try again later") from error
-                self._sleep(0.5 * 2**number)
-        raise AssertionError("the last try has raised")
+        reason = f"{type(failure).__name__}: {_first_line(failure)}"
+        raise HubError(f"the hub cannot be reached: {reason}: try again later") from failure
+
+    def _wait(self, num_failures: int) -> None:
+        if num_failures:
+            # Those who met would meet again if they all waited the same time.
+            self._sleep(min(30.0, 0.2 * 1.6**num_failures) * random.uniform(0.5, 1.5))  # noqa: S311
 
     def _judge(self, error: Exception) -> None:
         """Waits where the hub says so; raises what another try would not mend.
@@ -285,5 +290,5 @@ def _seconds(retry_after: str | None) -> float:
         return RATE_LIMIT_SECONDS
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | None) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
