@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sharp_cog.dataset.claims import Claims
+from sharp_cog.dataset.claims import Claims, Lock
+from sharp_cog.dataset.folder import Folder
 from sharp_cog.dataset.folder_store import FolderStore
 from sharp_cog.dataset.hub import HubError
 from sharp_cog.dataset.index import OWN_FIELDS, PUBLIC_FIELDS, read_rows
@@ -289,3 +290,47 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     with pytest.raises(SettingError, match=r"SHARP_INPUT_DIR is .*nowhere, which is no folder"):
         run_of(replace(settings, input_dir=str(tmp_path / "nowhere")))
+
+
+def test_claims_are_renewed_while_a_run_works(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    settings = settings_of(tmp_path, count=4, claims_dir=str(shared), hf_lock_stale_secs=1.5)
+    run = run_of(settings, seconds=0.9)
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    time.sleep(2.4)
+    assert thread.is_alive()
+    other = Claims(FolderStore(shared), "other", locks_dir="locks", done_dir="done", stale_s=1.5)
+    photos = list(Folder(tmp_path / "in").photos(lambda _: False))
+    assert other.claim(photos).ours == []
+    thread.join(30)
+    assert len(other.claim(photos).done) == 4
+
+
+def test_a_photograph_that_another_client_took_over_is_left_to_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = tmp_path / "shared"
+    settings = settings_of(tmp_path, count=4, claims_dir=str(shared), hf_lock_stale_secs=1.5)
+    run = run_of(settings, seconds=0.8)
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    photos = list(Folder(tmp_path / "in").photos(lambda _: False))
+    lock = shared / "locks" / photos[3].id
+    deadline = time.monotonic() + 10
+    while not lock.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    lock.write_bytes(Lock(time=time.time() + 60, owner="other").text())
+    thread.join(30)
+    assert not thread.is_alive()
+    assert f"{photos[3].id}: another client has taken it over" in caplog.text
+    assert run.journal.counts() == {"done": 3, "taken": 1}
+    assert engine_of(run).made == [photo.id for photo in photos[:3]]
+    assert lock.exists(), "it is not ours to give back"
+
+
+def test_a_repository_of_models_will_do(tmp_path: Path, hub: HubServer) -> None:
+    run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO, hf_repo_type="model")).work()
+    rows = read_rows(hub.files(REPO, "model")["data/train.jsonl"])
+    assert len(rows) == 5
+    assert rows[0]["image_url"].startswith(f"{hub.url}/{REPO}/resolve/main/photos/")
