@@ -55,6 +55,7 @@ class Intake:
         self._stopping, self._claims = stopping, claims
         self._claim_batch = claim_batch if claims is not None else 1
         self._max_images, self._max_pixels = max_images, max_pixels
+        self._is_limited = False
         self._mutex = threading.Lock()
         self._under_way: set[str] = set()
 
@@ -74,13 +75,13 @@ class Intake:
                 self._journal.advance(made.photo.id, "seen")
         photos = itertools.chain(
             self._claimed(entry.photo for entry in self._journal.entries("made")),
-            self._claimed(entry.photo for entry in self._journal.entries("fetched", "seen", "taken")),
+            self._claimed(entry.photo for entry in self._journal.entries("fetched", "seen")),
             self._claimed(self._scanned()),
             self._claimed(entry.photo for entry in self._journal.entries("taken")),
             self._claimed_again(),
         )
         for photo in photos:
-            if self._stopping.is_set():
+            if self._is_ended():
                 return
             entry = self._journal.get(photo.id)
             assert entry is not None
@@ -131,7 +132,7 @@ class Intake:
             for photo in self._source.photos(self._journal.is_known):
                 self._progress.num_scanned += 1
                 yield photo
-                if self._stopping.is_set():
+                if self._is_ended():
                     return
         except RateLimitError as error:
             self._end(error)
@@ -148,7 +149,7 @@ class Intake:
                 self._journal.leave((photo for photo in batch if photo.id not in mine | done), "taken")
             self._journal.add(ours)
             yield from ours
-            if self._stopping.is_set():
+            if self._is_ended():
                 return
 
     def _batch_size(self) -> int:
@@ -158,7 +159,7 @@ class Intake:
 
     def _claimed_again(self) -> Iterator[Photo]:
         """What failed once, until nothing is under way that may still fail."""
-        while not self._stopping.is_set():
+        while not self._is_ended():
             with self._mutex:
                 under_way = set(self._under_way)
             again = [
@@ -193,7 +194,11 @@ class Intake:
         self._journal.advance(photo.id, "fetched", image=path.name)
         return Job(photo=photo, image=path)
 
+    def _is_ended(self) -> bool:
+        return self._is_limited or self._stopping.is_set()
+
     def _end(self, error: RateLimitError) -> None:
-        if not self._stopping.is_set():  # Else it has only been told to stop waiting.
-            _LOG.warning("%s: the run ends when what is under way is done", error)
-        self._stopping.set()
+        """Fetches no more; what is fetched already is made, which asks nothing of the source."""
+        self._is_limited = True
+        if not self._stopping.is_set():  # Else the source has only been told to wait no longer.
+            _LOG.warning("%s: the run ends when the pictures that are here are done", error)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sharp_cog.dataset.claims import Claims, Lock
 from sharp_cog.dataset.folder_store import FolderStore
 from sharp_cog.dataset.hub import HubError, HubRepo
 from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.store import Change, Put, View
 from tests.unit.dataset.hub_server import HubServer
 
 REPO = "somebody/splats"
@@ -96,23 +98,40 @@ def test_after_being_killed_an_owner_has_its_own_again(claims_of: Callable[..., 
     assert ids(claims_of("first").claim(PHOTOS[:2]).ours) == ids(PHOTOS[:2])
 
 
+def age(claims: Claims, seconds: float, *photo_ids: str) -> None:
+    """Lets time go by for locks, and for the one who holds them."""
+
+    def decide(view: View) -> tuple[Change, None]:
+        operations = []
+        for photo_id in photo_ids:
+            lock = Lock.of(view.read(claims.lock_path(photo_id)))
+            assert lock is not None
+            older = replace(lock, time=lock.time - seconds)
+            operations.append(Put(path=claims.lock_path(photo_id), content=older.text()))
+        return Change(operations=operations, message="time goes by"), None
+
+    claims._store.change(decide)
+    claims._renewed -= seconds
+
+
 def test_who_is_silent_too_long_loses_and_is_told(claims_of: Callable[..., Claims]) -> None:
-    silent, other = claims_of("silent", stale_s=1.0), claims_of("other", stale_s=1.0)
+    silent, other = claims_of("silent"), claims_of("other")
     silent.claim(PHOTOS[:2])
     assert other.claim(PHOTOS[:2]).ours == []
-    time.sleep(2.1)  # The hub tells its time in whole seconds.
+    age(silent, 3605, "photo0", "photo1")
     assert ids(other.claim([PHOTOS[0]]).ours) == ["photo0"]
     assert silent.renew() == {"photo0"}
     assert silent.claim([PHOTOS[0]]).ours == []
     silent.release(["photo0"])
     assert silent.claim([PHOTOS[0]]).ours == [], "what is lost cannot be given back"
+    assert other.claim([PHOTOS[1]]).ours == [], "what was not lost is renewed"
 
 
 def test_who_renews_keeps(claims_of: Callable[..., Claims]) -> None:
-    diligent, other = claims_of("diligent", stale_s=3.0), claims_of("other", stale_s=3.0)
+    diligent, other = claims_of("diligent"), claims_of("other")
     diligent.claim(PHOTOS[:2])
     for _ in range(4):
-        time.sleep(1.2)
+        age(diligent, 1300, "photo0", "photo1")
         assert diligent.renew() == set()
     assert other.claim(PHOTOS[:2]).ours == []
 
@@ -131,12 +150,13 @@ def test_of_many_who_want_the_same_each_photograph_has_one(claims_of: Callable[.
 
 
 def test_of_many_who_find_it_stale_one_takes_it_over(claims_of: Callable[..., Claims]) -> None:
-    claims_of("dead", stale_s=1.0).claim([PHOTOS[0]])
-    time.sleep(2.1)
+    dead = claims_of("dead")
+    dead.claim([PHOTOS[0]])
+    age(dead, 3605, "photo0")
     start = threading.Barrier(6)
 
     def want(number: int) -> list[str]:
-        claims = claims_of(f"client{number}", stale_s=1.0)
+        claims = claims_of(f"client{number}")
         start.wait()
         return ids(claims.claim([PHOTOS[0]]).ours)
 

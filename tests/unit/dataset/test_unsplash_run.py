@@ -78,7 +78,7 @@ def test_a_list_becomes_a_dataset_with_attribution(tmp_path: Path, unsplash: Uns
 
 def test_what_is_done_or_failed_twice_is_not_fetched_again(tmp_path: Path, unsplash: UnsplashServer) -> None:
     unsplash.broken = {"pic001"}
-    unsplash.failures = {"/photos/pic002/download": 2}
+    unsplash.failures = {"/photos/pic002/download": 1}
     settings = settings_of(tmp_path, unsplash)
     run_of(settings).work()
     assert journal_of(settings).counts() == {"done": 11, "failed": 1}
