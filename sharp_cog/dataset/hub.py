@@ -17,14 +17,14 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
-from sharp_cog.errors import SharpError
+from sharp_cog.errors import SettingError, SharpError
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -150,9 +150,13 @@ class HubRepo:
 
         Raises:
             HubError: The hub refuses, or cannot be reached.
+            SettingError: No repository can have such a name.
         """
-        # Whoever starts a run is there to see it fail.
-        self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True), tries=5)
+        try:
+            # Few tries: whoever starts a run is there to see it fail.
+            self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True), tries=5)
+        except HFValidationError as error:
+            raise SettingError(f"HF_REPO_ID is {self.repo_id!r}: {error}") from error
 
     def headers(self) -> dict[str, str]:
         """Of a request of our own."""

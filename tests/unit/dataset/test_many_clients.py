@@ -46,9 +46,12 @@ class Clients:
             "RUNS_DIR": str(self._tmp_path / "runs"),
             "RUN_ID": name,
             "HF_HOME": str(self._tmp_path / "home" / name),
+            "HF_LOCK_STALE_SECS": "1800",  # Less than the clocks are apart.
             **self._settings,
         }
-        command = [sys.executable, "-m", "tests.unit.dataset.client", str(self._seconds)]
+        # The clocks of two of them are an hour off.
+        ahead = {"client1": "3600", "client2": "-3600"}.get(name, "0")
+        command = [sys.executable, "-m", "tests.unit.dataset.client", str(self._seconds), ahead]
         with (self._tmp_path / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

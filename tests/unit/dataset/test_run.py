@@ -334,3 +334,15 @@ def test_a_repository_of_models_will_do(tmp_path: Path, hub: HubServer) -> None:
     rows = read_rows(hub.files(REPO, "model")["data/train.jsonl"])
     assert len(rows) == 5
     assert rows[0]["image_url"].startswith(f"{hub.url}/{REPO}/resolve/main/photos/")
+
+
+def test_a_name_that_no_repository_has_is_told(tmp_path: Path, hub: HubServer) -> None:
+    with pytest.raises(SettingError, match=r"HF_REPO_ID is 'you/a\.\.b'"):
+        run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id="you/a..b"))
+
+
+def test_a_token_that_is_missing_is_told(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with pytest.raises(HubError, match=r"the hub refuses \(401\).*HF_TOKEN may write there"):
+        run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,10 @@ def test_the_table_of_the_readme_is_what_there_is() -> None:
     found = re.search(r"<!-- dataset settings -->\n\n(.*?)\n\n<!-- end -->", readme, re.DOTALL)
     assert found is not None
     assert found[1] == table()
+
+
+def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    assert main(["dataset", "run", "--input-dir", "in"]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: datasets need dotenv: .venv/bin/pip install -e '.[dataset]' [not_installed]\n"
