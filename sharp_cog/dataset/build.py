@@ -99,6 +99,7 @@ def _source(
         if stopping.wait(seconds):
             raise RateLimitError("the run is to end, and does not wait for Unsplash any longer", wait_s=0.0)
 
+    start_page = _start_page(settings, journal)
     unsplash = Unsplash(
         access_key=settings.unsplash_access_key,
         app_name=settings.unsplash_app_name,
@@ -106,10 +107,11 @@ def _source(
         queries=settings.queries,
         order_by=settings.order_by,
         per_page=settings.per_page,
-        max_scan=settings.max_scan or None,
+        max_scan=max(0, settings.max_scan - (start_page - 1) * settings.per_page) if settings.max_scan else None,
         auto_seek=settings.list_auto_seek,
         seek_back_pages=settings.list_seek_back_pages,
         stop_on_rate_limit=settings.stop_on_rate_limit,
+        start_page=start_page,
         base_url=settings.unsplash_api_url,
         sleep=sleep,
     )
@@ -130,6 +132,14 @@ def _source(
     )
     listing = RangedList(unsplash, ranges, journal, max_scan=settings.max_scan)
     return listing, listing.look_after
+
+
+def _start_page(settings: DatasetSettings, journal: Journal) -> int:
+    """Where to go on in a list whose beginning stays: some pages back, since photographs in it may be deleted."""
+    if not settings.list_auto_seek or (settings.source, settings.order_by) != ("list", "oldest"):
+        return 1
+    num_pages = journal.num_listed(max_gap=settings.per_page) // settings.per_page
+    return max(1, num_pages + 1 - settings.list_seek_back_pages)
 
 
 def _engine(settings: DatasetSettings, sharp: Settings) -> Engine:

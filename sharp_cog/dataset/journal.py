@@ -172,6 +172,18 @@ class Journal:
         with self._lock, self._translated():
             return dict(self._connection.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
+    def num_listed(self, max_gap: int) -> int:
+        """How many places of a list, from its beginning on, were looked at; a few in a row may hold nothing of use."""
+        query = """
+            SELECT MIN(place) + 1 FROM (
+                SELECT place, LEAD(place) OVER (ORDER BY place) AS next FROM (
+                    SELECT json_extract(photo, '$.offset') AS place FROM photos UNION SELECT -1
+                ) WHERE place IS NOT NULL
+            ) WHERE next IS NULL OR next - place > ?
+        """
+        with self._lock, self._translated():
+            return int(self._connection.execute(query, (max_gap,)).fetchone()[0])
+
     def last_done(self) -> float | None:
         """When the last photograph was done, as Unix time; None where none is."""
         with self._lock, self._translated():

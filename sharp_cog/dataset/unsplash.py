@@ -121,7 +121,9 @@ class Unsplash:
                 if not photo_id or photo_id in taken or is_known(photo_id):
                     continue
                 taken.add(photo_id)
-                yield self._photo(entry, (page - 1) * self._per_page + index if self._mode == "list" else None)
+                # Counted from its old end, a place in the list is the same tomorrow.
+                is_listed = self._mode == "list" and self._order_by == "oldest"
+                yield self._photo(entry, (page - 1) * self._per_page + index if is_listed else None)
             if num_left <= 0:  # Before another page is asked for.
                 return
 

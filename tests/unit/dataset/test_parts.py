@@ -145,6 +145,19 @@ def test_many_entries_come_page_by_page_as_they_are_then(tmp_path: Path) -> None
     assert len(journal.states(names)) == len(names)
 
 
+def test_how_much_of_a_list_was_looked_at(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    assert journal.num_listed(max_gap=5) == 0
+    journal.add([Photo(id="no-list", where="")])
+    journal.add([Photo(id=f"p{place}", where="", offset=place) for place in (20, 21)])
+    assert journal.num_listed(max_gap=5) == 0, "a range in the middle is no beginning"
+    journal.add([Photo(id=f"p{place}", where="", offset=place) for place in (0, 1, 2, 7, 8, 9)])
+    assert journal.num_listed(max_gap=5) == 10
+    assert journal.num_listed(max_gap=4) == 3
+    journal.add([Photo(id=f"p{place}", where="", offset=place) for place in range(10, 20)])
+    assert journal.num_listed(max_gap=5) == 22
+
+
 def test_a_file_that_is_no_journal_is_told(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite").write_bytes(b"something else, and much of it" * 100)
     with pytest.raises(OutputError, match=r"the journal .*journal\.sqlite cannot be used: file is not a database"):

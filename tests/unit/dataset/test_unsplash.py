@@ -97,11 +97,11 @@ def jpeg(exif: Image.Exif | bytes = b"", **options: Any) -> bytes:
 
 
 def test_the_list_comes_page_by_page_with_offsets(server: UnsplashServer, clock: Clock) -> None:
-    found: Source = source(server, clock)
+    found: Source = source(server, clock, order_by="oldest")
     photos = list(found.photos(nothing))
-    assert [photo.id for photo in photos] == server.ids
+    assert [photo.id for photo in photos] == server.ids[::-1]
     assert [photo.offset for photo in photos] == list(range(8))
-    assert server.requests[0] == "/photos?page=1&per_page=3&order_by=latest"
+    assert server.requests[0] == "/photos?page=1&per_page=3&order_by=oldest"
     assert server.pages() == [1, 2, 3], "the length of the list is known, so that no fourth page is asked for"
     assert set(server.keys) == {f"Client-ID {ACCESS_KEY}"}
 
@@ -155,12 +155,12 @@ def test_photographs_are_looked_at_up_to_a_number(
 
 
 def test_what_cannot_be_used_is_left_out(server: UnsplashServer, clock: Clock) -> None:
-    server.photos[0]["id"] = "../../etc/passwd"
-    server.photos[1]["id"] = None
-    del server.photos[2]["links"]["download_location"]
-    server.photos[3] = {"id": "pic003"}
-    photos = list(source(server, clock).photos(nothing))
-    assert [photo.id for photo in photos] == ["pic004", "pic005", "pic006", "pic007"]
+    server.photos[7]["id"] = "../../etc/passwd"
+    server.photos[6]["id"] = None
+    del server.photos[5]["links"]["download_location"]
+    server.photos[4] = {"id": "pic004"}
+    photos = list(source(server, clock, order_by="oldest").photos(nothing))
+    assert [photo.id for photo in photos] == ["pic003", "pic002", "pic001", "pic000"]
     assert photos[0].offset == 4, "what is left out keeps its place"
 
 

@@ -112,6 +112,18 @@ def test_known_pages_are_jumped_over(tmp_path: Path, unsplash: UnsplashServer) -
     assert not {5, 6} & set(asked)
 
 
+def test_a_list_from_its_old_end_is_gone_on_with_where_it_was(tmp_path: Path, unsplash: UnsplashServer) -> None:
+    settings = settings_of(tmp_path, unsplash, order_by="oldest", per_page=2, max_scan=8, list_seek_back_pages=1)
+    run_of(settings).work()
+    before = len(unsplash.pages())
+    run_of(replace(settings, max_scan=0)).work()
+    assert journal_of(settings).counts() == {"done": 12}
+    assert unsplash.pages()[before:] == [4, 5, 6]
+    before = len(unsplash.pages())
+    run_of(replace(settings, max_scan=0, list_auto_seek=False)).work()
+    assert unsplash.pages()[before:] == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_rate_limit_ends_a_run_that_does_not_wait(tmp_path: Path, unsplash: UnsplashServer) -> None:
     unsplash.rate_limit = 9
     settings = settings_of(tmp_path, unsplash, stop_on_rate_limit=True)
