@@ -19,6 +19,7 @@ from sharp_cog.dataset.index import read_rows
 from sharp_cog.dataset.journal import Journal
 from tests.unit.dataset.hub_server import HubServer
 from tests.unit.dataset.photographs import photographs
+from tests.unit.dataset.unsplash_server import ACCESS_KEY, UnsplashServer
 
 ROOT = Path(__file__).parents[3]
 REPO = "somebody/splats"
@@ -105,7 +106,7 @@ def check_hub(hub: HubServer, clients: Clients, num_photos: int) -> None:
     assert len(rows) == num_photos
     assert len({row["image_id"] for row in rows}) == num_photos
     for row in rows:
-        assert files[row["image_path"]].startswith(b"\x89PNG")
+        assert files[row["image_path"]].startswith((b"\x89PNG", b"\xff\xd8"))
         assert files[json.loads(row["splat_paths"])["ply"]].startswith(b"ply")
     ids = {row["image_id"] for row in rows}
     assert {name.partition("/")[2] for name in files if name.startswith("done/")} == ids
@@ -143,6 +144,39 @@ def test_four_clients_that_are_killed_do_each_photograph_once(
     check_hub(hub, clients, num_photos)
     num_commits = len(hub.commits(REPO)) - 1
     assert num_commits < num_photos / 2, "the hub allows 128 commits an hour"
+
+
+@pytest.mark.slow
+def test_clients_that_are_killed_in_ranges_of_a_list_finish_all_of_them(tmp_path: Path, hub: HubServer) -> None:
+    unsplash = UnsplashServer(130)
+    hub.lose_answers = 3
+    settings = {
+        **hub.environment,
+        "SOURCE": "list",
+        "ORDER_BY": "oldest",
+        "UNSPLASH_ACCESS_KEY": ACCESS_KEY,
+        "UNSPLASH_API_URL": unsplash.url,
+        "PER_PAGE": "5",
+        "RANGE_SIZE": "15",
+        "DOWNLOAD_QUEUE_MAX": "2",
+        "HF_UPLOAD": "1",
+        "HF_REPO_ID": REPO,
+        "HF_USE_LOCKS": "1",
+        "CLAIM_BATCH": "5",
+        "HF_INDEX_FLUSH_EVERY": "5",
+    }
+    clients = Clients(tmp_path, 3, settings, seconds=0.1)
+    try:
+        clients.work_and_be_killed(random.Random(3), kills=8, every_s=1.5, within_s=200)
+    finally:
+        clients.end()
+        unsplash.close()
+    assert clients.num_kills >= 4
+    check_hub(hub, clients, 130)
+    names = hub.files(REPO)
+    assert [name for name in names if name.startswith("ranges/locks/")] == []
+    done = {name.rpartition("/")[2] for name in names if name.startswith("ranges/done/")}
+    assert done == {f"{start}-{start + 14}" for start in range(0, 120, 15)}, "the last one is not full"
 
 
 def test_four_clients_share_a_folder_without_a_hub(tmp_path: Path) -> None:
