@@ -2,11 +2,12 @@
 
 Pictures go from this process to the actors and splats come back through Ray's object store, so the machines of the
 cluster need no folder in common with this one; each needs sharp_cog with the same version, and finds or downloads the
-checkpoint by itself. Files are written here alone, whole or not at all: an actor that dies half-way leaves nothing
-behind, and what Ray does again is written once.
+checkpoint by itself. Files are written on this machine alone: see `sharp_cog.dataset.ray_write`. The run itself must be
+at one of the cluster's machines, of which it is the only one that must not be lost.
 
-One dataset lasts as long as the run, so that every actor loads the model once. Its source reads from a `Feed`, which
-knows every picture under way by its place: where Ray starts the reading anew, it gets the same pictures again.
+One dataset lasts as long as the run, so that every actor loads the model once. Its source reads from a `Feed`. An actor
+that dies is started again by Ray, with what it was at; where a whole machine is lost, what is under way is fed once
+more, and whichever result comes first counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import threading
 import traceback
@@ -23,17 +25,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow
 import ray
 import ray.data
 from ray._common.usage.usage_lib import set_usage_stats_enabled_via_env_var
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sharp_cog.atomic import open_atomically
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.make import make
 from sharp_cog.dataset.ray_feed import ClusterError, Feed, Feeder, FeedSource, one_row
+from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
 from sharp_cog.pipeline import SharpPipeline
 
@@ -45,7 +47,7 @@ OBJECT_STORE_BYTES = 2 << 30
 """Of a cluster that is started here; what is beyond goes to the disk."""
 MAX_CPUS_OF_GPU_ACTOR = 8
 
-_Result = dict[str, Any] | Exception
+_PROBE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,7 @@ class RayEngine:
         self._load, self._gaussians, self._formats = load, gaussians, formats
         self._address, self._device, self._num_actors = address, device, num_actors
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, _Result]]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
         """As `sharp_cog.dataset.run.Engine.run`. For each actor, two jobs are taken ahead.
 
         Raises:
@@ -103,54 +105,50 @@ class RayEngine:
                 num_actors=self._num_actors,
             )
             _LOG.info("Ray: %d actors, of %d CPUs and %d GPUs", pool.num_actors, pool.num_cpus, pool.num_gpus)
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            feed = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            feed = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, label_selector=here).remote()
             feeder = Feeder(jobs, feed, max_under_way=3 * pool.num_actors)
             try:
-                yield from self._results(feed, feeder, pool)
+                yield from self._results(feed, feeder, pool, here)
             except ray.exceptions.RayError as error:
                 raise ClusterError(f"Ray failed: {type(error).__name__}: {_first_line(error)}") from error
             finally:
                 feeder.stop()
 
-    def _results(self, feed: Any, feeder: Feeder, pool: Pool) -> Iterator[tuple[Job, _Result]]:
+    def _results(
+        self, feed: Any, feeder: Feeder, pool: Pool, here: dict[str, str]
+    ) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
         with _quiet_context():
-            read = ray.data.read_datasource(FeedSource(feed), override_num_blocks=1, num_cpus=0)
+            read = ray.data.read_datasource(FeedSource(feed), override_num_blocks=1, num_cpus=0, label_selector=here)
             made = read.map_batches(
                 _Maker,
                 fn_constructor_args=(feed, self._load, self._formats),
-                batch_size=None,
                 batch_format="pyarrow",
-                zero_copy_batch=True,
                 compute=ray.data.ActorPoolStrategy(size=pool.num_actors, max_tasks_in_flight_per_actor=2),
                 num_cpus=pool.num_cpus,
                 num_gpus=pool.num_gpus,
             )
+            written = made.map_batches(
+                write,
+                fn_kwargs={"folder": str(self._gaussians.absolute())},
+                batch_format="pyarrow",
+                num_cpus=0,
+                label_selector=here,
+            )
             # Nothing is fetched ahead: the last result would be held back until there is another one.
-            for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for place, outcome in zip(table["place"].to_pylist(), table["content"], strict=True):
-                    job = feeder.take_back(place)
-                    if job is not None:
-                        yield job, self._written(pickle.loads(outcome.as_buffer()))  # noqa: S301 - from our actors
-                        feeder.is_done()
+            for table in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for number, content in zip(table["number"].to_pylist(), table["content"], strict=True):
+                    outcome: Written = pickle.loads(content.as_buffer())  # noqa: S301 - from our own task
+                    job = feeder.take_back(number)
+                    if job is None:
+                        drop(outcome, self._gaussians)
+                        continue
+                    yield job, put_in_place(outcome, self._gaussians)
+                    feeder.is_done()
+                # Ray's own end may never come: it waits for what was lost with a machine and has been done again.
+                if feeder.is_over:
+                    break
         feeder.check()
-
-    def _written(self, outcome: _Outcome) -> _Result:
-        """Writes the files of a result; an `OutputError` is the result where that cannot be."""
-        if isinstance(outcome, Exception):
-            return outcome
-        result, files = outcome
-        try:
-            for name, content in files.items():
-                with open_atomically(self._gaussians / name) as file:
-                    file.write(content)
-        except SharpError as error:
-            return error
-        return result
-
-
-_Outcome = tuple[dict[str, Any], dict[str, bytes]] | Exception
-"""What an actor gives back: what `make` returns and the files by name, or what it raises."""
 
 
 def pool_of(nodes: Iterable[Mapping[str, Any]], *, device: str, num_actors: int) -> Pool:
@@ -190,18 +188,18 @@ class _Maker:
             self._pipeline = _portable(error)
 
     def __call__(self, table: pyarrow.Table) -> Iterator[pyarrow.Table]:
-        for place, content in zip(table["place"].to_pylist(), table["content"], strict=True):
+        for number, content in zip(table["number"].to_pylist(), table["content"], strict=True):
             buffer = content.as_buffer()
-            outcome = self._made(place, pickle.loads(buffer)) if buffer.size else None  # noqa: S301 - from the feed
-            yield one_row(place, pickle.dumps(outcome, protocol=5))
+            outcome = self._made(number, pickle.loads(buffer)) if buffer.size else None  # noqa: S301 - from the feed
+            yield one_row(number, pickle.dumps(outcome, protocol=5))
 
-    def _made(self, place: int, packed: tuple[Job, bytes, bytes] | Exception) -> _Outcome:
+    def _made(self, number: int, packed: tuple[Job, bytes, bytes] | Exception) -> Made:
         if isinstance(packed, Exception):
             return packed
         if isinstance(self._pipeline, Exception):
             return self._pipeline
         job, image, depth = packed
-        attempt = ray.get(self._feed.begin.remote(place))
+        attempt = ray.get(self._feed.begin.remote(number))
         if attempt > MAX_ATTEMPTS:
             return PredictionError(
                 f"the process that predicted it died {MAX_ATTEMPTS} times: the picture may be too large for the memory"
@@ -218,7 +216,7 @@ class _Maker:
         except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
             return _portable(error)
 
-    def _made_in(self, folder: Path, job: Job, image: bytes, depth: bytes) -> _Outcome:
+    def _made_in(self, folder: Path, job: Job, image: bytes, depth: bytes) -> Made:
         assert isinstance(self._pipeline, SharpPipeline)
         image_path, splats = folder / job.image.name, folder / "splats"
         image_path.write_bytes(image)
@@ -250,11 +248,19 @@ def _connected(address: str) -> Iterator[None]:
 
     Raises:
         ClusterError: It cannot be reached or started.
+        SettingError: The address is of another kind.
     """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"address": address}
+    if address.startswith("ray://"):
+        # The tasks that read and write here would be on another machine than the pictures.
+        raise SettingError(
+            f"RAY_ADDRESS is {address!r}: run the command on a machine of the cluster, with host:port or auto"
+        )
+    if address not in ("", "auto", "local"):
+        _probe(address)
     if not address:
         set_usage_stats_enabled_via_env_var(False)
         # The address "local" starts a cluster of our own even where another one runs on this machine.
@@ -276,6 +282,21 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _probe(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers.
+
+    Raises:
+        ClusterError: Nobody does.
+    """
+    try:
+        parts = urlsplit(f"//{address}")
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_PROBE_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} cannot be reached: {_first_line(error)}: check RAY_ADDRESS, host:port"
+        ) from error
+
+
 @contextmanager
 def _quiet_context() -> Iterator[None]:
     """Ray Data for a stream that may stand still for hours, and without its own progress bars."""
@@ -284,6 +305,8 @@ def _quiet_context() -> Iterator[None]:
         # Any row is larger, so that each goes on as soon as it is there, and never waits for others to fill a block.
         "target_max_block_size": 1,
         "target_min_block_size": 0,
+        # The feed bounds what is under way. Ray Data would count what a lost machine held, and then begin nothing more.
+        "override_object_store_memory_limit_fraction": 100.0,
         "execution_no_progress_timeout_s": -1,
         "issue_detectors_config": replace(context.issue_detectors_config, detectors=[]),
         "enable_progress_bars": False,

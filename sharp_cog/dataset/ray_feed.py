@@ -7,6 +7,8 @@ only pass pictures on import this module, which does without torch.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import pickle
 import threading
 from collections import Counter
@@ -22,6 +24,8 @@ from ray.data.datasource import Datasource, ReadTask
 from sharp_cog.dataset.engine import Job
 from sharp_cog.errors import DepthError, ImageError, SharpError
 
+_LOG = logging.getLogger(__name__)
+
 
 class ClusterError(SharpError):
     """The Ray cluster cannot be reached, or fails in a way that it does not mend itself."""
@@ -29,43 +33,64 @@ class ClusterError(SharpError):
     code = "cluster_failed"
 
 
+END = -1
+"""The number that comes back when all jobs have been fed."""
+WATCH_S = 5.0
+"""How often the machines of the cluster are counted."""
+
+
 class Feed:
-    """An actor that holds the pictures under way, and knows how often each was begun."""
+    """An actor that holds the jobs under way by their numbers, and knows how often each was begun.
+
+    It gives them out by place, the same ones however often it is asked. A job that may have been lost gets another
+    place.
+    """
 
     def __init__(self) -> None:
         self._contents: dict[int, bytes] = {}
+        self._numbers: list[int] = []
         self._begun: Counter[int] = Counter()
-        self._num_put, self._is_over = 0, False
+        self._is_over = False
         self._changed = asyncio.Condition()
 
-    async def put(self, content: bytes) -> None:
-        """Adds a job, at the next place."""
+    async def put(self, number: int, content: bytes) -> None:
+        """Adds a job."""
         async with self._changed:
-            self._contents[self._num_put] = content
-            self._num_put += 1
+            self._contents[number] = content
+            self._numbers.append(number)
+            self._changed.notify_all()
+
+    async def again(self) -> None:
+        """Gives out again everything that is under way."""
+        async with self._changed:
+            self._begun.clear()
+            self._numbers += self._contents
             self._changed.notify_all()
 
     async def end(self) -> None:
-        """There are no more."""
+        """Gives out nothing more."""
         async with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
-    async def take(self, place: int) -> bytes | None:
-        """The job of a place, once it is there: nothing in it where it is done already; None behind the last one."""
+    async def take(self, place: int) -> tuple[int, bytes] | None:
+        """The job of a place, once it is there: nothing in it where it is done already; None where it is over."""
         async with self._changed:
-            await self._changed.wait_for(lambda: place < self._num_put or self._is_over)
-        return self._contents.get(place, b"") if place < self._num_put else None
+            await self._changed.wait_for(lambda: place < len(self._numbers) or self._is_over)
+        if self._is_over:
+            return None
+        number = self._numbers[place]
+        return number, self._contents.get(number, b"")
 
-    async def begin(self, place: int) -> int:
+    async def begin(self, number: int) -> int:
         """Notes that a job is begun; returns how often it was."""
-        self._begun[place] += 1
-        return self._begun[place]
+        self._begun[number] += 1
+        return self._begun[number]
 
-    async def drop(self, place: int) -> None:
+    async def drop(self, number: int) -> None:
         """Lets go of a job that is done."""
-        self._contents.pop(place, None)
-        self._begun.pop(place, None)
+        self._contents.pop(number, None)
+        self._begun.pop(number, None)
 
 
 class FeedSource(Datasource):
@@ -85,36 +110,45 @@ class FeedSource(Datasource):
         feed = self._feed
 
         def read() -> Iterator[pyarrow.Table]:
-            place = 0
-            while (content := ray.get(feed.take.remote(place))) is not None:
-                yield one_row(place, content)
-                place += 1
+            for place in itertools.count():
+                taken = ray.get(feed.take.remote(place))
+                if taken is None:
+                    return
+                yield one_row(*taken)
 
         return [ReadTask(read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
 
 
-def one_row(place: int, content: bytes) -> pyarrow.Table:
-    return pyarrow.table(
-        {"place": pyarrow.array([place], pyarrow.int64()), "content": pyarrow.array([content], pyarrow.large_binary())}
-    )
+def one_row(number: int, content: bytes) -> pyarrow.Table:
+    """A job, or what became of it, as it travels."""
+    numbers = pyarrow.array([number], pyarrow.int64())
+    return pyarrow.table({"number": numbers, "content": pyarrow.array([content], pyarrow.large_binary())})
 
 
 class Feeder:
-    """A thread that reads pictures and feeds them, so many under way at once."""
+    """Threads that read pictures and feed them, so many under way at once, and again where a machine was lost."""
 
     def __init__(self, jobs: Iterable[Job], feed: Any, *, max_under_way: int) -> None:
         self._jobs, self._feed = jobs, feed
         self._under_way: dict[int, Job] = {}
         self._room = threading.Semaphore(max_under_way)
+        self._has_ended = False
         self._is_stopped = threading.Event()
         self._failure: BaseException | None = None
-        threading.Thread(target=self._feed_all, name="feed", daemon=True).start()
+        for name, work in (("feed", self._feed_all), ("watch", self._watch)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
-    def take_back(self, place: int) -> Job | None:
-        """The job of a place, once."""
-        job = self._under_way.pop(place, None)
-        if job is not None:
-            self._feed.drop.remote(place)
+    @property
+    def is_over(self) -> bool:
+        """Whether all jobs have come back, and there will be none."""
+        return self._has_ended and not self._under_way
+
+    def take_back(self, number: int) -> Job | None:
+        """The job of a number, the first time that it comes back."""
+        job = self._under_way.pop(number, None)
+        self._has_ended |= number == END
+        if job is not None or number == END:
+            self._feed.drop.remote(number)
         return job
 
     def is_done(self) -> None:
@@ -125,6 +159,7 @@ class Feeder:
         """Ends it; what is under way is given up."""
         self._is_stopped.set()
         self._room.release()
+        self._feed.end.remote()
 
     def check(self) -> None:
         """Raises what ended it.
@@ -134,20 +169,20 @@ class Feeder:
         """
         if self._failure is not None:
             raise self._failure
-        if self._under_way:
+        if not self.is_over:
             names = ", ".join(sorted(job.photo.id for job in self._under_way.values())[:3])
             raise ClusterError(f"{len(self._under_way)} photographs did not come back from Ray, such as {names}")
 
     def _feed_all(self) -> None:
         try:
-            for place, job in enumerate(self._paced()):
-                self._under_way[place] = job
-                ray.get(self._feed.put.remote(_packed(job)))
+            for number, job in enumerate(self._paced()):
+                self._under_way[number] = job
+                ray.get(self._feed.put.remote(number, _packed(job)))
         except BaseException as error:  # noqa: BLE001 - raised again by `check`
             self._failure = error
         finally:
             if not self._is_stopped.is_set():
-                self._feed.end.remote()
+                self._feed.put.remote(END, b"")
 
     def _paced(self) -> Iterator[Job]:
         jobs = iter(self._jobs)
@@ -157,6 +192,20 @@ class Feeder:
             if job is None:
                 return
             yield job
+
+    def _watch(self) -> None:
+        """Ray gives the tasks of a lost actor to the one that it starts in its place, and waits where it cannot."""
+        before = _machines()
+        while not self._is_stopped.wait(WATCH_S):
+            now = _machines()
+            if before - now:
+                _LOG.warning("%d machines of the Ray cluster are lost, %d are left", len(before - now), len(now))
+                self._feed.again.remote()
+            before = now
+
+
+def _machines() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def _packed(job: Job) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from PIL import Image
 from plyfile import PlyData
+from ray.cluster_utils import Cluster
 
 from sharp_cog.dataset.build import build
 from sharp_cog.dataset.engine import Job
@@ -150,6 +154,99 @@ def assert_done_once(settings: DatasetSettings, engine: Counted, *, count: int) 
         np.testing.assert_allclose(vertices["z"], 2.0 + number, rtol=2e-3)
 
 
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, marks: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path), address="127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        results_of(engine, [job_of(tmp_path, "a")])
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_no_photograph_and_doubles_none(tmp_path: Path, marks: Path) -> None:
+    """A cluster of three nodes by its address; the driver's has no processors. One of the others is killed for good."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 500 << 20})
+    try:
+        added = [nodes.add_node(num_cpus=1, object_store_memory=300 << 20) for _ in range(2)]
+        settings = settings_of(tmp_path, count=6)
+        load = functools.partial(ray_models.load_lift, marks, 0.3)
+        ray_engine = RayEngine(load, settings.gaussians_dir, settings.formats, address=nodes.address, device="cpu")
+        engine = Counted(ray_engine)
+        run = build(settings, Journal(settings.run_dir / "journal.sqlite"), Settings(model="lift"), engine=engine)
+
+        def kill_node() -> None:
+            deadline = time.monotonic() + 120
+            while len(engine.given) < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            # The run itself is at one of them, as it finds them all at one address.
+            here = ray.get_runtime_context().get_node_id()
+            nodes.remove_node(next(node for node in added if node.node_id != here), allow_graceful=False)
+
+        killer = threading.Thread(target=kill_node, daemon=True)
+        killer.start()
+        run.work()
+        killer.join(30)
+        assert len(nodes.worker_nodes) == 1
+        assert len(list(marks.glob("loaded-*"))) == 2
+        assert_done_once(settings, engine, count=6)
+    finally:
+        nodes.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_ctrl_c_finishes_what_is_under_way_and_a_second_one_ends_it(tmp_path: Path, num_signals: int) -> None:
+    """The command itself, in a terminal's group of processes, which all get the signal; then it goes on."""
+    settings = settings_of(tmp_path, count=6)
+    arguments = [
+        "dataset",
+        "run",
+        "--engine=ray",
+        f"--input-dir={settings.input_dir}",
+        f"--runs-dir={settings.runs_dir}",
+    ]
+    command = [sys.executable, "-m", "sharp_cog", *arguments]
+    environment = {**os.environ, "SHARP_MODEL": "lift", "SHARP_DEVICE": "cpu"}
+    before = ray_processes()
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
+    journal = Journal(settings.run_dir / "journal.sqlite")
+    wait_until(lambda: journal.counts().get("done", 0) >= 1, 120)
+    for _ in range(num_signals):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    start = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told.decode()
+    if num_signals == 2:
+        assert time.monotonic() - start < 20
+    assert "Traceback" not in told.decode()
+    counts = journal.counts()
+    assert 1 <= counts["done"] < 6
+    assert "made" not in counts
+    done = {entry.photo.id for entry in journal.entries("done")}
+    splats = {path.name for path in settings.gaussians_dir.glob("*.ply")}
+    assert num_signals == 2 or splats == {f"{photo_id}.ply" for photo_id in done}
+    wait_until(lambda: ray_processes() <= before, 20)
+    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr.decode()
+    assert journal.counts() == {"done": 6}
+    assert len(list(settings.gaussians_dir.iterdir())) == 6
+
+
+def ray_processes() -> set[int]:
+    found = set()
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if "raylet" in words or "gcs_server" in words or words.startswith("ray::"):
+            found.add(process.pid)
+    return found
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.1)
+
+
 @pytest.mark.usefixtures("cluster", "marks")
 def test_results_come_as_soon_as_they_are_there_and_few_jobs_are_taken_ahead(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, small(tmp_path), formats=("ply", "spz"))
@@ -279,10 +376,3 @@ def test_the_engine_of_a_run_is_the_one_of_its_settings(tmp_path: Path) -> None:
     run = build(settings, Journal(settings.run_dir / "journal.sqlite"), Settings(model="lift"))
     assert isinstance(run, Run)
     assert isinstance(run._engine, RayEngine)
-
-
-@pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, marks: Path) -> None:
-    engine = engine_of(tmp_path, small(tmp_path), address="127.0.0.1:9")
-    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 cannot be reached"):
-        results_of(engine, [job_of(tmp_path, "a")])
