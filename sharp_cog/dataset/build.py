@@ -23,6 +23,7 @@ from sharp_cog.dataset.run import Run
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.store import Store
 from sharp_cog.dataset.unsplash import Unsplash
+from sharp_cog.dataset.unsplash_api import UnsplashApi
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving.settings import Settings
@@ -100,8 +101,14 @@ def _source(
             raise RateLimitError("the run is to end, and does not wait for Unsplash any longer", wait_s=0.0)
 
     start_page = _start_page(settings, journal)
+    api = UnsplashApi(
+        settings.unsplash_access_key,
+        stop_on_rate_limit=settings.stop_on_rate_limit,
+        base_url=settings.unsplash_api_url,
+        sleep=sleep,
+    )
     unsplash = Unsplash(
-        access_key=settings.unsplash_access_key,
+        api,
         app_name=settings.unsplash_app_name,
         mode="search" if settings.source == "search" else "list",
         queries=settings.queries,
@@ -110,10 +117,7 @@ def _source(
         max_scan=max(0, settings.max_scan - (start_page - 1) * settings.per_page) if settings.max_scan else None,
         auto_seek=settings.list_auto_seek,
         seek_back_pages=settings.list_seek_back_pages,
-        stop_on_rate_limit=settings.stop_on_rate_limit,
         start_page=start_page,
-        base_url=settings.unsplash_api_url,
-        sleep=sleep,
     )
     if repo is None or not settings.uses_ranges:
         return unsplash, None

@@ -4,59 +4,34 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
-import requests
-
-from sharp_cog import __version__
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.photo import Photo, RateLimitError, SourceError
-from sharp_cog.errors import SettingError
+from sharp_cog.dataset.unsplash_api import UnsplashApi, origin
 from sharp_cog.options import FOCAL_LENGTH_MM_RANGE
 
 _LOG = logging.getLogger(__name__)
 
-BASE_URL = "https://api.unsplash.com"
 LICENSE, LICENSE_URL = "Unsplash License", "https://unsplash.com/license"
-MAX_TRIES = 4
-MAX_PICTURE_BYTES = 200_000_000
-
-_HOUR_S = 3600
-_GRACE_S = 3.0
-"""How long to wait after the full hour: its clock and ours may differ."""
-
-_STEP_S = 5.0
-_CHUNK_BYTES = 1 << 16
-_TIMEOUT_S = (10.0, 60.0)
-_USER_AGENT = f"sharp_cog/{__version__}"
-
 _Entry = Mapping[str, Any]
-_Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
 class Unsplash:
     """Photographs that Unsplash finds for queries, or all that it lists.
 
-    Only requests to the API's own address carry the access key; pictures lie elsewhere and are asked for without.
-
     Attributes:
-        rate_limit_left: Requests left in this hour, as the API last said; None before it did.
         num_photos: How many there are to look at, as the API last said; None before it did, and for many queries.
-
-    Raises:
-        SettingError: The access key cannot be one.
     """
 
-    rate_limit_left: int | None
     num_photos: int | None
 
     def __init__(
         self,
+        api: UnsplashApi,
         *,
-        access_key: str,
         app_name: str,
         mode: Literal["search", "list"],
         queries: tuple[str, ...],
@@ -65,48 +40,36 @@ class Unsplash:
         max_scan: int | None,
         auto_seek: bool,
         seek_back_pages: int,
-        stop_on_rate_limit: bool,
         start_page: int = 1,
-        base_url: str = BASE_URL,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], float] = time.time,
     ) -> None:
         """Makes the source; nothing is asked for yet.
 
         Args:
-            access_key: Of the application that is registered at Unsplash.
-            app_name: Its name, which goes into links of attribution.
+            api: What is asked.
+            app_name: The application's name, which goes into links of attribution.
             mode: search: what is found for the queries; list: everything.
             queries: What to search for, one after the other.
-            order_by: str of photographs.
+            order_by: Order of photographs.
             per_page: Photographs a page, 1 to 30.
             max_scan: End after so many photographs of the pages, known ones too; None is all.
             auto_seek: For lists whose beginning changes (latest, popular): start at page 1, and jump over pages on
                 which everything is known. The steps double until a page has something unknown.
             seek_back_pages: How many pages to go back after such a jump, since unknown ones may begin before the page
                 that it hit. Pages farther back are passed over.
-            stop_on_rate_limit: Raise `RateLimitError` at the rate limit, else wait for the next full hour.
             start_page: Where to start, without auto_seek.
-            base_url: The API's address.
-            sleep: Waits for seconds; never asked for more than 5 at once.
-            now: Seconds since 1970.
         """
-        key = access_key.strip()
-        if not key or not all("!" <= char <= "~" for char in key):
-            # Libraries would quote what they cannot send.
-            raise SettingError("UNSPLASH_ACCESS_KEY is empty or has characters that no key has: copy it anew")
-        self.rate_limit_left = self.num_photos = None
-        self._limited_until: float | None = None
+        self.num_photos = None
+        self._api = api
         self._num_listed: int | None = None
         self._app_name, self._mode, self._queries = app_name, mode, queries
         self._order_by, self._per_page, self._max_scan = order_by, per_page, max_scan
         self._does_seek = auto_seek and mode == "list" and order_by != "oldest"
         self._seek_back_pages, self._start_page = seek_back_pages, start_page
-        self._stop_on_rate_limit, self._sleep, self._now = stop_on_rate_limit, sleep, now
-        self._base_url = base_url.rstrip("/")
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = _USER_AGENT
-        self._auth = _client_id(key)
+
+    @property
+    def rate_limit_left(self) -> int | None:
+        """Requests left in this hour, as the API last said; None before it did."""
+        return self._api.rate_limit_left
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """As `Source.photos`. Each photograph comes once, whatever pages and queries it is on."""
@@ -145,14 +108,16 @@ class Unsplash:
 
         Unsplash takes EXIF out of pictures, and tells the focal length apart from them: it is put back.
         """
-        if _origin(photo.where) != _origin(self._base_url):
-            raise SourceError(f"photograph {photo.id}: its download is not at {self._base_url}, where the key belongs")
-        answer, _ = self._ask(photo.where)
+        if not self._api.owns(photo.where):
+            raise SourceError(
+                f"photograph {photo.id}: its download is not at {self._api.base_url}, where the key belongs"
+            )
+        answer, _ = self._api.ask(photo.where)
         url = answer.get("url") if isinstance(answer, dict) else None
-        if not isinstance(url, str) or _origin(url) is None:
+        if not isinstance(url, str) or origin(url) is None:
             raise SourceError(f"photograph {photo.id}: Unsplash does not say where its picture lies")
         focal_length_mm = self._focal_length_mm(photo.id)
-        picture = self._download(photo.id, url)
+        picture = self._api.download(photo.id, url)
         return picture if focal_length_mm is None else with_focal_length(picture, focal_length_mm)
 
     def _pages(self, is_known: Callable[[str], bool]) -> Iterator[tuple[int, list[_Entry]]]:
@@ -200,7 +165,7 @@ class Unsplash:
         """Entries of a page, and the number of the last page."""
         parameters: dict[str, str | int] = {"query": query, "page": page}
         parameters |= {"per_page": self._per_page, "order_by": self._order_by}
-        answer, _ = self._ask(f"{self._base_url}/search/photos", parameters)
+        answer, _ = self._api.ask(f"{self._api.base_url}/search/photos", parameters)
         if not isinstance(answer, dict):
             raise SourceError("Unsplash answered a search with something else than results: try again later")
         if len(self._queries) == 1 and isinstance(total := answer.get("total"), int):
@@ -213,7 +178,7 @@ class Unsplash:
         if self._num_listed is not None and (page - 1) * self._per_page >= self._num_listed:
             return []
         parameters: dict[str, str | int] = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
-        answer, headers = self._ask(f"{self._base_url}/photos", parameters)
+        answer, headers = self._api.ask(f"{self._api.base_url}/photos", parameters)
         total = headers.get("X-Total", "")
         self._num_listed = int(total) if total.isdecimal() else None
         if self._num_listed is not None:
@@ -259,7 +224,7 @@ class Unsplash:
             RateLimitError: Without it, the splat would have a wrong shape for good; later it can be had.
         """
         try:
-            answer, _ = self._ask(f"{self._base_url}/photos/{photo_id}")
+            answer, _ = self._api.ask(f"{self._api.base_url}/photos/{photo_id}")
         except RateLimitError:
             raise
         except SourceError as error:
@@ -272,158 +237,6 @@ class Unsplash:
             return None
         low, high = FOCAL_LENGTH_MM_RANGE
         return focal_length_mm if low <= focal_length_mm <= high else None
-
-    def _ask(self, url: str, parameters: Mapping[str, str | int] | None = None) -> tuple[Any, Mapping[str, str]]:
-        """What the API answers, and the answer's headers; waits where it must.
-
-        Raises:
-            SourceError: It refuses, or fails again and again.
-            RateLimitError: It may not be asked before the next full hour, and waiting is not wanted.
-        """
-        name, num_failures = f"Unsplash ({urlsplit(url).path})", 0
-        while True:
-            self._wait_for_turn()
-            asked_at = self._now()
-            try:
-                response = self._session.get(
-                    url, params=parameters, headers={"Accept-Version": "v1"}, auth=self._auth, timeout=_TIMEOUT_S
-                )
-                status = response.status_code
-                if self._is_limited(response, asked_at):
-                    continue
-                if status == 200:
-                    return response.json(), response.headers
-                reason = f"answered {status}"
-            except requests.RequestException as error:
-                status, reason = 0, _reason(error)
-            if status == 401:
-                raise SourceError("Unsplash refuses the access key: check UNSPLASH_ACCESS_KEY")
-            if status and status < 500:
-                raise SourceError(f"{name} {reason}")
-            num_failures = self._pause(name, reason, num_failures)
-
-    def _is_limited(self, response: requests.Response, asked_at: float) -> bool:
-        """Notes how many requests are left; whether this one was refused because none was."""
-        left = response.headers.get("X-Ratelimit-Remaining", "")
-        if left.isdecimal():
-            self.rate_limit_left = int(left)
-        status = response.status_code
-        is_refused = status == 429 or (status == 403 and "rate limit" in response.text.lower())
-        if is_refused or left == "0":
-            self._limited_until = (asked_at // _HOUR_S + 1) * _HOUR_S
-        return is_refused
-
-    def _wait_for_turn(self) -> None:
-        """Waits for the next full hour where no requests are left.
-
-        Raises:
-            RateLimitError: Waiting is not wanted.
-        """
-        until = self._limited_until
-        left = 0.0 if until is None else until - self._now()
-        if until is None or left <= 0:
-            return
-        if self._stop_on_rate_limit:
-            raise RateLimitError(f"Unsplash's rate limit is reached: go on in {left:.0f} s", wait_s=left)
-        _LOG.warning("Unsplash's rate limit is reached: going on in %.0f s", left + _GRACE_S)
-        left += _GRACE_S
-        # Both are asked: a machine may have slept, and a clock may stand.
-        while left > 0 and self._now() < until + _GRACE_S:
-            step = min(left, _STEP_S)
-            self._sleep(step)
-            left -= step
-        if self._limited_until == until:  # Else another thread has met the next one.
-            self._limited_until = None
-
-    def _pause(self, name: str, reason: str, num_failures: int) -> int:
-        """Waits after a failure, longer each time; returns their number.
-
-        Raises:
-            SourceError: It was the last one.
-        """
-        num_failures += 1
-        if num_failures == MAX_TRIES:
-            raise SourceError(f"{name} {reason}, {MAX_TRIES} times: try again later")
-        _LOG.info("%s %s: trying again", name, reason)
-        self._sleep(2.0 ** (num_failures - 1))
-        return num_failures
-
-    def _download(self, photo_id: str, url: str) -> bytes:
-        """A picture, whole.
-
-        Raises:
-            SourceError: It is not there, too large, or does not come whole after some tries.
-        """
-        name, num_failures = f"the picture of photograph {photo_id}", 0
-        while True:
-            try:
-                with self._session.get(
-                    url, headers={"Accept-Encoding": "identity"}, auth=_nobody, timeout=_TIMEOUT_S, stream=True
-                ) as response:
-                    status = response.status_code
-                    if status == 200:
-                        return _body(response, name)
-                reason = f"answered {status}"
-            except requests.RequestException as error:
-                status, reason = 0, _reason(error)
-            except _TruncatedError as error:
-                status, reason = 0, str(error)
-            if status and status != 429 and status < 500:
-                raise SourceError(f"{name} cannot be had: {urlsplit(url).hostname} {reason}")
-            num_failures = self._pause(name, reason, num_failures)
-
-
-class _TruncatedError(Exception):
-    """An answer ended early."""
-
-
-def _body(response: requests.Response, name: str) -> bytes:
-    """Reads a picture to its end.
-
-    Raises:
-        SourceError: It is too large.
-        _TruncatedError: It is shorter than the server said, or empty.
-    """
-    length = response.headers.get("Content-Length", "")
-    expected = int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
-    too_large = f"{name} is larger than {MAX_PICTURE_BYTES // 10**6} MB"
-    if expected is not None and expected > MAX_PICTURE_BYTES:
-        raise SourceError(too_large)
-    content = bytearray()
-    for chunk in response.iter_content(_CHUNK_BYTES):
-        content += chunk
-        if len(content) > MAX_PICTURE_BYTES:
-            raise SourceError(too_large)
-    if not content or (expected is not None and len(content) != expected):
-        raise _TruncatedError(f"ended after {len(content)} of {'some' if expected is None else expected} bytes")
-    return bytes(content)
-
-
-def _client_id(key: str) -> _Auth:
-    """Signs requests. As an argument of each: else `.netrc` would take the header's place."""
-
-    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Client-ID {key}"
-        return request
-
-    return sign
-
-
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
-def _reason(error: requests.RequestException) -> str:
-    return f"cannot be read ({type(error).__name__})"
-
-
-def _origin(url: str) -> tuple[str, str] | None:
-    """Scheme and host of a web address; None for what is none."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    return (parts.scheme, parts.netloc) if parts.scheme in ("http", "https") and parts.netloc else None
 
 
 def _are_known(entries: list[_Entry], is_known: Callable[[str], bool]) -> bool:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sharp_cog.dataset import unsplash
+from sharp_cog.dataset import unsplash_api
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source, SourceError
 from sharp_cog.dataset.unsplash import Unsplash
+from sharp_cog.dataset.unsplash_api import UnsplashApi
 from sharp_cog.errors import SettingError
 from sharp_cog.images import decode
 from tests.unit.dataset.unsplash_server import ACCESS_KEY, UnsplashServer
@@ -56,8 +57,15 @@ def clock() -> Clock:
 
 
 def source(server: UnsplashServer, clock: Clock, **changes: Any) -> Unsplash:
-    settings: dict[str, Any] = {
+    api: dict[str, Any] = {
         "access_key": ACCESS_KEY,
+        "stop_on_rate_limit": False,
+        "base_url": server.url,
+        "sleep": clock.sleep,
+        "now": clock.now,
+    }
+    api |= {name: changes.pop(name) for name in api.keys() & changes.keys()}
+    settings: dict[str, Any] = {
         "app_name": "my app",
         "mode": "list",
         "queries": (),
@@ -66,12 +74,8 @@ def source(server: UnsplashServer, clock: Clock, **changes: Any) -> Unsplash:
         "max_scan": None,
         "auto_seek": False,
         "seek_back_pages": 1,
-        "stop_on_rate_limit": False,
-        "base_url": server.url,
-        "sleep": clock.sleep,
-        "now": clock.now,
     }
-    return Unsplash(**{**settings, **changes})
+    return Unsplash(UnsplashApi(**api), **{**settings, **changes})
 
 
 def nothing(photo_id: str) -> bool:
@@ -356,9 +360,9 @@ def test_a_picture_may_not_be_larger_than_the_cap(
 ) -> None:
     found = source(server, clock)
     photo = first(found)
-    monkeypatch.setattr(unsplash, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]))
+    monkeypatch.setattr(unsplash_api, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]))
     assert found.fetch(photo) == server.pictures["pic000"]
-    monkeypatch.setattr(unsplash, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]) - 1)
+    monkeypatch.setattr(unsplash_api, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]) - 1)
     with pytest.raises(SourceError, match="is larger than"):
         found.fetch(photo)
 
