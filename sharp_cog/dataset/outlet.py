@@ -28,6 +28,7 @@ class Outlet:
         claims: Of the run; None where nobody else is at it.
         publisher: Where splats go; None keeps them here.
         share: Where single splats go before that, if anywhere.
+        formats: What is published; nothing is all.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Outlet:
         claims: Claims | None,
         publisher: Publisher | None,
         share: Share | None,
+        formats: tuple[str, ...] = (),
     ) -> None:
         self._journal, self._claims, self._publisher, self._share = journal, claims, publisher, share
+        self._formats = formats
         self._images, self._gaussians = run_dir / "images", run_dir / "gaussians"
 
     def has_splats(self, entry: Entry) -> bool:
@@ -88,16 +91,19 @@ class Outlet:
 
     def _finished(self, entry: Entry) -> Finished:
         about = entry.about
+        splats = self._splats(entry)
+        sha256 = about["sha256"]
+        published = self._formats or tuple(splats)
         shared = {name: str(value) for name, value in about.items() if name.startswith("gsplat_")}
         return Finished(
             id=entry.photo.id,
             image=self._images / about["image"],
-            splats=self._splats(entry),
+            splats={name: splats[name] for name in published if name in splats},
             row={
                 **entry.photo.row,
                 **shared,
                 **{name: str(about[name]) for name in _KEPT},
-                "sha256": json.dumps(about["sha256"]),
+                "sha256": json.dumps({name: sha256[name] for name in published if name in sha256}),
             },
         )
 

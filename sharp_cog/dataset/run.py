@@ -86,7 +86,9 @@ class Run:
             max_images=settings.max_images,
             max_pixels=max_pixels,
         )
-        self._outlet = Outlet(journal, settings.run_dir, claims=claims, publisher=publisher, share=share)
+        self._outlet = Outlet(
+            journal, settings.run_dir, claims=claims, publisher=publisher, share=share, formats=settings.hf_formats
+        )
         self._gpu_log = GpuLog(settings.run_dir / "gpu_mem_log.csv") if settings.log_gpu_mem else None
         self._jobs: Pipe[Job] = Pipe(settings.download_queue_max)
         self._made: Pipe[str] = Pipe(settings.upload_queue_max)

@@ -85,6 +85,7 @@ class DatasetSettings:
     hf_upload: bool = _setting("HF_UPLOAD", False, "publish to the Hugging Face hub, with the token HF_TOKEN")
     hf_repo_id: str = _setting("HF_REPO_ID", "", "your repository there, such as you/splats", pattern=_REPO_ID)
     hf_repo_type: str = _setting("HF_REPO_TYPE", "dataset", "its type, dataset or model", choices=REPO_TYPES)
+    hf_formats: tuple[str, ...] = _setting("HF_FORMATS", (), "formats of splats that are published; without, all")
     hf_subdir: str = _setting("HF_SUBDIR", "photos", "folder of pictures and splats in it")
     hf_index_repo_path: str = _setting("HF_INDEX_REPO_PATH", "data/train.jsonl", "its index", pattern=_IN_REPO)
     hf_index_flush_every: int = _setting("HF_INDEX_FLUSH_EVERY", 100, "photographs a commit", range=(1, 10**4))
@@ -124,6 +125,9 @@ class DatasetSettings:
                 raise SettingError(f"FORMATS has {name!r}: choose from {', '.join(OUTPUT_FORMATS)}")
         if not self.formats:
             raise SettingError("FORMATS is empty: name at least one format")
+        for name in self.hf_formats:
+            if name not in self.formats:
+                raise SettingError(f"HF_FORMATS has {name!r}, which FORMATS ({','.join(self.formats)}) has not: add it")
         if self.source == "folder" and not self.input_dir:
             raise SettingError("SHARP_INPUT_DIR is not set: name the folder of pictures, or choose another SOURCE")
         if self.source != "folder" and not self.unsplash_access_key:

@@ -346,3 +346,17 @@ def test_a_token_that_is_missing_is_told(tmp_path: Path, hub: HubServer, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with pytest.raises(HubError, match=r"the hub refuses \(401\).*HF_TOKEN may write there"):
         run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO))
+
+
+def test_only_some_formats_are_published(tmp_path: Path, hub: HubServer) -> None:
+    formats = ("ply", "spz", "sog")
+    settings = settings_of(
+        tmp_path, count=2, formats=formats, hf_upload=True, hf_repo_id=REPO, hf_formats=("spz", "sog")
+    )
+    run_of(settings).work()
+    assert {path.suffix for path in settings.gaussians_dir.iterdir()} == {".ply", ".spz", ".sog"}
+    names = hub.files(REPO)
+    assert {Path(name).suffix for name in names if name.startswith("photos/")} == {".png", ".spz", ".sog"}
+    for row in read_rows(names["data/train.jsonl"]):
+        assert row["ply_url"] == ""
+        assert json.loads(row["splat_paths"]).keys() == json.loads(row["sha256"]).keys() == {"spz", "sog"}
