@@ -122,7 +122,8 @@ class Run:
             ),
             self._shared,
         )
-        keeping = self._started("keep", self._keep)
+        # Apart from each other: the hub may let claims wait for long, and nobody is to wait for a STOP that long.
+        beside = [self._started("watch", self._watch), self._started("keep", self._keep)]
         self._guarded(self._make_all, self._jobs)
         fetching.join()
         self._made.close()
@@ -131,7 +132,8 @@ class Run:
         self._shared.close()
         publishing.join()
         self._is_over.set()
-        keeping.join()
+        for thread in beside:
+            thread.join()
         self._guarded(lambda: self._tidy(is_over=True))
         if self._failure is not None:
             raise self._failure
@@ -190,10 +192,9 @@ class Run:
                 continue
             yield job
 
-    def _keep(self) -> None:
+    def _watch(self) -> None:
+        """Looks at the files that pause and stop, and tells how much waits."""
         settings = self.settings
-        period_s = min(KEEP_S, settings.hf_lock_stale_secs / 10, settings.range_lock_stale_secs / 10)
-        kept = given_back = time.monotonic()
         while not self._is_over.wait(TICK_S):
             waiting = {"fetched": len(self._jobs), "made": len(self._made), "shared": len(self._shared)}
             self.progress.waiting = waiting
@@ -202,11 +203,15 @@ class Run:
             if not self._stopping.is_set() and stop_file.exists():
                 _LOG.info("%s is there: the run ends when what is under way is done", stop_file)
                 self.stop()
-            if time.monotonic() - kept > period_s:
-                is_due = time.monotonic() - given_back > GIVE_BACK_S
-                self._tidy(give_back=is_due)
-                kept = time.monotonic()
-                given_back = kept if is_due else given_back
+
+    def _keep(self) -> None:
+        """Looks after claims while the run goes on."""
+        stale_s = min(self.settings.hf_lock_stale_secs, self.settings.range_lock_stale_secs)
+        given_back = time.monotonic()
+        while not self._is_over.wait(min(KEEP_S, stale_s / 10)):
+            is_due = time.monotonic() - given_back > GIVE_BACK_S
+            self._tidy(give_back=is_due)
+            given_back = time.monotonic() if is_due else given_back
 
     def _tidy(self, *, give_back: bool = False, is_over: bool = False) -> None:
         """Looks after claims: renews them, gives back those on what failed; all that are left, at the end."""
