@@ -156,9 +156,3 @@ def test_a_terminal_shows_a_live_view(tmp_path: Path, pictures: Path) -> None:
     for name in ("done", "failed", "an hour", "waiting", "time left"):
         assert name in text
     assert text.rstrip().endswith("\x1b[?25h"), "the cursor is there again"
-
-
-def test_status_of_a_run_that_is_not_there_is_told(tmp_path: Path) -> None:
-    code, output = ended(started(tmp_path, "status", "--run-id", "nowhere"))
-    assert code == 1
-    assert "there is no run runs/nowhere: check RUNS_DIR and RUN_ID" in output

@@ -223,7 +223,7 @@ def test_a_hub_that_is_gone_ends_the_run_and_nothing_is_made_again(
 
 def test_rows_are_flushed_after_a_while(tmp_path: Path, hub: HubServer) -> None:
     settings = settings_of(tmp_path, count=12, hf_upload=True, hf_repo_id=REPO, hf_index_flush_secs=0.3)
-    run = run_of(settings, seconds=0.15)
+    run = run_of(settings, seconds=0.25)
     thread = threading.Thread(target=run.work)
     thread.start()
     deadline = time.monotonic() + 20
@@ -294,13 +294,13 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_claims_are_renewed_while_a_run_works(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
-    settings = settings_of(tmp_path, count=4, claims_dir=str(shared), hf_lock_stale_secs=1.5)
-    run = run_of(settings, seconds=0.9)
+    settings = settings_of(tmp_path, count=4, claims_dir=str(shared), hf_lock_stale_secs=2.5)
+    run = run_of(settings, seconds=1.0)
     thread = threading.Thread(target=run.work)
     thread.start()
-    time.sleep(2.4)
+    time.sleep(3.2)
     assert thread.is_alive()
-    other = Claims(FolderStore(shared), "other", locks_dir="locks", done_dir="done", stale_s=1.5)
+    other = Claims(FolderStore(shared), "other", locks_dir="locks", done_dir="done", stale_s=2.5)
     photos = list(Folder(tmp_path / "in").photos(lambda _: False))
     assert other.claim(photos).ours == []
     thread.join(30)

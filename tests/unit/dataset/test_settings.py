@@ -229,3 +229,12 @@ def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert main(["dataset", "run", "--input-dir", "in"]) == 1
     error = capsys.readouterr().err
     assert error == "error: datasets need dotenv: .venv/bin/pip install -e '.[dataset]' [not_installed]\n"
+
+
+def test_status_of_a_run_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["dataset", "status", "--run-id", "nowhere"]) == 1
+    expected = "error: there is no run runs/nowhere: check RUNS_DIR and RUN_ID [invalid_setting]\n"
+    assert capsys.readouterr().err == expected
