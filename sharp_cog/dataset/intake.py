@@ -58,6 +58,7 @@ class Intake:
         self._is_limited = False
         self._mutex = threading.Lock()
         self._under_way: set[str] = set()
+        self._num_made = 0
 
     def jobs(self, has_splats: Callable[[Entry], bool]) -> Iterator[Job | str]:
         """Photographs to make splats of, or ids of those that have splats already.
@@ -73,6 +74,8 @@ class Intake:
         for made in self._journal.entries("made"):
             if not has_splats(made):
                 self._journal.advance(made.photo.id, "seen")
+        # Counted once, and on from there: for each photograph anew, it would take longer the more there are.
+        self._num_made = self._journal.counts().get("done", 0)
         photos = itertools.chain(
             self._claimed(entry.photo for entry in self._journal.entries("made")),
             self._claimed(entry.photo for entry in self._journal.entries("fetched", "seen")),
@@ -86,6 +89,7 @@ class Intake:
             entry = self._journal.get(photo.id)
             assert entry is not None
             if entry.state == "made":
+                self.settle(photo.id, is_made=True)
                 yield photo.id
                 continue
             if not self._is_wanted():
@@ -96,10 +100,11 @@ class Intake:
             if job is not None:
                 yield job
 
-    def settle(self, photo_id: str) -> None:
+    def settle(self, photo_id: str, *, is_made: bool = False) -> None:
         """Once a job has become splats, or nothing."""
         with self._mutex:
             self._under_way.discard(photo_id)
+            self._num_made += is_made
 
     def fail(self, photo: Photo, error: Exception, *, is_fetched: bool) -> None:
         """Notes what became of a photograph that failed; its claim is kept while there is another try."""
@@ -116,9 +121,8 @@ class Intake:
         self.settle(photo.id)
 
     def _num_begun(self) -> int:
-        counts = self._journal.counts()
         with self._mutex:
-            return counts.get("made", 0) + counts.get("done", 0) + len(self._under_way)
+            return self._num_made + len(self._under_way)
 
     def _is_wanted(self) -> bool:
         """Whether one more photograph is; waits where that hangs on what is under way."""

@@ -174,7 +174,7 @@ class Run:
                 self._intake.fail(job.photo, result, is_fetched=True)
                 continue
             self.journal.advance(photo_id, "made", **result)
-            self._intake.settle(photo_id)
+            self._intake.settle(photo_id, is_made=True)
             if self._gpu_log is not None:
                 self._gpu_log.write(photo_id)
             if not self._made.put(photo_id):
