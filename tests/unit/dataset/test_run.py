@@ -360,3 +360,27 @@ def test_only_some_formats_are_published(tmp_path: Path, hub: HubServer) -> None
     for row in read_rows(names["data/train.jsonl"]):
         assert row["ply_url"] == ""
         assert json.loads(row["splat_paths"]).keys() == json.loads(row["sha256"]).keys() == {"spz", "sog"}
+
+
+def test_a_stop_leaves_fetched_pictures_to_the_next_run(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, count=9, download_queue_max=8)
+    run = run_of(settings, seconds=0.4)
+    thread = threading.Thread(target=run.work)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while run.journal.counts().get("fetched", 0) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.stop()
+    thread.join(20)
+    assert len(engine_of(run).made) <= 2, "the one under way, and one that may have begun meanwhile"
+    assert run.journal.counts()["fetched"] >= 6
+
+
+def test_half_files_of_a_killed_process_are_swept_away(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    left = [settings.images_dir / ".photo.jpg.0a1b2c3d.part", settings.gaussians_dir / ".photo.ply.0a1b2c3d.part"]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    run_of(settings).work()
+    assert not any(path.exists() for path in left)
