@@ -123,6 +123,7 @@ class RayEngine:
             made = read.map_batches(
                 _Maker,
                 fn_constructor_args=(feed, self._load, self._formats),
+                batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.num_actors, max_tasks_in_flight_per_actor=2),
                 num_cpus=pool.num_cpus,
@@ -131,6 +132,7 @@ class RayEngine:
             written = made.map_batches(
                 write,
                 fn_kwargs={"folder": str(self._gaussians.absolute())},
+                batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=0,
                 label_selector=here,

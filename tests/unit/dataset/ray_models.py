@@ -79,5 +79,5 @@ def _loaded(kind: type[Watched], folder: Path, seconds: float) -> SharpPipeline:
     pipeline = kind.load(Settings(model="lift", device="cpu"))
     assert isinstance(pipeline, Watched)
     pipeline.folder, pipeline.seconds = folder, seconds
-    (folder / f"loaded-{os.getpid()}").touch()
+    (folder / f"loaded-{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.dataset.ray_engine import MAX_ATTEMPTS, Pool, RayEngine, pool_of
-from sharp_cog.dataset.ray_feed import ClusterError
+from sharp_cog.dataset.ray_feed import ClusterError, one_row
+from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.dataset.run import Run
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import (
@@ -49,7 +51,15 @@ Results = list[tuple[str, dict[str, Any] | Exception]]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One for several tests, which the engine finds and leaves as it is."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    # As many GPUs as one says: Ray counts them, and does not look.
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 << 20,
+    )
     yield
     ray.shutdown()
 
@@ -65,7 +75,7 @@ def engine_of(
 ) -> RayEngine:
     folder = tmp_path / "splats"
     folder.mkdir(exist_ok=True)
-    return RayEngine(load, folder, formats, device="cpu", num_actors=num_actors, **more)
+    return RayEngine(load, folder, formats, num_actors=num_actors, **{"device": "cpu", **more})
 
 
 def small(tmp_path: Path, seconds: float = 0.0) -> Callable[[], Any]:
@@ -157,6 +167,12 @@ def assert_done_once(settings: DatasetSettings, engine: Counted, *, count: int) 
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, marks: Path) -> None:
     engine = engine_of(tmp_path, small(tmp_path), address="127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        results_of(engine, [job_of(tmp_path, "a")])
+
+
+def test_an_address_of_a_ray_client_is_refused(tmp_path: Path, marks: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path), address="ray://127.0.0.1:10001")
+    with pytest.raises(SettingError, match="RAY_ADDRESS"):
         results_of(engine, [job_of(tmp_path, "a")])
 
 
@@ -308,6 +324,32 @@ def test_a_model_that_cannot_be_loaded_is_told_as_what_it_is(tmp_path: Path) -> 
     assert str(results[0][1]) == "there is no checkpoint"
 
 
+def test_files_get_their_names_by_the_first_result(tmp_path: Path) -> None:
+    made = ({"num_gaussians": 1}, {"a.ply": b"first", "a.spz": b"splat"})
+    late = ({"num_gaussians": 1}, {"a.ply": b"second"})
+    first, second = (written_of(outcome, tmp_path) for outcome in (made, late))
+    assert not list(tmp_path.glob("[!.]*")), "nothing has its name yet"
+    assert put_in_place(first, tmp_path) == {"num_gaussians": 1}
+    drop(second, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.ply": b"first", "a.spz": b"splat"}
+    error = ImageError("broken")
+    told = put_in_place(written_of(error, tmp_path), tmp_path)
+    assert isinstance(told, ImageError)
+    drop(written_of(error, tmp_path), tmp_path)
+    (tmp_path / "a.ply").unlink()
+    (tmp_path / "a.ply").mkdir()
+    (tmp_path / "a.ply" / "in-the-way").touch()
+    assert isinstance(put_in_place(written_of(made, tmp_path), tmp_path), OutputError)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def written_of(made: Made, folder: Path) -> Written:
+    (row,) = write(one_row(7, pickle.dumps(made)), str(folder))
+    assert row["number"].to_pylist() == [7]
+    written: Written = pickle.loads(row["content"][0].as_buffer())
+    return written
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "marks")
 def test_files_that_cannot_be_written_are_told(tmp_path: Path) -> None:
@@ -317,6 +359,16 @@ def test_files_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     assert isinstance(results[0][1], OutputError)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_each_actor_has_a_gpu_of_its_own_where_there_are_any(tmp_path: Path, marks: Path) -> None:
+    engine = engine_of(tmp_path, small(tmp_path, 0.5), num_actors=0, device="auto")
+    results = results_of(engine, [job_of(tmp_path, f"photo{number}") for number in range(6)])
+    assert len(results) == 6
+    assert all(isinstance(result, dict) for _, result in results)
+    assert sorted(mark.read_text() for mark in marks.glob("loaded-*")) == ["0", "1"]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "marks")
 def test_a_source_that_fails_is_not_swallowed_and_its_jobs_are_done(tmp_path: Path) -> None:
     def jobs() -> Iterator[Job]:
