@@ -132,8 +132,11 @@ class Feeder:
         self._jobs, self._feed = jobs, feed
         self._under_way: dict[int, Job] = {}
         self._room = threading.Semaphore(max_under_way)
+        self._machines = _machines()
         self._has_ended = False
         self._is_stopped = threading.Event()
+        # Held while Ray is asked: what is asked of it once it is shut down would start it anew.
+        self._asking = threading.Lock()
         self._failure: BaseException | None = None
         for name, work in (("feed", self._feed_all), ("watch", self._watch)):
             threading.Thread(target=work, name=name, daemon=True).start()
@@ -156,9 +159,11 @@ class Feeder:
         self._room.release()
 
     def stop(self) -> None:
-        """Ends it; what is under way is given up."""
+        """Ends it; what is under way is given up, and nothing is asked of Ray any more."""
         self._is_stopped.set()
         self._room.release()
+        if self._asking.acquire(timeout=WATCH_S):
+            self._asking.release()
         self._feed.end.remote()
 
     def check(self) -> None:
@@ -176,13 +181,18 @@ class Feeder:
     def _feed_all(self) -> None:
         try:
             for number, job in enumerate(self._paced()):
-                self._under_way[number] = job
-                ray.get(self._feed.put.remote(number, _packed(job)))
+                content = _packed(job)
+                with self._asking:
+                    if self._is_stopped.is_set():
+                        return
+                    self._under_way[number] = job
+                    ray.get(self._feed.put.remote(number, content))
         except BaseException as error:  # noqa: BLE001 - raised again by `check`
             self._failure = error
         finally:
-            if not self._is_stopped.is_set():
-                self._feed.put.remote(END, b"")
+            with self._asking:
+                if not self._is_stopped.is_set():
+                    self._feed.put.remote(END, b"")
 
     def _paced(self) -> Iterator[Job]:
         jobs = iter(self._jobs)
@@ -195,12 +205,15 @@ class Feeder:
 
     def _watch(self) -> None:
         """Ray gives the tasks of a lost actor to the one that it starts in its place, and waits where it cannot."""
-        before = _machines()
+        before = self._machines
         while not self._is_stopped.wait(WATCH_S):
-            now = _machines()
-            if before - now:
-                _LOG.warning("%d machines of the Ray cluster are lost, %d are left", len(before - now), len(now))
-                self._feed.again.remote()
+            with self._asking:
+                if self._is_stopped.is_set():
+                    return
+                now = _machines()
+                if before - now:
+                    _LOG.warning("%d machines of the Ray cluster are lost, %d are left", len(before - now), len(now))
+                    self._feed.again.remote()
             before = now
 
 
