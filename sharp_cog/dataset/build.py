@@ -62,7 +62,7 @@ def build(settings: DatasetSettings, journal: Journal, sharp: Settings, *, engin
         settings,
         journal,
         source,
-        engine or _engine(settings, sharp),
+        engine or _engine(settings, sharp, stopping),
         claims=claims,
         publisher=publisher,
         share=Gsplat.of(settings) if settings.gsplat_upload else None,
@@ -146,10 +146,10 @@ def _start_page(settings: DatasetSettings, journal: Journal) -> int:
     return max(1, num_pages + 1 - settings.list_seek_back_pages)
 
 
-def _engine(settings: DatasetSettings, sharp: Settings) -> Engine:
+def _engine(settings: DatasetSettings, sharp: Settings, stopping: threading.Event) -> Engine:
     load = functools.partial(SharpPipeline.load, sharp)
     if settings.engine == "local":
-        return LocalEngine(load, settings.gaussians_dir, settings.formats)
+        return LocalEngine(load, settings.gaussians_dir, settings.formats, stopping=stopping)
     try:
         from sharp_cog.dataset.ray_engine import RayEngine
     except ModuleNotFoundError as error:

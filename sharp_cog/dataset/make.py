@@ -12,7 +12,7 @@ from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import DepthError, ImageError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.pipeline import Decoded, Prediction, SharpPipeline
 
 SUFFIXES = {
     "JPEG": ".jpg",
@@ -54,18 +54,36 @@ def make(pipeline: SharpPipeline, photo: Photo, image: Path, folder: Path, forma
         PredictionError: The device failed.
         OutputError: A file cannot be written.
     """
-    first = PredictOptions(output_format=formats[0])
-    decoded = pipeline.decode(
+    return written(pipeline, photo, pipeline.predict(decoded(pipeline, photo, image, formats)), folder, formats)
+
+
+def decoded(pipeline: SharpPipeline, photo: Photo, image: Path, formats: tuple[str, ...]) -> Decoded:
+    """The part of `make` before the device.
+
+    Raises:
+        InputError: The picture or its depth map cannot be used.
+    """
+    return pipeline.decode(
         _read(image, ImageError),
-        first,
+        PredictOptions(output_format=formats[0]),
         depth_bytes=_read(Path(photo.depth), DepthError) if photo.depth else None,
     )
-    prediction = pipeline.predict(decoded)
+
+
+def written(
+    pipeline: SharpPipeline, photo: Photo, prediction: Prediction, folder: Path, formats: tuple[str, ...]
+) -> dict[str, Any]:
+    """The part of `make` behind the device.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
     splats, sha256 = {}, {}
     for name in formats:
         path = folder / f"{photo.id}{FORMATS[name].suffix}"
-        prediction.with_output(replace(first, output_format=name)).write(path)
-        splats[name], sha256[name] = path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+        prediction.with_output(replace(prediction.options, output_format=name)).write(path)
+        with path.open("rb") as file:
+            splats[name], sha256[name] = path.name, hashlib.file_digest(file, "sha256").hexdigest()
     camera = prediction.camera
     return {
         "splats": splats,
