@@ -8,11 +8,8 @@ first one does.
 from __future__ import annotations
 
 import base64
-import io
 import itertools
-import json
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from sharp_cog import __version__, arrange, formats
+from sharp_cog.dataset.gsplat_api import ANSWER_S, Calls, GsplatError, TransientError
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import SettingError, SharpError
@@ -38,32 +36,11 @@ SHARED_FORMATS = ("ply", "compressed_ply", "spz", "splat", "apple_ply")
 MAX_SINGLE_BYTES = 20 * 1024 * 1024
 """From this size on, a file goes in chunks."""
 CHUNK_BYTES = 16 * 1024 * 1024
-MAX_ANSWER_BYTES = 1 << 20
-MAX_TRIES = 4
-MAX_WAIT_S = 60.0
 DEADLINE_S = 300.0
 """How long sharing one splat may take in all."""
 OUTAGE_FAILURES, OUTAGE_S = 3, 300.0
 """After so many failures one after the other, for so many seconds nothing is sent: a service that is down must not hold
 up the photographs."""
-
-_CONNECT_S, _ANSWER_S = 10.0, 60.0
-_RETRIED_STATUSES = (408, 425, 429)
-_EXPECTED = "something else than a result of tRPC"
-
-
-class GsplatError(SharpError):
-    """The service does not take a splat."""
-
-    code = "gsplat_failed"
-
-
-class _TransientError(GsplatError):
-    """The service is not there, or fails; another try may work."""
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 class Gsplat:
@@ -81,7 +58,7 @@ class Gsplat:
         num_gaussians: int,
         uses_small_ply: bool = True,
         deadline_s: float = DEADLINE_S,
-        answer_s: float = _ANSWER_S,
+        answer_s: float = ANSWER_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Makes it; nothing is asked for yet.
@@ -140,7 +117,7 @@ class Gsplat:
             _LOG.warning(
                 "%s is not shared: %s", photo.id, error, exc_info=None if isinstance(error, SharpError) else error
             )
-            self._note(is_outage=isinstance(error, _TransientError))
+            self._note(is_outage=isinstance(error, TransientError))
             return {"gsplat_error": f"{getattr(error, 'code', type(error).__name__)}: {error}"[:300]}
         self._note(is_outage=False)
         return {**shared, "gsplat_error": ""}
@@ -158,7 +135,14 @@ class Gsplat:
         about = _about(photo) | {"expirationType": self._expiration_type}
         with requests.Session() as session:
             session.headers["User-Agent"] = f"sharp_cog/{__version__}"
-            calls = _Calls(session, self._base, self._host, time.monotonic() + self._deadline_s, self)
+            calls = Calls(
+                session,
+                self._base,
+                self._host,
+                deadline=time.monotonic() + self._deadline_s,
+                answer_s=self._answer_s,
+                sleep=self._sleep,
+            )
             model_file_url = _upload(calls, path, about)
             order = calls("createOrder", {"modelFileUrl": model_file_url, **about})
         share_id = _found(order, "shareId")
@@ -178,71 +162,7 @@ class Gsplat:
         return formats.write(path, kept, splat.camera, OutputOptions(output_format="ply"))
 
 
-class _Calls:
-    """Calls of one splat, which share a connection and a deadline."""
-
-    def __init__(self, session: requests.Session, base: str, host: str, deadline: float, gsplat: Gsplat) -> None:
-        self._session, self._base, self._host, self._deadline = session, base, host, deadline
-        self._answer_s, self._sleep = gsplat._answer_s, gsplat._sleep
-
-    def __call__(self, procedure: str, argument: Mapping[str, Any]) -> Any:
-        """Calls a procedure; returns its result.
-
-        Raises:
-            GsplatError: The service refuses; `_TransientError` where it failed again and again.
-        """
-        body = json.dumps({"0": argument}).encode()
-        for number in itertools.count(1):
-            try:
-                return self._post(procedure, body)
-            except _TransientError as error:
-                wait_s = error.retry_after_s
-                if wait_s is None:
-                    wait_s = 0.5 * 2**number * random.uniform(0.5, 1.5)  # noqa: S311
-                if number == MAX_TRIES or wait_s > MAX_WAIT_S or time.monotonic() + wait_s >= self._deadline:
-                    times = "" if number == 1 else f", {number} times"
-                    raise _TransientError(f"{self._host} {error} to {procedure}{times}") from error
-                self._sleep(wait_s)
-            except GsplatError as error:
-                raise GsplatError(f"{self._host} {error} to {procedure}") from error
-        raise AssertionError("the last try has raised")
-
-    def _post(self, procedure: str, body: bytes) -> Any:
-        left_s = max(0.1, self._deadline - time.monotonic())
-        try:
-            with self._session.post(
-                f"{self._base}/share/trpc/order.{procedure}?batch=1",
-                data=_Body(body, self._deadline),
-                headers={"Content-Type": "application/json"},
-                auth=_nobody,
-                timeout=(min(_CONNECT_S, left_s), min(self._answer_s, left_s)),
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                content = _read(response, self._deadline)
-        except (requests.RequestException, TimeoutError) as error:
-            raise _TransientError(f"cannot be reached ({type(error).__name__})") from error
-        return _result(response, content)
-
-
-class _Body(io.BytesIO):
-    """The body of a request, which is not sent beyond a deadline.
-
-    As a file it goes in small pieces, each of which has the time-out of a connection; as bytes it would have to be
-    through within one.
-    """
-
-    def __init__(self, content: bytes, deadline: float) -> None:
-        super().__init__(content)
-        self._deadline = deadline
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if time.monotonic() > self._deadline:
-            raise TimeoutError("the deadline has passed")
-        return super().read(size)
-
-
-def _upload(calls: _Calls, path: Path, about: Mapping[str, str]) -> str:
+def _upload(calls: Calls, path: Path, about: Mapping[str, str]) -> str:
     """Uploads a file; returns the service's name for it."""
     size = path.stat().st_size
     if size < MAX_SINGLE_BYTES:
@@ -253,7 +173,7 @@ def _upload(calls: _Calls, path: Path, about: Mapping[str, str]) -> str:
     for is_last in (False, False, True):
         try:
             return _upload_in_chunks(calls, path, size, about)
-        except _TransientError:
+        except TransientError:
             raise
         except GsplatError as error:
             # A service that was started anew knows nothing of the upload, and one whose answer was lost has ended it.
@@ -263,7 +183,7 @@ def _upload(calls: _Calls, path: Path, about: Mapping[str, str]) -> str:
     raise AssertionError("the last try has raised")
 
 
-def _upload_in_chunks(calls: _Calls, path: Path, size: int, about: Mapping[str, str]) -> str:
+def _upload_in_chunks(calls: Calls, path: Path, size: int, about: Mapping[str, str]) -> str:
     num_chunks = -(-size // CHUNK_BYTES)
     begun = calls(
         "chunkedUploadInitiate",
@@ -283,54 +203,6 @@ def _upload_in_chunks(calls: _Calls, path: Path, size: int, about: Mapping[str, 
             calls("chunkedUploadChunk", {**part, "data": base64.b64encode(chunk).decode()})
     ended = {"uploadId": upload_id, "totalChunks": num_chunks, "filename": path.name, "metadata": about}
     return _found(calls("chunkedUploadFinalize", ended), "modelFileUrl", "fileUrl", "url")
-
-
-def _read(response: requests.Response, deadline: float) -> bytes:
-    """The whole answer. Byte by byte, so that one that drips does not outlast the deadline; answers are short."""
-    content = bytearray()
-    for chunk in response.iter_content(1):
-        content += chunk
-        if len(content) > MAX_ANSWER_BYTES:
-            raise GsplatError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the deadline has passed")
-    return bytes(content)
-
-
-def _result(response: requests.Response, content: bytes) -> Any:
-    """The result in an answer.
-
-    Raises:
-        GsplatError: There is none; `_TransientError` where another try may have one.
-    """
-    entry: Any = None
-    try:
-        batch = json.loads(content)
-        entry = batch[0] if isinstance(batch, list) and batch else batch
-    except ValueError:  # Not JSON, or not even text.
-        pass
-    entry = entry if isinstance(entry, dict) else {}
-    error = _unwrapped(entry.get("error"))
-    status = response.status_code
-    if error is not None:
-        told = error if isinstance(error, dict) else {"message": error}
-        inner = told.get("data")
-        status = inner.get("httpStatus", status) if isinstance(inner, dict) else status
-    reason = f"answered {status}" if error is None else f"answered {status} ({_plain(told.get('message'))})"
-    if isinstance(status, int) and (status >= 500 or status in _RETRIED_STATUSES):
-        after = response.headers.get("Retry-After", "")
-        raise _TransientError(reason, retry_after_s=float(after) if after.isdecimal() else None)
-    if error is not None or status not in (200, 207):
-        raise GsplatError(reason)
-    result = entry.get("result")
-    if not isinstance(result, dict) or "data" not in result:
-        raise _TransientError(f"answered with {_EXPECTED}")
-    return _unwrapped(result["data"])
-
-
-def _unwrapped(value: Any) -> Any:
-    """A value without the envelope that one of tRPC's serialisers puts around it."""
-    return value["json"] if isinstance(value, dict) and "json" in value else value
 
 
 def _found(value: Any, *names: str, default: str | None = None) -> str:
@@ -383,13 +255,3 @@ def _host(base: str) -> str:
     if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
         raise SettingError(f"GSPLAT_BASE is {base!r}: give an http or https address, such as https://gsplat.org")
     return host
-
-
-def _plain(text: Any) -> str:
-    """What the service says, as it may stand in a line of a log."""
-    return "".join(char if char.isprintable() else " " for char in str(text))[:200]
-
-
-def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Sends no credentials; without this, `.netrc` would."""
-    return request
