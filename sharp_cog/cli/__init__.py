@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import sharp_cog
+from sharp_cog.dataset.settings import add_flags
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.options import AXES, DEPTH_FITS, DEPTH_FORMATS, DEPTH_MODES, ESTIMATORS, OUTPUT_FORMATS, SPZ_VERSIONS
 from sharp_cog.serving.settings import MODELS, PRECISIONS
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(commands)
     _add_verify(commands)
     _add_serve(commands)
+    _add_dataset(commands)
     return parser
 
 
@@ -319,3 +321,14 @@ def _add_serve(commands: Commands) -> None:
     )
     command.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     _add_model_settings(command)
+
+
+def _add_dataset(commands: Commands) -> None:
+    command = _command(
+        commands,
+        "dataset",
+        help_text="turn a stream of photographs into a dataset of splats",
+        example="sharp-cog dataset run --input-dir photos/ --formats ply,spz",
+    )
+    command.add_argument("action", choices=("run", "status"), help="run: begin, or go on; status: how far it is")
+    add_flags(command)

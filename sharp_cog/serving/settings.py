@@ -228,6 +228,17 @@ def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def process_environment(more: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The process's environment, for settings that are kept elsewhere.
+
+    Args:
+        more: Variables to set where they are not, for this process and its children.
+    """
+    for name, value in (more or {}).items():
+        os.environ.setdefault(name, value or "")
+    return dict(os.environ)
+
+
 def given_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The `SHARP_*` variables that are set, but for paths, which mean nothing on another machine."""
     paths = {"SHARP_CHECKPOINT", "SHARP_CACHE_DIR", "SHARP_VIEWER_DIR"}

@@ -1,0 +1,107 @@
+"""`sharp-cog dataset run` and `status`: a stream of photographs into a dataset of splats."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED
+from sharp_cog.dataset.settings import UNUSED_VARIABLES, DatasetSettings
+from sharp_cog.errors import NotInstalledError, OutputError, SettingError
+from sharp_cog.serving.settings import Settings, process_environment
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    try:
+        from dotenv import dotenv_values
+
+        # Before the hub's client is imported, which reads the environment once.
+        environment = process_environment(dotenv_values(".env"))
+        import sharp_cog.dataset.build
+        import sharp_cog.dataset.show  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(f"datasets need {error.name}: .venv/bin/pip install -e '.[dataset]'") from error
+    if arguments.action == "status":
+        return _status(DatasetSettings.of_run(environment, arguments))
+    settings = DatasetSettings.build(environment, arguments)
+    for name in UNUSED_VARIABLES:
+        if environment.get(name):
+            _LOG.warning("%s is set, but not needed: the model is loaded once, in this process", name)
+    device = "auto" if settings.device == "default" else settings.device
+    return _run(settings, Settings.from_environment({**environment, "SHARP_DEVICE": device}))
+
+
+def _status(settings: DatasetSettings) -> int:
+    from sharp_cog.dataset.journal import Journal
+    from sharp_cog.dataset.show import status
+
+    path = settings.run_dir / "journal.sqlite"
+    if not path.exists():
+        raise SettingError(f"there is no run {settings.run_dir}: check RUNS_DIR and RUN_ID")
+    journal = Journal(path)
+    print(status(journal))
+    journal.close()
+    return 0
+
+
+def _run(settings: DatasetSettings, sharp: Settings) -> int:
+    from sharp_cog.dataset.build import build
+    from sharp_cog.dataset.journal import Journal
+    from sharp_cog.dataset.show import shown
+
+    try:
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{settings.run_dir} cannot be made: {error.strerror or error}: check RUNS_DIR") from error
+    lock = FileLock(settings.run_dir / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise SettingError(
+            f"RUN_ID is {settings.run_id!r}, which another process is working on: choose another, or wait for it"
+        ) from None
+    with lock:
+        journal = Journal(settings.run_dir / "journal.sqlite")
+        work = build(settings, journal, sharp)
+        try:
+            with _stopping_gently(work.stop) as received, shown(work):
+                work.work()
+        except KeyboardInterrupt:
+            # Nothing is lost: every step is in the journal. Threads that wait for the network would hold us up.
+            print("stopped", file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)
+        counts = journal.counts()
+        journal.close()
+    if received:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if counts.get("failed") and not counts.get("done") else 0
+
+
+@contextmanager
+def _stopping_gently(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM ends the run when what is under way is done, the second one at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        _LOG.warning("stopping: what is under way is finished; once more stops at once")
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

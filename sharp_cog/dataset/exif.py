@@ -1,0 +1,121 @@
+"""Writes a focal length into a JPEG that lacks one, without touching its pixels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from fractions import Fraction
+from typing import Any
+
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
+
+from sharp_cog.pixels import DECODER_ERRORS
+
+_LOG = logging.getLogger(__name__)
+
+_SOI, _APP0, _APP1, _SOS = b"\xff\xd8", 0xE0, 0xE1, 0xDA
+_EXIF = b"Exif\0\0"
+_MAX_SEGMENT_BYTES = 0xFFFF - 2
+"""Of what follows a segment's length, which is two bytes and counts itself."""
+
+_MAX_RATIONAL = 0xFFFF_FFFF
+_FOCAL_LENGTHS = (ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)
+
+
+def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
+    """Writes an EXIF focal length; pixels and all other segments stay as they are, byte for byte.
+
+    Tags that are there are kept, but for a thumbnail, which Pillow does not write. A maker's note is kept as it is;
+    addresses in it, if it has any, may lead elsewhere.
+
+    Args:
+        jpeg: A JPEG. Anything else comes back unchanged, as does one that has a focal length, or whose EXIF is broken
+            or would become too large for its segment.
+        focal_length_mm: The lens's own, not the one of an equivalent 35 mm film camera.
+
+    Raises:
+        ValueError: The focal length is no number that EXIF can hold.
+    """
+    if not (math.isfinite(focal_length_mm) and 0.001 <= focal_length_mm <= _MAX_RATIONAL / 1000):
+        raise ValueError(f"focal_length_mm is {focal_length_mm}: give millimetres")
+    segments = _segments(jpeg)
+    if segments is None:
+        return jpeg
+    blocks = [(start, end) for marker, start, end in segments if _is_exif(jpeg, marker, start)]
+    try:
+        # Pillow, too, reads many segments as parts of one.
+        block = b"".join(jpeg[start + 10 : end] for start, end in blocks)
+        content = _with_tag(_EXIF + block if block else b"", focal_length_mm)
+    except DECODER_ERRORS as error:
+        _LOG.warning("the picture's EXIF block is broken and was left alone: %s", error)
+        return jpeg
+    if content is None:
+        return jpeg
+    if len(content) > _MAX_SEGMENT_BYTES:
+        _LOG.warning("the picture's EXIF block has no room for a focal length")
+        return jpeg
+    segment = bytes((0xFF, _APP1)) + (len(content) + 2).to_bytes(2, "big") + content
+    if not blocks:
+        # EXIF and JFIF both want to be first. Readers take JFIF, EXIF, and some of them nothing else.
+        end = segments[0][2] if segments and segments[0][0] == _APP0 else len(_SOI)
+        blocks = [(end, end)]
+    parts, position = [], 0
+    for index, (start, end) in enumerate(blocks):
+        parts += [jpeg[position:start], segment if index == 0 else b""]
+        position = end
+    return b"".join((*parts, jpeg[position:]))
+
+
+def _segments(jpeg: bytes) -> list[tuple[int, int, int]] | None:
+    """Marker, start and end of every segment before the pixels; None where the bytes are no JPEG."""
+    if not jpeg.startswith(_SOI + b"\xff"):
+        return None
+    segments: list[tuple[int, int, int]] = []
+    start = len(_SOI)
+    while True:
+        code = start
+        while jpeg[code : code + 1] == b"\xff":  # Any number of them may stand before a marker.
+            code += 1
+        length = int.from_bytes(jpeg[code + 1 : code + 3], "big")
+        end = code + 1 + length
+        if code == start or length < 2 or end > len(jpeg):
+            return None
+        if jpeg[code] == _SOS:
+            return segments
+        segments.append((jpeg[code], code - 1, end))
+        start = end
+
+
+def _is_exif(jpeg: bytes, marker: int, start: int) -> bool:
+    return marker == _APP1 and jpeg.startswith(_EXIF, start + 4)
+
+
+def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
+    """The EXIF block with the focal length; None where there is one already."""
+    exif = Image.Exif()
+    exif.load(block)
+    camera = exif.get_ifd(ExifTags.IFD.Exif)
+    if any(tag in tags for tag in _FOCAL_LENGTHS for tags in (exif, camera)):
+        return None
+    # Thousandths of a millimetre: more than any lens is labelled with.
+    camera[ExifTags.Base.FocalLength] = IFDRational(Fraction(round(focal_length_mm * 1000), 1000))
+    interop = exif.get_ifd(ExifTags.IFD.Interop)
+    camera.pop(ExifTags.IFD.Interop, None)  # Where it was.
+    if interop:
+        camera[ExifTags.IFD.Interop] = _as_written(interop)
+    places = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    for tag, value in _as_written(dict(exif)).items():
+        exif[tag] = value
+    exif[ExifTags.IFD.Exif] = _as_written(camera)
+    if places:
+        exif[ExifTags.IFD.GPSInfo] = _as_written(places)
+    return exif.tobytes()
+
+
+def _as_written(tags: dict[int, Any]) -> dict[int, Any]:
+    """Texts beyond ASCII as the bytes that they were: Pillow reads them as Latin-1, and would write `?` for them."""
+    return {
+        tag: value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
+        for tag, value in tags.items()
+    }

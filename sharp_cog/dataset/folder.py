@@ -1,0 +1,91 @@
+"""Pictures of a folder as a source."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sharp_cog.dataset.photo import Photo, SourceError
+from sharp_cog.errors import SettingError
+
+DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
+PICTURE_SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".avif",
+}
+
+
+class Folder:
+    """All pictures below a folder, in the order of their paths; `beach.depth.npy` is the depth map of `beach.jpg`.
+
+    Args:
+        folder: The folder.
+        max_scan: How many pictures to look at, known ones too; 0 is all.
+
+    Attributes:
+        num_photos: How many pictures there are to look at; None before it was looked.
+
+    Raises:
+        SettingError: There is no such folder.
+    """
+
+    def __init__(self, folder: Path, *, max_scan: int = 0) -> None:
+        if not folder.is_dir():
+            raise SettingError(f"SHARP_INPUT_DIR is {folder}, which is no folder: name a folder of pictures")
+        self._folder, self._max_scan = folder, max_scan
+        self.num_photos: int | None = None
+
+    def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
+        """As `Source.photos`."""
+        paths = sorted(path for path in self._folder.rglob("*") if _is_picture(path))
+        paths = paths[: self._max_scan or None]
+        self.num_photos = len(paths)
+        for path in paths:
+            relative = path.relative_to(self._folder).as_posix()
+            photo_id = id_of(relative, path.stat().st_size)
+            if not is_known(photo_id):
+                yield Photo(
+                    id=photo_id,
+                    where=str(path.absolute()),
+                    depth=next((str(depth) for depth in _depths(path) if depth.is_file()), ""),
+                    row={"image_id": photo_id, "description": relative},
+                )
+
+    def fetch(self, photo: Photo) -> bytes:
+        """As `Source.fetch`."""
+        try:
+            return Path(photo.where).read_bytes()
+        except OSError as error:
+            raise SourceError(f"{photo.where} cannot be read: {error.strerror or error}") from error
+
+
+def id_of(relative: str, num_bytes: int) -> str:
+    """A name for a picture: readable, the same on every machine, and of no other picture.
+
+    Many people's folders have an `IMG_0001.jpg`: its size tells those apart without reading all of them.
+    """
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", relative.rpartition(".")[0]).strip("-")[-60:] or "photo"
+    digest = hashlib.sha256(f"{relative}\n{num_bytes}".encode()).hexdigest()
+    return f"{stem}-{digest[:10]}"
+
+
+def _is_picture(path: Path) -> bool:
+    is_named_so = path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    return is_named_so and not path.stem.endswith(".depth") and path.is_file()
+
+
+def _depths(path: Path) -> Iterator[Path]:
+    for suffix in DEPTH_SUFFIXES:
+        yield path.with_name(f"{path.stem}.depth{suffix}").absolute()

@@ -1,0 +1,168 @@
+"""`sharp-cog dataset` as people start and stop it: a process of its own, with the model that needs no weights."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from plyfile import PlyData
+
+from sharp_cog.dataset.journal import Journal
+
+NUM_GAUSSIANS = 2 * 768 * 768
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four photographs in folders, each with its depth map beside it."""
+    for number in range(4):
+        folder = tmp_path / "in" / f"day{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{number}.jpg")
+        np.save(folder / f"photo{number}.depth.npy", np.full((48, 64), 2.0 + number, np.float32))
+    return tmp_path / "in"
+
+
+def started(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SHARP_"))}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sharp_cog", "dataset", *arguments],
+        cwd=tmp_path,
+        env={**kept, "SHARP_MODEL": "lift", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output
+
+
+def counts(tmp_path: Path, run_id: str = "main") -> dict[str, int]:
+    journal = Journal(tmp_path / "runs" / run_id / "journal.sqlite")
+    found = journal.counts()
+    journal.close()
+    return found
+
+
+ARGUMENTS = ("run", "--input-dir", "in", "--formats", "ply,sog")
+
+
+def wait_until_one_is_under_way(tmp_path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the first .ply is there: its .sog, which takes longer, is being written then."""
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs/main/gaussians").glob("*.ply")):
+        assert process.poll() is None, ended(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_folder_becomes_splats(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "broken.png").write_text("no picture")
+    (tmp_path / ".env").write_text("SHARP_INPUT_DIR=in\nRUN_ID=from-file\nFORMATS=ply\nLOG_GPU_MEM=1\n")
+    code, output = ended(started(tmp_path, "run", RUN_ID="named", ML_SHARP_DIR="/old", CONDA_ENV_NAME="sharp"))
+    assert code == 0, output
+    assert "ML_SHARP_DIR is set, but not needed" in output
+    assert "CONDA_ENV_NAME is set, but not needed" in output
+    assert "done: 4; failed: 1" in output
+    run = tmp_path / "runs/named"
+    splats = sorted((run / "gaussians").iterdir())
+    assert len(splats) == 4
+    assert len(list((run / "images").iterdir())) == 4
+    assert PlyData.read(splats[0])["vertex"].count == NUM_GAUSSIANS
+    assert (run / "gpu_mem_log.csv").read_text().count("\n") == 5
+
+    code, output = ended(started(tmp_path, "status", "--run-id", "named"))
+    assert code == 0, output
+    figures = {name.rsplit(None, 1)[0]: name.rsplit(None, 1)[1] for name in output.splitlines()[:7]}
+    assert (figures["done"], figures["given up"], figures["to be fetched"]) == ("4", "1", "0")
+    assert "invalid_image: " in output
+    before = [path.stat().st_mtime_ns for path in splats]
+    assert ended(started(tmp_path, "run", "--run-id", "named"))[0] == 0
+    assert [path.stat().st_mtime_ns for path in splats] == before
+
+
+def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_goes_on(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "PAUSE").touch()
+    process = started(tmp_path, *ARGUMENTS, CONTROL_DIR="control")
+    while not (tmp_path / "runs/main/journal.sqlite").exists():
+        assert process.poll() is None, ended(process)
+        time.sleep(0.02)
+    busy_code, busy = ended(started(tmp_path, *ARGUMENTS))
+    assert busy_code == 1
+    assert "RUN_ID is 'main', which another process is working on" in busy
+    (tmp_path / "control" / "PAUSE").unlink()
+    wait_until_one_is_under_way(tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    code, output = ended(process)
+    assert code == 130, output
+    assert "stopping: what is under way is finished" in output
+    left = counts(tmp_path)
+    assert left.keys() <= {"done", "fetched", "seen"}, "what was begun was finished"
+    assert left["done"] >= 1
+    assert ended(started(tmp_path, *ARGUMENTS))[0] == 0
+    assert counts(tmp_path) == {"done": 4}
+
+
+@pytest.mark.parametrize("how", ["second Ctrl-C", "SIGKILL"])
+def test_what_stops_at_once_loses_nothing(tmp_path: Path, pictures: Path, how: str) -> None:
+    process = started(tmp_path, *ARGUMENTS)
+    wait_until_one_is_under_way(tmp_path, process)
+    if how == "SIGKILL":
+        process.kill()
+    else:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    code, output = ended(process)
+    assert code == (-9 if how == "SIGKILL" else 130), output
+    assert counts(tmp_path).get("done", 0) < 4
+    code, output = ended(started(tmp_path, *ARGUMENTS))
+    assert code == 0, output
+    assert counts(tmp_path) == {"done": 4}
+    assert (
+        sorted(path.suffix for path in (tmp_path / "runs/main/gaussians").iterdir()) == [".ply"] * 4 + [".sog"] * 4
+    ), "no half file is left"
+
+
+def test_a_terminal_shows_a_live_view(tmp_path: Path, pictures: Path) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sharp_cog", "dataset", "run", "--input-dir", "in", "--max-images", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "SHARP_MODEL": "lift", "TERM": "xterm-256color", "COLUMNS": "100"},
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown, deadline = b"", time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not select.select([master], [], [], 1.0)[0]:
+            continue
+        try:
+            shown += os.read(master, 1 << 16)
+        except OSError:  # The other end is closed.
+            break
+    os.close(master)
+    assert process.wait(10) == 0, shown
+    text = shown.decode()
+    for name in ("done", "failed", "an hour", "waiting", "time left"):
+        assert name in text
+    assert text.rstrip().endswith("\x1b[?25h"), "the cursor is there again"
