@@ -36,13 +36,13 @@ import torch
 from benchmarks.stages import MeasuredPipeline, device_name, made_picture, peak_rss, reset_peak_rss
 from sharp_cog import PredictOptions, Settings, checkpoint, images
 from sharp_cog.color import linear_to_srgb
+from sharp_cog.devices import find_device
 from sharp_cog.errors import SettingError
 from sharp_cog.formats.ply import vertex_block
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.precision import DTYPES, choose, exact_sums
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
-from sharp_cog.pipeline import find_device
 from sharp_cog.preprocess import preprocess
 from tests.data.parity import synthetic
 

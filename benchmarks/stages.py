@@ -35,12 +35,13 @@ import torch
 from PIL import Image
 
 from sharp_cog import __version__
+from sharp_cog.devices import find_device
 from sharp_cog.errors import SharpError
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.precision import choose
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.network.sharp import Sharp
-from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Decoded
 from sharp_cog.serving.settings import MODELS, Settings
 from sharp_cog.weights import Weights

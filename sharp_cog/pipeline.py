@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
-from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
+from sharp_cog.devices import find_device, start, synchronize
+from sharp_cog.errors import DeviceError, PredictionError, SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.network.config import IMAGE_SIZE
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
@@ -98,7 +100,7 @@ class SharpPipeline:
         """
         options = options or PredictOptions()
         formats.check(options, viewer_dir=self.settings.viewer_dir)
-        start = time.perf_counter()
+        begun = time.perf_counter()
         source = images.decode(image_bytes, options, max_pixels=self.settings.max_pixels)
         depth_map = None if depth_bytes is None else self._decode_depth(depth_bytes, source, options)
         return Decoded(
@@ -106,7 +108,7 @@ class SharpPipeline:
             depth_map=depth_map,
             options=options,
             image_key=hashlib.blake2b(image_bytes, digest_size=16).hexdigest(),
-            decode_s=time.perf_counter() - start,
+            decode_s=time.perf_counter() - begun,
         )
 
     def predict(self, decoded: Decoded) -> Prediction:
@@ -182,7 +184,7 @@ class SharpPipeline:
 
         SHARP on a CPU has nothing to warm up: its self-check has run every weight.
         """
-        start = time.perf_counter()
+        begun = time.perf_counter()
         if isinstance(self.predictor, SharpRunner) and self.device.type == "cpu":
             return 0.0
         camera = Camera(width=IMAGE_SIZE, height=IMAGE_SIZE, focal_length_px=float(IMAGE_SIZE))
@@ -192,7 +194,7 @@ class SharpPipeline:
         source = images.SourceImage(rgb=grey, camera=camera, image_format="none")
         gaussians, _ = self._predict(source, flat if needs_depth else None, {})
         formats.vertex_block(gaussians)
-        return time.perf_counter() - start
+        return time.perf_counter() - begun
 
     def _decode_depth(self, depth_bytes: bytes, source: images.SourceImage, options: PredictOptions) -> depth.DepthMap:
         depth_map = depth.decode(depth_bytes, source.camera, depth_format=options.depth_format, turn=source.turn)
@@ -250,11 +252,11 @@ class SharpPipeline:
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
         """Records a stage's seconds, waiting for the device's work on both sides."""
-        _synchronize(self.device)
-        start = time.perf_counter()
+        synchronize(self.device)
+        begun = time.perf_counter()
         yield
-        _synchronize(self.device)
-        timings[stage] = time.perf_counter() - start
+        synchronize(self.device)
+        timings[stage] = time.perf_counter() - begun
 
 
 def _depth_use(options: PredictOptions, depth_map: depth.DepthMap | None, *, has_own: bool) -> DepthUse:
@@ -272,35 +274,17 @@ def _depth_use(options: PredictOptions, depth_map: depth.DepthMap | None, *, has
     )
 
 
-def find_device(name: str) -> torch.device:
-    """The torch device of that name; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        SettingError: There is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingError(f"SHARP_DEVICE is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from error
-    is_there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not is_there.get(device.type, False):
-        present = ", ".join(type_ for type_, there in is_there.items() if there)
-        raise SettingError(f"SHARP_DEVICE is {name!r}, but torch {torch.__version__} finds only: {present}")
-    return device
-
-
 def _load_predictor(settings: Settings, device: torch.device, source: NetworkSource | None) -> Predictor:
     """The model that the settings name, on the device."""
     if settings.model == "sharp":
         dtype = choose(settings.precision, device)
+        # A download, or the first look at a slow disk, may take as long as CUDA's start.
+        starting = threading.Thread(target=start, args=(device,), daemon=True, name="start")
+        starting.start()
+        source = source or weights.find(settings, dtype)
+        starting.join()
         return SharpRunner(
-            source or weights.find(settings, dtype),
+            source,
             device=device,
             dtype=dtype,
             keeps_encoding=settings.keep_encoding,
@@ -315,10 +299,3 @@ def _are_finite(gaussians: Gaussians) -> Tensor:
     """Whether all values are finite, as a scalar on the device: a sum sees every NaN and infinity."""
     parts = (getattr(gaussians, field.name) for field in fields(gaussians))
     return torch.stack([part.sum() for part in parts]).sum().isfinite()
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -22,10 +22,11 @@ from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, report
 from sharp_cog.cli.plan import plan
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.depth_files import METRIC_FIELD
+from sharp_cog.devices import find_device
 from sharp_cog.errors import ImageError, OptionError, SharpError
 from sharp_cog.estimators import Estimate
 from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline, find_device
+from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.preview import movie
 from sharp_cog.serving.settings import Settings
 

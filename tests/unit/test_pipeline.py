@@ -14,9 +14,9 @@ from PIL import Image
 from plyfile import PlyData
 
 from sharp_cog import Gaussians, PredictOptions, Settings, SharpPipeline, formats
+from sharp_cog.devices import find_device
 from sharp_cog.errors import CheckpointError, DepthError, ImageError, PredictionError, SettingError
 from sharp_cog.network.runner import SharpRunner
-from sharp_cog.pipeline import find_device
 from sharp_cog.unproject import unproject
 from tests.data.parity import synthetic
 from tests.unit.network.parity import Reference, state
