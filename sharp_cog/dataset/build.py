@@ -94,7 +94,8 @@ def _source(
 ) -> tuple[Source, Callable[[bool], None] | None]:
     """The source, and what looks after it while the run goes on."""
     if settings.source == "folder":
-        return Folder(Path(settings.input_dir).expanduser(), max_scan=settings.max_scan), None
+        told = {"license": settings.input_license, "user_name": settings.input_author}
+        return Folder(Path(settings.input_dir).expanduser(), max_scan=settings.max_scan, told=told), None
 
     def sleep(seconds: float) -> None:
         if stopping.wait(seconds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sharp_cog.dataset.photo import Photo, SourceError
@@ -33,6 +33,7 @@ class Folder:
     Args:
         folder: The folder.
         max_scan: How many pictures to look at, known ones too; 0 is all.
+        told: What rows of the index say of all of them, such as `license` and `user_name`.
 
     Attributes:
         num_photos: How many pictures there are to look at; None before it was looked.
@@ -41,10 +42,10 @@ class Folder:
         SettingError: There is no such folder.
     """
 
-    def __init__(self, folder: Path, *, max_scan: int = 0) -> None:
+    def __init__(self, folder: Path, *, max_scan: int = 0, told: Mapping[str, str] | None = None) -> None:
         if not folder.is_dir():
             raise SettingError(f"SHARP_INPUT_DIR is {folder}, which is no folder: name a folder of pictures")
-        self._folder, self._max_scan = folder, max_scan
+        self._folder, self._max_scan, self._told = folder, max_scan, dict(told or {})
         self.num_photos: int | None = None
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
@@ -60,7 +61,7 @@ class Folder:
                     id=photo_id,
                     where=str(path.absolute()),
                     depth=next((str(depth) for depth in _depths(path) if depth.is_file()), ""),
-                    row={"image_id": photo_id, "description": relative},
+                    row={"image_id": photo_id, "description": relative, **self._told},
                 )
 
     def fetch(self, photo: Photo) -> bytes:

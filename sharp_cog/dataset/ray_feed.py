@@ -137,7 +137,7 @@ class Feeder:
         self._is_stopped = threading.Event()
         # Held while Ray is asked: what is asked of it once it is shut down would start it anew.
         self._asking = threading.Lock()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         for name, work in (("feed", self._feed_all), ("watch", self._watch)):
             threading.Thread(target=work, name=name, daemon=True).start()
 
@@ -187,7 +187,7 @@ class Feeder:
                         return
                     self._under_way[number] = job
                     ray.get(self._feed.put.remote(number, content))
-        except BaseException as error:  # noqa: BLE001 - raised again by `check`
+        except Exception as error:  # noqa: BLE001 - raised again by `check`
             self._failure = error
         finally:
             with self._asking:

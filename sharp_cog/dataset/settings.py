@@ -53,6 +53,8 @@ class DatasetSettings:
 
     source: str = _setting("SOURCE", "folder", "folder: pictures of your own; search, list: Unsplash", choices=SOURCES)
     input_dir: str = _setting("SHARP_INPUT_DIR", "", "the folder of pictures, with its folders")
+    input_license: str = _setting("SHARP_INPUT_LICENSE", "", "licence of those pictures, for the index")
+    input_author: str = _setting("SHARP_INPUT_AUTHOR", "", "who took them, for the index")
     run_id: str = _setting("RUN_ID", "main", "name of the run; the same name goes on with it", pattern=_FILE_NAME)
     runs_dir: str = _setting("RUNS_DIR", "runs", "where runs lie")
     formats: tuple[str, ...] = _setting("FORMATS", ("ply",), "formats of splats, with commas, such as ply,spz")

@@ -8,10 +8,12 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from sharp_cog.dataset.build import build
 from sharp_cog.dataset.folder import Folder
 from sharp_cog.dataset.folder_store import FolderStore
 from sharp_cog.dataset.gpu import GpuLog
@@ -22,6 +24,7 @@ from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.show import duration, shown, status
 from sharp_cog.dataset.store import Change, Put, View
 from sharp_cog.errors import OutputError
+from sharp_cog.serving.settings import Settings
 from tests.unit.dataset.client import run_of
 from tests.unit.dataset.photographs import photographs
 
@@ -233,6 +236,17 @@ def test_pictures_of_a_folder_and_their_depth_maps(tmp_path: Path) -> None:
     assert found[0].id.startswith("a-c-")
     assert [item.id for item in Folder(tmp_path).photos(lambda _: False)] == [item.id for item in found]
     assert [item.id for item in Folder(tmp_path).photos(lambda name: name != found[2].id)] == [found[2].id]
+
+
+def test_rows_say_whose_pictures_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    settings = DatasetSettings(
+        input_dir=str(tmp_path), runs_dir=str(tmp_path / "runs"), input_license="CC BY 4.0", input_author="Ann"
+    )
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:
+        run = build(settings, journal, Settings(model="lift"))
+    (photo,) = run.source.photos(lambda _: False)
+    assert (photo.row["license"], photo.row["user_name"]) == ("CC BY 4.0", "Ann")
 
 
 def test_pictures_of_one_name_in_two_folders_are_two_photographs(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ README = Path(__file__).parents[3] / "README.md"
 ENVIRONMENT = {
     "SOURCE": ("search", "search"),
     "SHARP_INPUT_DIR": ("/photos", "/photos"),
+    "SHARP_INPUT_LICENSE": ("CC BY 4.0", "CC BY 4.0"),
+    "SHARP_INPUT_AUTHOR": ("Ann", "Ann"),
     "RUN_ID": ("spring", "spring"),
     "RUNS_DIR": ("/runs", "/runs"),
     "FORMATS": ("ply, spz,", ("ply", "spz")),
