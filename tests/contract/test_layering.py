@@ -22,6 +22,7 @@ LAYERS = (
             "sharp_cog.preprocess",
             "sharp_cog.unproject",
             "sharp_cog.weights",
+            "sharp_cog.devices",
         ),
         *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
     },
