@@ -12,6 +12,10 @@ _NUM_WARM_UPS = 2
 """Calls before the capture, so that cuDNN has chosen its algorithms and every lazy set-up is done."""
 
 
+class CaptureError(RuntimeError):
+    """The function did something that a graph cannot hold; called as it is, it works."""
+
+
 class GraphedCall:
     """Calls a function of tensors; from the first call on, by replaying its CUDA graph.
 
@@ -34,7 +38,11 @@ class GraphedCall:
         self._outputs: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """As the function."""
+        """As the function.
+
+        Raises:
+            CaptureError: It cannot be captured.
+        """
         if self._graph is None:
             self._capture(inputs)
         for position, (buffer, value) in enumerate(zip(self._inputs, inputs, strict=True)):
@@ -58,6 +66,12 @@ class GraphedCall:
                 self._function(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            self._outputs = self._function(*self._inputs)
+        try:
+            # Other threads go on encoding meanwhile: what they do is no concern of the capture.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                self._outputs = self._function(*self._inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureError(str(error)) from error
         self._graph = graph

@@ -64,14 +64,14 @@ def convert(model: Sharp, *, device: torch.device, dtype: torch.dtype, packs: bo
     Args:
         model: Folded.
         device: Where it will run.
-        dtype: As for `prepare`.
+        dtype: `torch.float32`, `torch.float16` or `torch.bfloat16`: of matrix products and convolutions.
         packs: Pack the vision transformers' linear layers too, on a CPU that can.
     """
     wide = {id(module) for part in _wide_parts(model, device, dtype) for module in part.modules()}
     for module in model.modules():
         if isinstance(module, LayerNorm):
             module.dtype_out = dtype
-        # On CUDA both must have the type of what is normalised; statistics are float32 all the same.
+        # On CUDA a group norm's weights must have the type of its input; its statistics are float32 all the same.
         is_converted = isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or (
             isinstance(module, nn.GroupNorm) and device.type != "cpu"
         )
@@ -94,7 +94,7 @@ def _wide_parts(model: Sharp, device: torch.device, dtype: torch.dtype) -> list[
         *(part.proj for part in model.modules() if isinstance(part, PatchEmbed)),
     ]
     if device.type == "cpu" and dtype == torch.bfloat16:
-        # An eighth of the work, but half of the error of scales and colours.
+        # An eighth of the work, but most of the error of scales and colours: benchmarks/README.md.
         wide.append(model.feature_model)
     return wide
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
-from sharp_cog.network.graphs import GraphedCall
+from sharp_cog.network.graphs import CaptureError, GraphedCall
 from sharp_cog.network.precision import exact_sums, name_of
 from sharp_cog.network.prepare import convert
 from sharp_cog.network.pyramid import NUM_TILES
@@ -44,12 +44,14 @@ class Counters:
         float32_repeats: Predictions that were repeated in float32, as half precision did not hold a value.
         float32_fallbacks: 1 where the self-check chose float32 in place of half precision.
         memory_shortages: Times that the device ran out of memory and the work was cut in smaller parts.
+        graph_failures: 1 where the network could not be captured as CUDA graphs, and is launched kernel by kernel.
         reused_encodings: Predictions whose picture was the last one's, so that the encoders were skipped.
     """
 
     float32_repeats: int = 0
     float32_fallbacks: int = 0
     memory_shortages: int = 0
+    graph_failures: int = 0
     reused_encodings: int = 0
 
 
@@ -99,7 +101,9 @@ class SharpRunner:
         if self.dtype == torch.float32:
             return self._load(torch.float32)
         model = self._source.network(self.device)
-        convert(model, device=self.device, dtype=torch.float32, packs=False)
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # Of a converted copy.
+            convert(model, device=self.device, dtype=torch.float32, packs=False)
+        model.to(self.device)
         with exact_sums(self.device):
             exact = probe(model, device=self.device)
             convert(model, device=self.device, dtype=self.dtype)
@@ -160,6 +164,12 @@ class SharpRunner:
             except torch.OutOfMemoryError:
                 if not self._can_shrink():
                     raise
+            except CaptureError as error:
+                self.counters.graph_failures += 1
+                self._uses_graphs = False
+                self._release()
+                _LOG.warning("the network cannot be captured as CUDA graphs, and is launched without: %s", error)
+                continue
             # Outside of the handler: the error holds the frames, and they the memory.
             self._shrink()
 

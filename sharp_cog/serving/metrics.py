@@ -27,6 +27,7 @@ _COUNTED = {
     "float32_repeats": "Predictions repeated in float32, as half precision did not hold a value",
     "float32_fallbacks": "1 where float32 is used since half precision computes something else here",
     "memory_shortages": "Times that the device ran out of memory and the work was cut in smaller parts",
+    "graph_failures": "1 where the network could not be captured as CUDA graphs",
     "reused_encodings": "Predictions that skipped the encoders, as their picture was the last one's",
 }
 

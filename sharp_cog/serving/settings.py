@@ -220,7 +220,7 @@ class ServiceSettings:
 
 
 def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Lets torch ask the system for huge pages, unless the environment says otherwise; before its first large tensor.
+    """Lets torch ask the system for huge pages, unless the environment says otherwise; before its first tensor of all.
 
     The network's feature maps are hundreds of megabytes each, made and freed at every prediction. Getting such memory
     in pages of 4 kB takes a CPU as long as the work on it.

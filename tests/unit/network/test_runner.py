@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sharp_cog.gaussians import NDCGaussians
+from sharp_cog.network.graphs import CaptureError, GraphedCall
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.network.sharp import UNUSED_PARAMETERS
 from sharp_cog.weights import Weights
@@ -133,6 +134,22 @@ def test_a_device_without_any_memory_says_so_and_works_again_later(weights: Weig
         predicted(runner, reference)
     handle.remove()
     assert_same(predicted(runner, reference), expected)
+
+
+def test_what_cannot_be_captured_is_launched_without_graphs(
+    weights: Weights, reference: Reference, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: GraphedCall, *inputs: torch.Tensor) -> None:
+        raise CaptureError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(GraphedCall, "__call__", refuse)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    runner = SharpRunner(weights, device=CPU, dtype=torch.float32)
+    expected = predicted(runner, reference)
+    runner._uses_graphs = True
+    assert_same(predicted(runner, reference), expected)
+    assert runner.counters.graph_failures == 1
+    assert "cannot be captured as CUDA graphs, and is launched without: operation not permitted" in caplog.text
 
 
 def test_networks_are_filled_with_all_that_the_checkpoint_holds(weights: Weights) -> None:
