@@ -96,7 +96,7 @@ class Reference:
             sampled = value.flatten()[torch.from_numpy(self.arrays[f"{name}__index"])]
         else:
             sampled = value[0][torch.from_numpy(self.arrays["gaussian_index"])]
-        return relative_error(sampled.numpy(), self.arrays[name])
+        return relative_error(sampled.float().numpy(), self.arrays[name])
 
 
 def relative_error(value: NDArray[Any], expected: NDArray[Any]) -> float:
