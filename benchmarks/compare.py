@@ -34,6 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.stages import MeasuredPipeline, device_name, made_picture, peak_rss, reset_peak_rss
+from benchmarks.unproject import covariance_svd
 from sharp_cog import PredictOptions, Settings, checkpoint, images
 from sharp_cog.color import linear_to_srgb
 from sharp_cog.devices import find_device
@@ -190,22 +191,11 @@ def plain(path: Path, image: bytes, device: torch.device, repeat: int) -> list[R
 
 def by_covariances(ndc: NDCGaussians, stretch: tuple[float, float, float], *, svd_on_device: bool) -> Gaussians:
     """Unprojects by an SVD of covariances: float64 on the CPU, or float32 where they are."""
-    w, x, y, z = torch.nn.functional.normalize(ndc.quaternions_wxyz[0], dim=-1).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    axes = torch.stack([torch.stack(row, -1) for row in rows], -2) * ndc.scales[0].unsqueeze(-2)
-    axes = ndc.scales.new_tensor(stretch).unsqueeze(-1) * axes
-    covariances = axes @ axes.transpose(-1, -2)
-    covariances = covariances if svd_on_device else covariances.cpu().double()
-    _, variances, _ = torch.linalg.svd(covariances)
-    scales = variances.clamp(min=0).sqrt().to(ndc.scales)
+    scales = covariance_svd(ndc.quaternions_wxyz[0], ndc.scales[0], stretch, stays_on_device=svd_on_device)
     # The quaternion's arithmetic is milliseconds beside this, and the comparison needs none.
     return Gaussians(
         means=ndc.means[0] * ndc.means.new_tensor(stretch),
-        scales=scales,
+        scales=scales.to(ndc.scales),
         quaternions_wxyz=ndc.quaternions_wxyz[0],
         colors_linear=ndc.colors_linear[0],
         opacities=ndc.opacities[0],

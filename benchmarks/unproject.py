@@ -17,8 +17,14 @@ from sharp_cog.kernels.decompose import decompose
 STRETCH = (0.52, 0.35, 1.0)
 
 
-def covariance_svd(quaternions_wxyz: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Scales (N, 3) by way of the covariance, in float64 on the CPU."""
+def covariance_svd(
+    quaternions_wxyz: torch.Tensor,
+    scales: torch.Tensor,
+    stretch: tuple[float, float, float] = STRETCH,
+    *,
+    stays_on_device: bool = False,
+) -> torch.Tensor:
+    """Scales (N, 3) by way of the covariance, in float64 on the CPU, or in float32 where it is."""
     w, x, y, z = torch.nn.functional.normalize(quaternions_wxyz, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -26,9 +32,10 @@ def covariance_svd(quaternions_wxyz: torch.Tensor, scales: torch.Tensor) -> torc
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     factor = torch.stack([torch.stack(row, -1) for row in rows], -2) * scales.unsqueeze(-2)
-    factor = torch.tensor(STRETCH).unsqueeze(-1) * factor
-    _, variances, _ = torch.linalg.svd((factor @ factor.transpose(-1, -2)).cpu().double())
-    deviations: torch.Tensor = variances.sqrt()
+    factor = scales.new_tensor(stretch).unsqueeze(-1) * factor
+    covariances = factor @ factor.transpose(-1, -2)
+    _, variances, _ = torch.linalg.svd(covariances if stays_on_device else covariances.cpu().double())
+    deviations: torch.Tensor = variances.clamp(min=0).sqrt()
     return deviations
 
 

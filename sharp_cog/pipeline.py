@@ -220,25 +220,18 @@ class SharpPipeline:
             with exact_sums(self.device):
                 runner = self.predictor
                 if not isinstance(runner, SharpRunner):
-                    with self._timed("network", timings):
-                        ndc = runner(*arguments)
-                    with self._timed("unproject", timings):
-                        return unproject(ndc, source.camera), name_of(torch.float32)
-                with self._timed("network", timings):
-                    ndc = runner(*arguments, image_key=image_key)
-                with self._timed("unproject", timings):
-                    gaussians = unproject(ndc, source.camera)
-                    is_finite = _are_finite(gaussians)
-                # The stage has waited for the device: looking costs nothing now.
+                    gaussians, _ = self._place(lambda: runner(*arguments), source.camera, timings)
+                    return gaussians, name_of(torch.float32)
+                gaussians, is_finite = self._place(
+                    lambda: runner(*arguments, image_key=image_key), source.camera, timings
+                )
                 if is_finite.item() or runner.dtype == torch.float32:
                     return gaussians, name_of(runner.dtype)
                 _LOG.warning(
                     "a value does not fit in %s: this prediction is repeated in float32", name_of(runner.dtype)
                 )
-                with self._timed("network", timings):
-                    ndc = runner.in_float32(*arguments)
-                with self._timed("unproject", timings):
-                    return unproject(ndc, source.camera), name_of(torch.float32)
+                gaussians, _ = self._place(lambda: runner.in_float32(*arguments), source.camera, timings)
+                return gaussians, name_of(torch.float32)
         except torch.OutOfMemoryError as error:
             raise PredictionError(
                 f"the device {self.device} ran out of memory: close what else uses it, or set SHARP_DEVICE=cpu"
@@ -248,6 +241,16 @@ class SharpPipeline:
             if "CUDA error" in str(error):
                 raise DeviceError(f"the device {self.device} failed: start the process anew: {error}") from error
             raise
+
+    def _place(
+        self, predict: Callable[[], NDCGaussians], camera: Camera, timings: dict[str, float]
+    ) -> tuple[Gaussians, Tensor]:
+        """Network and unprojection, timed; and whether all is finite, on the device, which has been waited for."""
+        with self._timed("network", timings):
+            ndc = predict()
+        with self._timed("unproject", timings):
+            gaussians = unproject(ndc, camera)
+            return gaussians, _are_finite(gaussians)
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:

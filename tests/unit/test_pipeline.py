@@ -18,6 +18,7 @@ from sharp_cog.devices import find_device
 from sharp_cog.errors import CheckpointError, DepthError, ImageError, PredictionError, SettingError
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.unproject import unproject
+from sharp_cog.weights import Weights
 from tests.data.parity import synthetic
 from tests.unit.network.parity import Reference, state
 
@@ -119,6 +120,25 @@ def test_a_checkpoint_gives_the_networks_own_gaussians(tiny_checkpoint: Path) ->
     means = prediction.gaussians.means[index].double().numpy()
     expected = reference.arrays["mean_vectors"].astype(np.float64)
     assert np.linalg.norm(means - expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+def test_a_value_that_half_precision_does_not_hold_is_repeated_in_float32(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights that float16 holds, and products that it does not."""
+    settings = Settings(checkpoint=tiny_checkpoint, device="cpu", precision="float32")
+    expected = SharpPipeline.load(settings)(picture())
+    source = Weights(state=state("tiny"), is_folded=False)
+    runner = SharpRunner(source, device=torch.device("cpu"), dtype=torch.float16)
+    with torch.no_grad():
+        for parameter in runner.model.feature_model.fusion.parameters():
+            parameter.fill_(6e4)
+    prediction = SharpPipeline(runner, device=torch.device("cpu"), settings=settings)(picture())
+    assert prediction.precision == "float32"
+    assert runner.counters.float32_repeats == 1
+    assert "a value does not fit in float16: this prediction is repeated in float32" in caplog.text
+    assert torch.equal(prediction.gaussians.means, expected.gaussians.means)
+    assert torch.equal(prediction.gaussians.colors_linear, expected.gaussians.colors_linear)
 
 
 def test_a_depth_map_goes_through_the_checkpoints_alignment(tiny_checkpoint: Path) -> None:
