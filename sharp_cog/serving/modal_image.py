@@ -22,8 +22,9 @@ def make_image() -> modal.Image:
     """Our dependencies with the torch of the Cog image, this package as it is here, and the settings of who deploys."""
     image = (
         modal.Image.debian_slim(python_version="3.11")
-        .pip_install_from_requirements(str(ROOT / "requirements.txt"))
-        .pip_install_from_pyproject(str(ROOT / "pyproject.toml"), ["http", "modal", "spz"])
+        .pip_install_from_requirements(
+            str(ROOT / "deploy" / "modal" / "requirements.txt"), extra_options="--require-hashes"
+        )
         .env({**given_variables(), "SHARP_CACHE_DIR": CACHE_DIR, "SHARP_VIEWER_DIR": REMOTE_VIEWER_DIR})
         .add_local_python_source("sharp_cog", ignore=["**/__pycache__"])
     )

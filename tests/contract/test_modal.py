@@ -53,8 +53,7 @@ def test_resources_are_what_the_settings_say() -> None:
 
 
 def test_what_the_image_is_made_of_is_there() -> None:
-    assert (modal_image.ROOT / "requirements.txt").is_file()
-    assert (modal_image.ROOT / "pyproject.toml").is_file()
+    assert (modal_image.ROOT / "deploy" / "modal" / "requirements.txt").is_file()
     assert (modal_image.ROOT / "sharp_cog" / "serving" / "page.html").is_file()
     assert VIEWER_DIR.is_relative_to(modal_image.ROOT)
 

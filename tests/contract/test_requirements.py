@@ -1,78 +1,144 @@
-"""requirements.txt, which Cog installs in the image, against pyproject.toml."""
+"""What images install: requirements.txt of Cog, RunPod's and Modal's, against pyproject.toml and pip."""
 
+from __future__ import annotations
+
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+OURS = PROJECT["tool"]["sharp-cog"]
+FILES = {
+    "requirements.txt": [*EXTRAS["preview"], *OURS["image"]["ml-sharp"]],
+    "deploy/runpod/requirements.txt": [*EXTRAS["preview"], *EXTRAS["runpod"], *EXTRAS["spz"]],
+    "deploy/modal/requirements.txt": [*EXTRAS["preview"], *EXTRAS["modal"], *EXTRAS["http"], *EXTRAS["spz"]],
+}
+NUMPY = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("numpy=="))
 
 
-def requirements() -> dict[str, Requirement]:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    parsed = [Requirement(line) for line in lines if not line.startswith("#")]
-    return {requirement.name: requirement for requirement in parsed}
+def lines(path: Path) -> list[str]:
+    """The requirements, each with its hashes in one line, as pip joins them."""
+    joined = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return [line for line in joined if line and not line.startswith("#")]
 
 
-def pinned_version(requirement: Requirement) -> str:
-    (specifier,) = requirement.specifier
-    assert specifier.operator == "=="
-    return specifier.version
+def pins(path: Path) -> dict[str, str]:
+    """The versions by name."""
+    found = {}
+    for line in lines(path):
+        requirement = Requirement(line.partition("--hash")[0])
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "=="
+        assert canonicalize_name(requirement.name) not in found, requirement.name
+        found[canonicalize_name(requirement.name)] = specifier.version
+    return found
+
+
+def declared(name: str) -> Iterator[Requirement]:
+    wanted = [*PROJECT["project"]["dependencies"], *FILES[name]]
+    yield from map(Requirement, (line for line in wanted if not line.startswith("sharp-cog[")))
 
 
 def run_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(root / "scripts" / "requirements"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def copy_with(tmp_path: Path, numpy: str) -> Path:
+    """The script and its files in another folder, where pyproject.toml wants another NumPy."""
+    for name in ("scripts/requirements", *FILES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace(NUMPY, numpy)
+    (tmp_path / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    return tmp_path
 
 
 def test_requirements_are_what_the_script_writes() -> None:
     assert run_script(ROOT, "--check").returncode == 0
 
 
-def test_requirements_pin_every_dependency_within_what_pyproject_allows() -> None:
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["preview"]]
-    declared = {requirement.name: requirement for requirement in map(Requirement, wanted)}
-    assert requirements().keys() == declared.keys()
-    for name, requirement in requirements().items():
-        assert pinned_version(requirement) in declared[name].specifier, name
+@pytest.mark.parametrize("name", FILES)
+def test_requirements_pin_every_dependency_within_what_pyproject_allows(name: str) -> None:
+    found = pins(ROOT / name)
+    for requirement in declared(name):
+        assert found[canonicalize_name(requirement.name)] in requirement.specifier, requirement.name
 
 
-def test_image_takes_its_own_torch_and_leaves_the_cog_sdk_to_cog() -> None:
-    torch = PROJECT["tool"]["sharp-cog"]["torch"]
-    assert pinned_version(requirements()["torch"]) == torch["image"]
-    (declared,) = (r for r in map(Requirement, PROJECT["project"]["dependencies"]) if r.name == "torch")
-    assert torch["local"] in declared.specifier
-    assert not {"cog", "coglet"} & requirements().keys()
+@pytest.mark.parametrize("name", FILES)
+def test_every_line_has_its_hashes(name: str) -> None:
+    for line in lines(ROOT / name):
+        assert re.fullmatch(r"[a-z0-9._-]+ == [0-9][0-9a-z.+]*(\s+--hash=sha256:[0-9a-f]{64})+", line), line[:80]
 
 
-def test_check_notices_a_changed_dependency_and_writing_mends_it(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "requirements", tmp_path / "scripts")
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    numpy = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("numpy=="))
-    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace(numpy, "numpy==2.0.1")
-    (tmp_path / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+def test_cog_passes_the_lines_on_as_they_are() -> None:
+    """It takes `name==version` apart and writes it anew without hashes; what does not match stays (pkg/requirements)."""
+    for line in lines(ROOT / "requirements.txt"):
+        assert not re.search(r"[a-zA-Z0-9\-_]+==[^ ]+|--find-links=|-f\s+|--extra-index-url=", line), line[:80]
 
-    refusal = run_script(tmp_path, "--check")
+
+@pytest.mark.parametrize("name", FILES)
+def test_image_takes_its_own_torch_and_leaves_the_cog_sdk_to_cog(name: str) -> None:
+    found = pins(ROOT / name)
+    assert found["torch"] == OURS["torch"]["image"]
+    (torch,) = (r for r in declared(name) if r.name == "torch")
+    assert OURS["torch"]["local"] in torch.specifier
+    assert not {"cog", "coglet"} & found.keys()
+
+
+def test_check_notices_a_changed_dependency(tmp_path: Path) -> None:
+    refusal = run_script(copy_with(tmp_path, "numpy==2.0.1"), "--check")
     assert refusal.returncode == 1
-    assert "scripts/requirements" in refusal.stderr
-    assert run_script(tmp_path).returncode == 0
-    assert "\nnumpy==2.0.1\n" in (tmp_path / "requirements.txt").read_text(encoding="utf-8")
-    assert run_script(tmp_path, "--check").returncode == 0
+    assert all(name in refusal.stderr for name in FILES)
+    assert "run scripts/requirements" in refusal.stderr
 
 
 def test_an_unpinned_dependency_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "requirements", tmp_path / "scripts")
-    numpy = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("numpy=="))
-    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace(numpy, "numpy>=2")
-    (tmp_path / "pyproject.toml").write_text(pyproject, encoding="utf-8")
-
-    refusal = run_script(tmp_path)
+    refusal = run_script(copy_with(tmp_path, "numpy>=2"))
     assert refusal.returncode != 0
     assert "'numpy>=2' is not pinned" in refusal.stderr
-    assert not (tmp_path / "requirements.txt").exists()
+
+
+@pytest.mark.slow
+def test_writing_mends_it_and_moves_nothing_else(tmp_path: Path) -> None:
+    copy = copy_with(tmp_path, "numpy==2.4.5")
+    before = {name: pins(copy / name) for name in FILES}
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    done = run_script(copy)
+    assert done.returncode == 0, done.stderr
+    assert run_script(copy, "--check").returncode == 0
+    for name in FILES:
+        assert pins(copy / name) == {**before[name], "numpy": "2.4.5"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FILES)
+def test_pip_takes_what_the_hashes_say(tmp_path: Path, name: str) -> None:
+    """But for torch and what comes with it, which is gigabytes."""
+    large = re.compile(r"(torch|torchvision|triton|nvidia-[a-z0-9-]+) ")
+    path = tmp_path / "requirements.txt"
+    path.write_text("\n".join(line for line in lines(ROOT / name) if not large.match(line)), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_17", "2014", "_2_12", "1")]
+    target = ["--python-version", "3.11", *platforms, "--only-binary", ":all:"]
+    done = subprocess.run(
+        [*command, *target, "--dest", str(tmp_path / "wheels"), "--requirement", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "wheels").iterdir())) == len(path.read_text(encoding="utf-8").splitlines())
