@@ -35,7 +35,7 @@ def lines(path: Path) -> list[str]:
 
 def pins(path: Path) -> dict[str, str]:
     """The versions by name."""
-    found = {}
+    found: dict[str, str] = {}
     for line in lines(path):
         requirement = Requirement(line.partition("--hash")[0])
         (specifier,) = requirement.specifier
@@ -83,7 +83,7 @@ def test_every_line_has_its_hashes(name: str) -> None:
 
 
 def test_cog_passes_the_lines_on_as_they_are() -> None:
-    """It takes `name==version` apart and writes it anew without hashes; what does not match stays (pkg/requirements)."""
+    """It writes `name==version` anew and without hashes; what does not match stays as it is (pkg/requirements)."""
     for line in lines(ROOT / "requirements.txt"):
         assert not re.search(r"[a-zA-Z0-9\-_]+==[^ ]+|--find-links=|-f\s+|--extra-index-url=", line), line[:80]
 
