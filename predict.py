@@ -8,7 +8,6 @@ import re
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterable
 from pathlib import Path as LocalPath
 
@@ -16,6 +15,7 @@ from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
 from sharp_cog.formats import FORMATS
+from sharp_cog.redact import redact, trace
 from sharp_cog.serving.answers import file_name
 
 
@@ -31,10 +31,9 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         try:
             self.pipeline = SharpPipeline.load()
             warm_up_seconds = self.pipeline.warm_up()
-        except Exception:
+        except Exception as error:
             # Of a setup that fails, Cog keeps one line, and drops the log lines that it has not passed on by then.
-            traceback.print_exc()
-            sys.stderr.flush()
+            print(trace(error), file=sys.stderr, flush=True)
             time.sleep(1)
             raise
         model, device, ready_seconds = self.pipeline.settings.model, self.pipeline.device, time.perf_counter() - start
@@ -140,8 +139,8 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             output = prediction.write(folder / _output_name(image, FORMATS[options.output_format].suffix))
         except SharpError as error:
             raise RuntimeError(f"{error.code}: {error}") from error
-        except Exception:
-            traceback.print_exc()  # Cog's answer and log hold the message alone.
+        except Exception as error:
+            print(trace(error), file=sys.stderr)  # Cog's answer and log hold the message alone.
             raise
         camera = prediction.camera
         self.record_metric("num_gaussians", len(prediction.gaussians))
@@ -175,7 +174,7 @@ def _content(name: str, file: object) -> bytes:
             or the file is empty.
     """
     if not isinstance(file, Path):
-        raise InputError(f"{name} is {str(file)[:80]!r}, not a file: send a data URI or an http(s) address")
+        raise InputError(f"{name} is {redact(str(file))[:80]!r}, not a file: send a data URI or an http(s) address")
     content: bytes = file.read_bytes()
     if not content:
         raise InputError(f"{name} has 0 bytes: send a file with content; a data URI needs valid base64")

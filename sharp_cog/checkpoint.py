@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from sharp_cog.download import Effort, download, without_secrets
+from sharp_cog.download import Effort, download
 from sharp_cog.errors import CheckpointError, CheckpointMissingError
+from sharp_cog.redact import redact
 from sharp_cog.serving.settings import CHECKPOINT_SHA256, Settings
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
         return path
     target = _download_path(settings)
     _LOG.warning(LICENSE_NOTICE)
-    _LOG.info("downloading %s to %s", without_secrets(settings.checkpoint_url), target)
+    _LOG.info("downloading %s to %s", redact(settings.checkpoint_url), target)
     download(
         settings.checkpoint_url,
         target,

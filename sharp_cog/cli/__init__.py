@@ -17,6 +17,7 @@ import sharp_cog
 from sharp_cog.dataset.settings import add_flags
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.options import AXES, DEPTH_FITS, DEPTH_FORMATS, DEPTH_MODES, ESTIMATORS, OUTPUT_FORMATS, SPZ_VERSIONS
+from sharp_cog.redact import trace
 from sharp_cog.serving.settings import MODELS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(error: SharpError, *, verbose: bool, about: str = "") -> int:
     """Prints an error, with its traceback if asked for, and returns its exit code."""
     if verbose:
-        logging.getLogger(__name__).debug("where it happened:", exc_info=error)
+        logging.getLogger(__name__).debug("where it happened:\n%s", trace(error))
     print(f"error: {about}{error} [{error.code}]", file=sys.stderr)
     return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
 

@@ -25,6 +25,7 @@ from sharp_cog.dataset.photo import Photo
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import SettingError, SharpError
 from sharp_cog.options import OutputOptions
+from sharp_cog.redact import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,11 +115,9 @@ class Gsplat:
             shared = self._share(photo, splats)
         except Exception as error:  # noqa: BLE001 - sharing never fails the photograph
             # What is no error of ours is a fault of ours, and its place must be known.
-            _LOG.warning(
-                "%s is not shared: %s", photo.id, error, exc_info=None if isinstance(error, SharpError) else error
-            )
+            _LOG.warning("%s is not shared: %s", photo.id, error if isinstance(error, SharpError) else trace(error))
             self._note(is_outage=isinstance(error, TransientError))
-            return {"gsplat_error": f"{getattr(error, 'code', type(error).__name__)}: {error}"[:300]}
+            return {"gsplat_error": redact(f"{getattr(error, 'code', type(error).__name__)}: {error}")[:300]}
         self._note(is_outage=False)
         return {**shared, "gsplat_error": ""}
 

@@ -13,6 +13,7 @@ from typing import Any
 import requests
 
 from sharp_cog.errors import SharpError
+from sharp_cog.redact import redact
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_TRIES = 4
@@ -161,7 +162,7 @@ def _unwrapped(value: Any) -> Any:
 
 def _plain(text: Any) -> str:
     """What the service says, as it may stand in a line of a log."""
-    return "".join(char if char.isprintable() else " " for char in str(text))[:200]
+    return redact("".join(char if char.isprintable() else " " for char in str(text)))[:200]
 
 
 def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -11,7 +11,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,10 +26,13 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SettingError, SharpError
+from sharp_cog.redact import redact
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+_FAILURES = (HfHubHTTPError, httpx2.HTTPError, OSError)
+"""What the hub, or the way to it, can do to a request."""
 CLOCK_SECONDS = 600.0
 """How long what we know of the hub's clock holds."""
 RATE_LIMIT_SECONDS = 300.0
@@ -186,15 +190,17 @@ class HubRepo:
             HubError: The hub refuses, or cannot be reached.
         """
         additions = [self._addition(file) for file in files]
-        self._call(
-            lambda: self.api.preupload_lfs_files(
-                self.repo_id,
-                [addition for addition in additions if not addition._is_uploaded],
-                repo_type=self.repo_type,
-                free_memory=False,
-            ),
-            tries=MAX_TRIES,
-        )
+
+        def send() -> None:
+            with _unwrapped():
+                self.api.preupload_lfs_files(
+                    self.repo_id,
+                    [addition for addition in additions if not addition._is_uploaded],
+                    repo_type=self.repo_type,
+                    free_memory=False,
+                )
+
+        self._call(send, tries=MAX_TRIES)
 
     def change(self, decide: Callable[[HubView], tuple[Change, _T]]) -> _T:
         """As `Store.change`.
@@ -211,12 +217,14 @@ class HubRepo:
                     wanted, result = decide(view)
                     if wanted.operations:
                         self._commit(wanted, view)
-                except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+                except _FAILURES as error:
                     failure = error
                     self._judge(error)
                 else:
                     return result
-            raise HubError(f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {failure}") from failure
+            raise HubError(
+                f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {_first_line(failure)}"
+            ) from failure
 
     def _commit(self, change: Change, view: HubView) -> None:
         puts = [operation for operation in change.operations if isinstance(operation, Put)]
@@ -224,13 +232,14 @@ class HubRepo:
             self._addition(operation) if isinstance(operation, Put) else CommitOperationDelete(operation.path)
             for operation in change.operations
         ]
-        self.api.create_commit(
-            self.repo_id,
-            operations,
-            commit_message=change.message,
-            repo_type=self.repo_type,
-            parent_commit=view.sha,
-        )
+        with _unwrapped():
+            self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=change.message,
+                repo_type=self.repo_type,
+                parent_commit=view.sha,
+            )
         self.num_commits += 1
         for put in puts:
             self._additions.pop(put, None)
@@ -250,7 +259,7 @@ class HubRepo:
             self._wait(number)
             try:
                 return work()
-            except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            except _FAILURES as error:
                 failure = error
                 self._judge(error)
         reason = f"{type(failure).__name__}: {_first_line(failure)}"
@@ -286,6 +295,17 @@ class HubRepo:
             wait_s -= 5.0
 
 
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raises what made an upload fail: the library puts a RuntimeError around it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, _FAILURES):
+            raise error.__cause__ from None
+        raise
+
+
 def _seconds(retry_after: str | None) -> float:
     """The time to wait that a header tells."""
     try:
@@ -295,4 +315,4 @@ def _seconds(retry_after: str | None) -> float:
 
 
 def _first_line(error: Exception | None) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    return redact((str(error).strip().splitlines() or [""])[0])[:200]

@@ -16,6 +16,7 @@ from sharp_cog.dataset.make import image_suffix
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source
 from sharp_cog.dataset.progress import Progress
 from sharp_cog.errors import SettingError, SharpError
+from sharp_cog.redact import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -110,12 +111,12 @@ class Intake:
         """Notes what became of a photograph that failed; its claim is kept while there is another try."""
         has_another = self._journal.fail(
             photo.id,
-            f"{getattr(error, 'code', type(error).__name__)}: {error}",
+            redact(f"{getattr(error, 'code', type(error).__name__)}: {error}"),
             state="fetched" if is_fetched else "seen",
         )
         if not isinstance(error, SharpError):
-            _LOG.error("%s: not foreseen", photo.id, exc_info=error)
-        _LOG.warning("%s: %s%s", photo.id, error, " (once more, later)" if has_another else " (given up)")
+            _LOG.error("%s: not foreseen:\n%s", photo.id, trace(error))
+        _LOG.warning("%s: %s%s", photo.id, redact(str(error)), " (once more, later)" if has_another else " (given up)")
         if not has_another and self._claims is not None:
             self._claims.drop(photo.id)
         self.settle(photo.id)

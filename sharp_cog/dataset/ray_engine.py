@@ -19,7 +19,6 @@ import signal
 import socket
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from sharp_cog.dataset.ray_feed import ClusterError, Feed, Feeder, FeedSource, o
 from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
 from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.redact import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -235,11 +235,11 @@ class _Maker:
 def _portable(error: Exception) -> Exception:
     """An error as it can travel, with the place where it was raised as a note."""
     if not isinstance(error, SharpError):
-        error.add_note("".join(traceback.format_exception(error)))
+        error.add_note(trace(error))
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     except Exception:  # noqa: BLE001 - of what kind it was, its text tells
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(redact(f"{type(error).__name__}: {error}"))
     error.__traceback__ = None
     return error
 
@@ -329,4 +329,4 @@ def _quiet_context() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    return redact((str(error).strip().splitlines() or ["no reason given"])[0])[:200]

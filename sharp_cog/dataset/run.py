@@ -23,6 +23,7 @@ from sharp_cog.dataset.progress import Progress
 from sharp_cog.dataset.publish import Publisher
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import CheckpointError, DeviceError, NotInstalledError, OutputError, SettingError
+from sharp_cog.redact import trace
 
 __all__ = ["Engine", "Job", "Run", "Share"]
 
@@ -148,7 +149,7 @@ class Run:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - raised again where the run was started
-            _LOG.debug("a step of the run ended", exc_info=error)
+            _LOG.debug("a step of the run ended:\n%s", trace(error))
             self._failure = self._failure or error
             self.stop()
         finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sharp_cog.errors import SettingError
 from sharp_cog.options import OUTPUT_FORMATS
+from sharp_cog.redact import redact
 
 SOURCES = ("folder", "search", "list")
 ORDERS = ("latest", "oldest", "popular", "relevant")
@@ -24,7 +25,7 @@ UNUSED_VARIABLES = ("ML_SHARP_DIR", "CONDA_ENV_NAME")
 
 _COUNT = (0, 10**9)
 _DEVICE = (re.compile("default|auto|cpu|mps|cuda(:[0-9]+)?"), "choose default, cuda, cuda:1, cpu or mps")
-_ADDRESS = (re.compile("https?://[^/ ]+.*"), "give an http or https address")
+_ADDRESS = (re.compile(r"https?://(\[[0-9A-Fa-f:.]+\](:\d+)?|[^][/?# ]+)([/?#].*)?"), "give an http or https address")
 _REPO_ID = (re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"), "give an owner and a name, such as you/splats")
 _IN_REPO = (re.compile(r"(?!.*\.\.)[^ ]*[^/ ][^ ]*"), "give a path in the repository")
 _FILE_NAME = (re.compile(r"[^./\\][^/\\]*"), "give the name of a file, without folders")
@@ -249,6 +250,6 @@ def _check(variable: str, about: Mapping[str, Any], value: Any, type_: str) -> N
     if "pattern" in about and value:
         pattern, remedy = about["pattern"]
         if not pattern.fullmatch(value):
-            raise SettingError(f"{variable} is {value!r}: {remedy}")
+            raise SettingError(f"{variable} is {redact(value)!r}: {remedy}")
     if "pattern" in about and not value and variable != "HF_REPO_ID":
         raise SettingError(f"{variable} is empty: {about['pattern'][1]}")

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from sharp_cog.download.partial import Partial
-from sharp_cog.download.server import Changed, Effort, Offer, Passing, Server, without_secrets
+from sharp_cog.download.server import Changed, Effort, Offer, Passing, Server
 from sharp_cog.errors import DownloadError, OutputError
 
-__all__ = ["Effort", "download", "without_secrets"]
+__all__ = ["Effort", "download"]
 
 _LOG = logging.getLogger(__name__)
 

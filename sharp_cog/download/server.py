@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
 from sharp_cog.errors import DownloadError
+from sharp_cog.redact import redact
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,12 +69,6 @@ class Offer:
     validator: str
 
 
-def without_secrets(url: str) -> str:
-    """The address without user, password and query, for messages."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 class Server:
     """One file on a server.
 
@@ -85,7 +79,7 @@ class Server:
 
     def __init__(self, url: str, effort: Effort) -> None:
         self._url, self._effort = url, effort
-        self.name = without_secrets(url)
+        self.name = redact(url)
         self.stop = threading.Event()
 
     def refusal(self, what: str) -> DownloadError:

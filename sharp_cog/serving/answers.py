@@ -25,6 +25,7 @@ from sharp_cog.errors import (
     SharpError,
 )
 from sharp_cog.prediction import Prediction
+from sharp_cog.redact import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def error_body(error: BaseException) -> dict[str, str]:
         _LOG.warning("%s", error)
         return {"error": "this service lacks what that format or option needs: choose another", "code": error.code}
     code = error.code if isinstance(error, SharpError) else SharpError.code
-    _LOG.error("%s: %s", code, error, exc_info=error)
+    _LOG.error("%s: %s\n%s", code, redact(str(error)), trace(error))
     return {"error": "the service failed; its log says why", "code": code}
 
 

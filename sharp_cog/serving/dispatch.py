@@ -25,6 +25,7 @@ from sharp_cog.errors import BusyError, DeviceError, SharpError
 from sharp_cog.options import OutputOptions, PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Decoded, Prediction
+from sharp_cog.redact import trace
 from sharp_cog.serving.settings import ServiceSettings
 
 _LOG = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Dispatcher:
                 self.state = "ready"
 
     def _fail(self, error: BaseException, what: str) -> None:
-        _LOG.error("%s: %s", what, error, exc_info=None if isinstance(error, SharpError) else error)
+        _LOG.error("%s: %s", what, error if isinstance(error, SharpError) else trace(error))
         self.state, self.failure = "failed", error
 
     def stop(self) -> None:

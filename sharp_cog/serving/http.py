@@ -196,6 +196,10 @@ class _Service:
         except SharpError as error:
             outcome = error.code
             raise
+        except HTTPException:  # Of the form.
+            raise
+        except Exception as error:  # noqa: BLE001 - Starlette would raise it once more, for uvicorn to log all of it
+            return _refusal(error)
         finally:
             taken_s = time.monotonic() - start
             self._metrics.request(outcome, taken_s)

@@ -16,6 +16,7 @@ from sharp_cog.serving.settings import ServiceSettings
 ALIASES = {"f_px": "focal_length_px", "format": "output_format"}
 """Names that callers of other services of SHARP know, and ours."""
 
+_ADDRESS = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
 
@@ -45,6 +46,9 @@ def decode_base64(name: str, text: object) -> bytes:
     """
     if not isinstance(text, str):
         raise InputError(f"{name} is of type {type(text).__name__}: give base64 text")
+    if _ADDRESS.match(text):
+        right_name = "depth_url" if name.startswith("depth") else "image_url"
+        raise InputError(f"{name} is a web address, not base64: give it as {right_name}")
     prefix = _DATA_URI.match(text)
     if prefix and ";base64," not in prefix.group().lower():
         raise InputError(f"{name} is a data URI that is not base64: give base64")

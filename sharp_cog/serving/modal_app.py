@@ -24,7 +24,7 @@ from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs
-from sharp_cog.serving.modal_image import make_image, resources, volume
+from sharp_cog.serving.modal_image import make_image, make_secret, resources, volume
 from sharp_cog.serving.settings import ServiceSettings, Settings
 
 SETTINGS = ServiceSettings.from_environment()
@@ -105,7 +105,12 @@ def _foreign(error: Exception) -> Exception:
     return kind(f"{body['code']}: {body['error']}")
 
 
-_PASSING_ON: dict[str, Any] = {"image": make_image(), "timeout": SETTINGS.modal_timeout_seconds, "cpu": 0.25}
+_PASSING_ON: dict[str, Any] = {
+    "image": make_image(),
+    "secrets": [make_secret()],
+    "timeout": SETTINGS.modal_timeout_seconds,
+    "cpu": 0.25,
+}
 
 
 @app.function(**_PASSING_ON)

@@ -19,13 +19,13 @@ volume = modal.Volume.from_name("sharp-model-cache", create_if_missing=True)
 
 
 def make_image() -> modal.Image:
-    """Our dependencies with the torch of the Cog image, this package as it is here, and the settings of who deploys."""
+    """Our dependencies with the torch of the Cog image, and this package as it is here."""
     image = (
         modal.Image.debian_slim(python_version="3.11")
         .pip_install_from_requirements(
             str(ROOT / "deploy" / "modal" / "requirements.txt"), extra_options="--require-hashes"
         )
-        .env({**given_variables(), "SHARP_CACHE_DIR": CACHE_DIR, "SHARP_VIEWER_DIR": REMOTE_VIEWER_DIR})
+        .env({"SHARP_CACHE_DIR": CACHE_DIR, "SHARP_VIEWER_DIR": REMOTE_VIEWER_DIR})
         .add_local_python_source("sharp_cog", ignore=["**/__pycache__"])
     )
     # In a container this module runs again, where the viewer lies elsewhere.
@@ -34,10 +34,19 @@ def make_image() -> modal.Image:
     return image
 
 
+def make_secret() -> modal.Secret:
+    """The settings of who deploys.
+
+    They are no environment of the image, which Modal shows: an address of a checkpoint may hold a password.
+    """
+    return modal.Secret.from_dict({**given_variables()})
+
+
 def resources(settings: ServiceSettings) -> dict[str, Any]:
     """What a function or class of Modal is given."""
     return {
         "image": make_image(),
+        "secrets": [make_secret()],
         "gpu": settings.modal_gpu,
         "volumes": {CACHE_DIR: volume},
         "scaledown_window": settings.modal_idle_seconds,

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sharp_cog.errors import SettingError
+from sharp_cog.redact import redact
 
 MODELS = ("sharp", "lift", "ml-sharp")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
@@ -50,7 +51,7 @@ class Settings:
     model: str = "sharp"
     checkpoint: Path | None = None
     cache_dir: Path | None = None
-    checkpoint_url: str = CHECKPOINT_URL
+    checkpoint_url: str = field(default=CHECKPOINT_URL, repr=False)
     checkpoint_sha256: str | None = CHECKPOINT_SHA256
     device: str = "auto"
     max_megapixels: float = 100.0
@@ -65,8 +66,7 @@ class Settings:
             raise SettingError(f"SHARP_MODEL is {self.model!r}: choose one of {', '.join(MODELS)}")
         if self.precision not in PRECISIONS:
             raise SettingError(f"SHARP_PRECISION is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
-        if not _is_web_address(self.checkpoint_url):
-            raise SettingError(f"SHARP_CHECKPOINT_URL is {self.checkpoint_url!r}: give an http or https address")
+        _check_address("SHARP_CHECKPOINT_URL", self.checkpoint_url)
         sha256 = self.checkpoint_sha256
         if sha256 is not None and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
             raise SettingError(
@@ -173,9 +173,9 @@ class ServiceSettings:
     fetch_private: bool = False
     runpod_sync_megabytes: float = 20.0
     runpod_async_megabytes: float = 10.0
-    runpod_webhook: str = ""
-    bucket_endpoint_url: str = ""
-    bucket_access_key_id: str = ""
+    runpod_webhook: str = field(default="", repr=False)
+    bucket_endpoint_url: str = field(default="", repr=False)
+    bucket_access_key_id: str = field(default="", repr=False)
     bucket_secret_access_key: str = field(default="", repr=False)
     bucket_name: str = ""
     modal_gpu: str = "A100"
@@ -195,8 +195,8 @@ class ServiceSettings:
         missing = [_in_environment(name) for name, value in bucket.items() if not value]
         if missing and len(missing) < len(bucket):
             raise SettingError(f"{missing[0]} is not set, but others of the bucket are: set all of them, or none")
-        if self.bucket_endpoint_url and not _is_web_address(self.bucket_endpoint_url):
-            raise SettingError(f"BUCKET_ENDPOINT_URL is {self.bucket_endpoint_url!r}: give an http or https address")
+        if self.bucket_endpoint_url:
+            _check_address("BUCKET_ENDPOINT_URL", self.bucket_endpoint_url)
 
     @property
     def has_bucket(self) -> bool:
@@ -258,9 +258,10 @@ def _read(variable: str, text: str, type_: str) -> Any:
         raise SettingError(f"{variable} is {text!r}: give {wanted}") from None
 
 
-def _is_web_address(url: str) -> bool:
+def _check_address(variable: str, url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError:  # Such as a bracket that is not closed.
-        return False
-    return parts.scheme in ("https", "http") and bool(parts.hostname)
+        parts = urlsplit("")
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise SettingError(f"{variable} is {redact(url)!r}: give an http or https address")

@@ -45,6 +45,8 @@ def test_resources_are_what_the_settings_say() -> None:
     settings = ServiceSettings(modal_gpu="T4", modal_idle_seconds=60, modal_timeout_seconds=90)
     resources = modal_image.resources(settings)
     assert isinstance(resources.pop("image"), modal.Image)
+    (secret,) = resources.pop("secrets")
+    assert isinstance(secret, modal.Secret)
     assert resources.pop("volumes").keys() == {"/cache"}
     assert resources == {"gpu": "T4", "scaledown_window": 60, "timeout": 90}
     assert modal_image.resources(ServiceSettings())["gpu"] == "A100"

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sharp_cog.download import Effort, download, without_secrets
+from sharp_cog.download import Effort, download
 from sharp_cog.errors import DownloadError, OutputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -439,7 +439,6 @@ def test_nothing_is_fetched_where_the_file_is(server: Server, tmp_path: Path) ->
 
 def test_secrets_stay_out_of_messages(server: Server, tmp_path: Path) -> None:
     url = server.url.replace("http://", "http://user:password@") + "?token=secret"
-    assert without_secrets(url) == server.url
     server.num_errors, server.error_status = 10**9, 403
     with pytest.raises(DownloadError) as caught:
         download(url, tmp_path / "model.pt", sha256=None, effort=QUICK)

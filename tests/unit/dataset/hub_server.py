@@ -167,6 +167,7 @@ class HubServer:
         use_lfs: Whether files that are large or no text are uploaded before the commit; otherwise they travel in it.
         lose_answers: So many of the next commits are done, and the connection ends without an answer.
         fail: So many of the next commits are answered with 503, and not done.
+        fail_uploads: So many of the next uploads are answered with 409, which the library does not try again.
         rate_limit_after: Once so many commits are done, others are answered with 429, until `reset`. None for no limit.
         retry_after_s: What an answer with 429 says about when to come again.
         latency_s: How long each answer takes at least.
@@ -178,6 +179,7 @@ class HubServer:
         self.use_lfs = True
         self.lose_answers = 0
         self.fail = 0
+        self.fail_uploads = 0
         self.rate_limit_after: int | None = None
         self.retry_after_s = 1
         self.latency_s = 0.0
@@ -392,6 +394,10 @@ class HubServer:
         return Answer({"transfer": "basic", "objects": objects, "hash_algo": "sha256"})
 
     def _lfs_put(self, request: Request) -> Answer:
+        with self._lock:
+            if self.fail_uploads > 0:
+                self.fail_uploads -= 1
+                raise RefusedError(409, "Conflict")
         if hashlib.sha256(request.body).hexdigest() != request.part("oid"):
             raise RefusedError(400, "The content does not have the SHA-256 that it was announced with.")
         self._repo(request).uploads[request.part("oid")] = request.body

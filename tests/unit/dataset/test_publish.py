@@ -70,6 +70,20 @@ def reads(hub: HubServer) -> list[str]:
     return [path for method, path in hub.seen if method == "GET" and "/resolve/" in path]
 
 
+@pytest.mark.parametrize("goes_ahead", [True, False])
+def test_an_upload_that_fails_is_sent_again(hub: HubServer, tmp_path: Path, goes_ahead: bool) -> None:
+    """The library tells of it by an error of no kind in particular."""
+    hub.fail_uploads = 2
+    publisher = publisher_of(hub, tmp_path)
+    photos = finished(tmp_path, "a", "b")
+    if goes_ahead:
+        publisher.send_ahead(photos[0])
+    publisher.publish(photos)
+    assert hub.fail_uploads == 0
+    for name in ("a", "b"):
+        assert hub.files(REPO)[f"photos/{name}/{name}.ply"] == (tmp_path / f"{name}.ply").read_bytes()
+
+
 def test_it_is_read_back_by_datasets(hub: HubServer, tmp_path: Path) -> None:
     publisher_of(hub, tmp_path).publish(finished(tmp_path, "a", "b"))
     publisher_of(hub, tmp_path, "second").publish(finished(tmp_path, "c"))

@@ -111,7 +111,7 @@ class UnsplashServer:
         if is_failing:
             _send(handler, b"busy", 503, headers)
         elif handler.headers["Authorization"] != f"Client-ID {ACCESS_KEY}" or handler.headers["Accept-Version"] != "v1":
-            _send_json(handler, {"errors": ["OAuth error: The access token is invalid"]}, 401, headers)
+            send_json(handler, {"errors": ["OAuth error: The access token is invalid"]}, 401, headers)
         else:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             self._answer(handler, parts.path.split("/")[1:], query, headers)
@@ -123,18 +123,18 @@ class UnsplashServer:
         match path:
             case ["photos"]:
                 ordered = self.photos[::-1] if query["order_by"] == "oldest" else self.photos
-                _send_json(handler, _page(ordered, query), 200, {**headers, "X-Total": str(len(ordered))})
+                send_json(handler, _page(ordered, query), 200, {**headers, "X-Total": str(len(ordered))})
             case ["search", "photos"]:
                 found = [photo for photo in self.photos if {"title": query["query"]} in photo["tags"]]
                 num_pages = -(-len(found) // int(query["per_page"]))
                 results = {"total": len(found), "total_pages": num_pages, "results": _page(found, query)}
-                _send_json(handler, results, 200, headers)
+                send_json(handler, results, 200, headers)
             case ["photos", photo_id] if photo_id in by_id:
-                _send_json(handler, by_id[photo_id], 200, headers)
+                send_json(handler, by_id[photo_id], 200, headers)
             case ["photos", photo_id, "download"] if photo_id in by_id:
-                _send_json(handler, {"url": f"{self.picture_url}/{photo_id}.jpg?signature=1"}, 200, headers)
+                send_json(handler, {"url": f"{self.picture_url}/{photo_id}.jpg?signature=1"}, 200, headers)
             case _:
-                _send_json(handler, {"errors": ["Couldn't find Photo"]}, 404, headers)
+                send_json(handler, {"errors": ["Couldn't find Photo"]}, 404, headers)
 
     def _answer_file(self, handler: BaseHTTPRequestHandler) -> None:
         photo_id = urlsplit(handler.path).path.strip("/").removesuffix(".jpg")
@@ -186,7 +186,7 @@ def _page(photos: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str,
     ]
 
 
-def _send_json(handler: BaseHTTPRequestHandler, content: Any, status: int, headers: dict[str, str]) -> None:
+def send_json(handler: BaseHTTPRequestHandler, content: Any, status: int, headers: dict[str, str]) -> None:
     _send(handler, json.dumps(content).encode(), status, {**headers, "Content-Type": "application/json"})
 
 

@@ -1,0 +1,346 @@
+"""No secret, token or signed URL in a log, an error or a file, whatever goes wrong behind whichever door.
+
+Every secret below has MARK in it. Each test lets its door succeed or fail as doors do, and greps all that came out.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from sharp_cog.cli import main
+from sharp_cog.dataset.hub import HubError
+from sharp_cog.dataset.settings import DatasetSettings
+from sharp_cog.errors import SettingError
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.redact import trace
+from sharp_cog.serving import answers, runpod
+from sharp_cog.serving.settings import ServiceSettings, Settings
+from tests.service import serving
+from tests.unit.dataset.client import run_of
+from tests.unit.dataset.gsplat_server import GsplatServer, RefusalError
+from tests.unit.dataset.hub_server import Answer as StubAnswer
+from tests.unit.dataset.hub_server import HubServer, RefusedError, Request
+from tests.unit.dataset.unsplash_server import ACCESS_KEY, UnsplashServer, send_json
+from tests.unit.gated import Gated
+from tests.unit.test_fetch import Answer, Site, says
+
+MARK = "xyzzy"
+SIGNED = f"?X-Amz-Credential=AKIA{MARK}&X-Amz-Signature={MARK}"
+SECRETS = {
+    "HF_TOKEN": f"hf_{MARK}abcdefgh",
+    "RUNPOD_API_KEY": f"rpa_{MARK}",
+    "RUNPOD_AI_API_KEY": f"rpa_{MARK}",
+}
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    found = Site()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@pytest.fixture
+def told(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Everything that was logged or printed so far, and what a test adds; it must not be empty, nor hold MARK.
+
+    Our own loggers tell everything, those of libraries what Python shows without being asked: warnings.
+    """
+    monkeypatch.setattr(
+        logging.getLogger("sharp_cog"), "handlers", []
+    )  # A command left one, on a stream that is closed.
+    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.DEBUG, logger="sharp_cog")
+    formatter = logging.Formatter("%(name)s: %(message)s")
+
+    def check(*more: object) -> str:
+        captured = capfd.readouterr()
+        lines = [*map(formatter.format, caplog.records), captured.out, captured.err, *map(str, more)]
+        text = "\n".join(lines)
+        assert text.strip(), "nothing was told at all"
+        shown = [line for line in text.splitlines() if MARK in line or ACCESS_KEY in line]
+        assert not shown, shown
+        return text
+
+    return check
+
+
+def status(code: int) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_error(code)
+
+    return answer
+
+
+def breaks(request: BaseHTTPRequestHandler) -> None:
+    """Ends in the middle of the file."""
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    request.wfile.write(b"begun")
+
+
+def leads_to(location: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", location)
+        request.end_headers()
+
+    return answer
+
+
+ANSWERS: dict[str, Answer] = {
+    "/good.jpg": says(b"12345"),
+    "/missing.jpg": status(404),
+    "/refused.jpg": status(403),
+    "/failing.jpg": status(503),
+    "/broken.jpg": breaks,
+    "/elsewhere.jpg": leads_to(f"http://u:{MARK}@127.0.0.1:9/{SIGNED}"),
+    "/nowhere.jpg": leads_to(f"http://{MARK}.invalid:xx/{SIGNED}"),
+}
+
+
+def addresses(site: Site) -> list[str]:
+    """Signed addresses of every kind that works, fails or is none."""
+    served = [site.url(f"{path}{SIGNED}", answer) for path, answer in ANSWERS.items()]
+    host = f"127.0.0.1:{site.port}"
+    strange = [f"http://u:{MARK}@{host}/a.jpg", f"ftp://u:{MARK}@{host}/{SIGNED}", f"http://127.0.0.1:9/a{SIGNED}"]
+    return [*served, *strange, f"http://[{host}/{SIGNED}", f"http://{host}:xx/{SIGNED}", "http://"]
+
+
+@pytest.mark.parametrize("command", [["download", "-v"], ["predict", "-v", "room.jpg"]])
+@pytest.mark.parametrize("answer", [status(403), status(404), breaks, says(b"not the checkpoint"), None])
+def test_a_checkpoint_that_cannot_be_had(
+    told: Callable[..., str],
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    answer: Answer | None,
+) -> None:
+    url = f"http://127.0.0.1:9/a.pt{SIGNED}" if answer is None else site.url(f"/a.pt{SIGNED}", answer)
+    monkeypatch.setattr("sharp_cog.download.server._LONGEST_WAIT_S", 0.001)
+    monkeypatch.setenv("SHARP_CHECKPOINT_URL", url.replace("http://", f"http://user:{MARK}@"))
+    monkeypatch.setenv("SHARP_CACHE_DIR", str(tmp_path))
+    monkeypatch.chdir(Path(__file__).parents[2] / "examples")
+    assert main(command) == 1
+    assert "127.0.0.1" in told()
+
+
+@pytest.mark.parametrize("url", [f"ftp://u:{MARK}@e.com/{SIGNED}", f"https://[e.com/{SIGNED}", f"//u:{MARK}@e.com"])
+def test_settings_that_are_no_addresses(told: Callable[..., str], url: str) -> None:
+    bucket: dict[str, Any] = dict.fromkeys(("bucket_access_key_id", "bucket_secret_access_key", "bucket_name"), "a")
+    makers: list[Callable[[], object]] = [
+        lambda: Settings(checkpoint_url=url),
+        lambda: ServiceSettings(bucket_endpoint_url=url, **bucket),
+        lambda: DatasetSettings(source="list", unsplash_access_key="a", unsplash_api_url=url),
+        lambda: DatasetSettings(input_dir="a", gsplat_base=url),
+    ]
+    for make in makers:
+        with pytest.raises(SettingError, match="address") as caught:
+            make()
+        told(caught.value)
+
+
+def test_settings_that_are_shown(told: Callable[..., str]) -> None:
+    told(
+        Settings(checkpoint_url=f"https://u:{MARK}@e.com/a.pt{SIGNED}"),
+        DatasetSettings(source="list", unsplash_access_key=MARK),
+        ServiceSettings(
+            runpod_webhook=f"https://e.com/{MARK}",
+            bucket_endpoint_url=f"https://{MARK}@e.com",
+            bucket_access_key_id=MARK,
+            bucket_secret_access_key=MARK,
+            bucket_name="a",
+        ),
+    )
+
+
+def test_pictures_behind_signed_addresses_at_the_http_service(told: Callable[..., str], site: Site) -> None:
+    seen: list[str] = []
+    with serving(Gated) as service:
+        for url in addresses(site):
+            for data in ({"image_url": url}, {"image_url": site.url("/a.jpg", says(b"1")), "depth_url": url}):
+                answer = requests.post(f"{service.url}/predict", data={**data, "format": "ply"}, timeout=60)
+                seen += [answer.text, str(answer.headers)]
+                assert answer.status_code in (200, 422)
+        answer = requests.get(f"{service.url}/metrics", timeout=10)
+        told(*seen, answer.text)
+
+
+def test_pictures_and_results_behind_signed_addresses_at_runpod(told: Callable[..., str], site: Site) -> None:
+    handler = runpod.create_handler(Gated(), ServiceSettings(fetch_private=True, fetch_seconds=10))
+    image = base64.b64encode(b"12345").decode()
+    results = [
+        handler({"id": "job", "input": values})
+        for url in addresses(site)
+        for values in (
+            {"image_url": url},
+            {"image": image, "depth_url": url},
+            {"image": image, "upload_url": url},
+            {"image": url},
+        )
+    ]
+    assert {"upload_failed", "fetch_failed", "invalid_input"} <= {result.get("code") for result in results}
+    for result in results:
+        result.pop("url", None)  # Where the result is, for the caller who gave the address.
+    told(*results)
+
+
+@pytest.mark.parametrize("code", [403, 500, None])
+def test_a_bucket_that_does_not_take_results(told: Callable[..., str], site: Site, code: int | None) -> None:
+    class Refusing(dict[str, Answer]):
+        def __missing__(self, path: str) -> Answer:
+            return status(code or 500)
+
+    site.answers = Refusing()
+    settings = ServiceSettings(
+        bucket_endpoint_url=f"http://127.0.0.1:{site.port if code else 9}",
+        bucket_access_key_id=f"AKIA{MARK}",
+        bucket_secret_access_key=MARK,
+        bucket_name="splats",
+    )
+    handler = runpod.create_handler(Gated(), settings)
+    result = handler({"id": "job", "input": {"image": base64.b64encode(b"12345").decode()}})
+    assert result["code"] == "cannot_write", result
+    assert "splats" in told(result)
+
+
+def test_errors_of_libraries_in_the_log_of_a_service(told: Callable[..., str]) -> None:
+    error = requests.ConnectionError(f"HTTPSConnectionPool(host='e.com'): url: /a{SIGNED} at https://u:{MARK}@e.com")
+    assert answers.error_body(error) == {"error": "the service failed; its log says why", "code": "internal_error"}
+    pipeline = Gated()
+    pipeline.failure = error
+    with serving(lambda: pipeline) as service:
+        answer = requests.post(f"{service.url}/predict", files={"file": ("a.jpg", b"123")}, timeout=60)
+    assert answer.status_code == 500
+    assert "ConnectionError" in told(answer.text)
+
+
+def test_a_model_that_cannot_be_loaded_in_the_log_of_a_service(told: Callable[..., str]) -> None:
+    def load() -> SharpPipeline:
+        raise requests.ConnectionError(f"url: /a{SIGNED}")
+
+    with serving(load, is_ready=False) as service:
+        answers_ = [requests.get(f"{service.url}/health", timeout=10).text for _ in range(3)]
+    told(*answers_)
+
+
+class SigningUnsplash(UnsplashServer):
+    """Gives out signed addresses of pictures; that of the first leads nowhere."""
+
+    def _answer(
+        self, handler: BaseHTTPRequestHandler, path: list[str], query: dict[str, str], headers: dict[str, str]
+    ) -> None:
+        if path[2:] == ["download"]:
+            host = "http://127.0.0.1:9" if path[1] == self.ids[0] else self.picture_url
+            send_json(handler, {"url": f"{host}/{path[1]}.jpg{SIGNED}"}, 200, headers)
+        else:
+            super()._answer(handler, path, query, headers)
+
+
+class SigningHub(HubServer):
+    """Gives out signed addresses for uploads, and refuses them in words that hold the address."""
+
+    is_refusing = False
+
+    def _lfs_batch(self, request: Request) -> StubAnswer:
+        answer = super()._lfs_batch(request)
+        for entry in answer.content["objects"]:
+            for action in entry.get("actions", {}).values():
+                action["href"] += SIGNED
+        return answer
+
+    def _lfs_put(self, request: Request) -> StubAnswer:
+        if self.is_refusing:
+            raise RefusedError(403, f"Forbidden for url: {self.url}/{SIGNED}, Authorization: Bearer {MARK}abcdef")
+        return super()._lfs_put(request)
+
+
+class RefusingGsplat(GsplatServer):
+    """Refuses everything, in words that hold an address."""
+
+    def call(self, procedure: str, argument: dict[str, Any]) -> Any:
+        raise RefusalError(403, "FORBIDDEN", f"not from https://u:{MARK}@e.com/{SIGNED}")
+
+
+@pytest.fixture
+def unsplash(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnsplashServer]:
+    monkeypatch.setattr("sharp_cog.dataset.unsplash_api.MAX_TRIES", 1)
+    server = SigningUnsplash(3)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[SigningHub]:
+    server = SigningHub()
+    for name, value in {**server.environment, "HF_TOKEN": SECRETS["HF_TOKEN"]}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def gsplat() -> Iterator[GsplatServer]:
+    server = RefusingGsplat()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer, gsplat: GsplatServer) -> DatasetSettings:
+    return DatasetSettings(
+        source="list",
+        unsplash_access_key=ACCESS_KEY,
+        unsplash_api_url=unsplash.url,
+        runs_dir=str(tmp_path / "runs"),
+        hf_upload=True,
+        hf_repo_id="somebody/splats",
+        gsplat_upload=True,
+        gsplat_base=gsplat.url,
+    )
+
+
+def contents(folder: Path) -> list[str]:
+    """Text of all files, byte for byte."""
+    return [path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_dataset_run_and_what_it_publishes(
+    told: Callable[..., str], settings: DatasetSettings, hub: SigningHub
+) -> None:
+    run_of(settings).work()
+    published = hub.files(settings.hf_repo_id)
+    assert len(published) > 5
+    text = told(*contents(settings.run_dir), *(content.decode("latin-1") for content in published.values()))
+    assert "cannot be read (ConnectionError)" in text, "the first picture fails"
+    assert "is not shared" in text
+
+
+def test_a_dataset_run_that_may_not_publish(
+    told: Callable[..., str], settings: DatasetSettings, hub: SigningHub
+) -> None:
+    hub.is_refusing = True
+    with pytest.raises(HubError, match="the hub refuses") as caught:
+        run_of(settings).work()
+    told(caught.value, trace(caught.value), *contents(settings.run_dir))
