@@ -19,6 +19,13 @@ from sharp_cog.serving import runpod
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "runpod" / "Dockerfile"
 
+READ_ONLY = [
+    *("unshare", "--map-root-user", "--mount", "sh", "-euc"),
+    'mount --bind "$TMPDIR" "$TMPDIR"; mount -o remount,bind,ro /; if touch "$HOME/written" 2>/dev/null; then exit 9; fi; exec "$@"',
+    "sh",
+]
+"""Runs a command where nothing but TMPDIR can be written."""
+
 
 def instructions() -> list[tuple[str, str]]:
     """All instructions in order, continued lines joined."""
@@ -97,7 +104,8 @@ def test_weights_come_only_when_asked_for_and_with_their_licence() -> None:
 def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
     """Every COPY and RUN of the last stage in a folder and a virtual environment of their own, then a job by its CMD.
 
-    torch is the one that is here instead of the image's, and `useradd` does nothing.
+    torch is the one that is here instead of the image's, and `useradd` does nothing. The job runs once as it is and
+    once as by `docker run --read-only --tmpfs /tmp`.
     """
     app, tools = tmp_path / "app", tmp_path / "tools"
     app.mkdir()
@@ -110,7 +118,7 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
     site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
     (site / "here.pth").write_text(f"{here}\n")
     paths = f"{tmp_path / 'venv' / 'bin'}:{tools}:{os.environ['PATH']}"
-    values = {**environment(), "PATH": paths, "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "BAKE_WEIGHTS": "0"}
+    values = {**environment(), "PATH": paths, "HOME": str(tmp_path), "BAKE_WEIGHTS": "0"}
     for name, rest in last_stage():
         if name == "COPY" and "--from=" not in rest:
             *sources, target = rest.split()
@@ -126,17 +134,20 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
     shutil.rmtree(app / "sharp_cog")  # What runs is what was installed.
     start = json.loads(next(rest for name, rest in last_stage() if name == "CMD"))
     job = json.dumps({"id": "job", "input": {"image": "aGFsbG8="}})
-    result = subprocess.run(
-        [*start, "--test_input", job],
-        cwd=app,
-        env={**values, "SHARP_MODEL": "lift"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "the bytes are not a picture" in result.stdout + result.stderr, result.stdout + result.stderr
-    assert (tmp_path / "sharp_cog.ready").exists()
+    for number, prefix in enumerate(([], READ_ONLY)):
+        temporary = tmp_path / f"tmp{number}"
+        temporary.mkdir()
+        result = subprocess.run(
+            [*prefix, *start, "--test_input", job],
+            cwd=app,
+            env={**values, "TMPDIR": str(temporary), "NUMBA_CACHE_DIR": str(temporary), "SHARP_MODEL": "lift"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "the bytes are not a picture" in result.stdout + result.stderr, result.stdout + result.stderr
+        assert (temporary / "sharp_cog.ready").exists()
 
 
 def without_torch(requirements: str) -> str:
