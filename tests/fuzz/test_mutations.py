@@ -1,0 +1,24 @@
+"""Whatever reads bytes gets broken ones: there is a result, or soon and in little memory an error that says what is wrong.
+
+`scripts/fuzz TARGET` runs the same; `scripts/fuzz TARGET --input FILE` repeats one input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fuzz.harness import Report, registry
+
+
+@pytest.mark.parametrize("num", [500, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)])])
+@pytest.mark.parametrize("target_name", registry())
+@pytest.mark.timeout(1200)
+def test_every_input_has_a_result_or_an_error_with_its_code(
+    target_name: str, num: int, fuzzed: Callable[[str, int], Report]
+) -> None:
+    report = fuzzed(target_name, num)
+    shown = "\n".join(f"{finding.path} {finding.reason}" for finding in report.findings)
+    assert not report.findings, f"{target_name}, seed {report.seed}:\n{shown}"
+    assert report.inputs >= num
