@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from sharp_cog import torch_archive
 from sharp_cog.download import Effort, download, without_secrets
 from sharp_cog.errors import CheckpointError, CheckpointMissingError
+from sharp_cog.foreign import plain, quoted
 from sharp_cog.serving.settings import CHECKPOINT_SHA256, Settings
 
 _LOG = logging.getLogger(__name__)
@@ -112,7 +114,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if head != b"PK\x03\x04":
             what = "empty" if not head else "a web page" if head.lstrip()[:1] == b"<" else "not a PyTorch checkpoint"
             raise CheckpointError(f"{path} is {what}: remove it and run 'sharp-cog download'")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        sizes = torch_archive.check(path)
+        state = _checked_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
+        torch_archive.check_storages(state.values(), sizes)
+        return state
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: *(.*)", str(error))
         reason = found[1] if found else str(error)
@@ -123,12 +128,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_broken(path, str(error) or type(error).__name__)) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _checked_state(state, path)
 
 
 def _broken(path: Path, reason: str) -> str:
-    first = reason.splitlines()[0].split(". ")[0] if reason.strip() else "no reason given"
-    return f"{path} is truncated or broken ({first[:200]}): remove it and run 'sharp-cog download'"
+    first = reason.strip().splitlines()[0].split(". ")[0] if reason.strip() else "no reason given"
+    return f"{path} is truncated or broken ({plain(first, 200)}): remove it and run 'sharp-cog download'"
 
 
 def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
@@ -136,11 +140,18 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict: use Apple's file")
     for name, value in state.items():
         if isinstance(value, dict):
-            raise CheckpointError(f"{path} is a training checkpoint ({name!r} is a dict): save the state dict alone")
+            raise CheckpointError(
+                f"{path} is a training checkpoint ({quoted(name)} is a dict): save the state dict alone"
+            )
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} holds {name!r}, a {type(value).__name__}, not a tensor: use Apple's file")
-        if value.dtype != torch.float32:
-            raise CheckpointError(f"{path} holds {name!r} as {value.dtype}, not as torch.float32: use Apple's file")
+            what = f", a {type(value).__name__}, not a tensor"
+        elif value.dtype != torch.float32:
+            what = f" as {value.dtype}, not as torch.float32"
+        elif value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+            what = " as a tensor without plain memory"
+        else:
+            continue
+        raise CheckpointError(f"{path} holds {quoted(name)}{what}: use Apple's file")
     return state
 
 
@@ -160,9 +171,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[st
     shared = [name for name in expected if name in used]
     faults = (
         [f"{name} is missing" for name in sorted(expected.keys() - used.keys())],
-        [f"{name} is unknown" for name in sorted(used.keys() - expected.keys())],
+        [f"{plain(name)} is unknown" for name in sorted(used.keys() - expected.keys())],
         [
-            f"{name} has shape {tuple(used[name].shape)}, expected {tuple(expected[name].shape)}"
+            f"{name} has shape {quoted(tuple(used[name].shape))}, expected {tuple(expected[name].shape)}"
             for name in shared
             if used[name].shape != expected[name].shape
         ],

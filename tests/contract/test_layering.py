@@ -18,6 +18,7 @@ LAYERS = (
     {
         *(
             "sharp_cog.checkpoint",
+            "sharp_cog.torch_archive",
             "sharp_cog.download",
             "sharp_cog.preprocess",
             "sharp_cog.unproject",
@@ -29,6 +30,7 @@ LAYERS = (
     {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},
     {
         *("sharp_cog.gaussians", "sharp_cog.camera", "sharp_cog.errors", "sharp_cog.options", "sharp_cog.atomic"),
+        "sharp_cog.foreign",
         # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.
         "sharp_cog.serving.settings",
     },
