@@ -47,14 +47,21 @@ def locate(settings: Settings) -> Path | None:
         CheckpointMissingError: The settings name a file that is not there.
     """
     if settings.checkpoint is not None:
-        if not settings.checkpoint.is_file():
+        if not _is_file(settings.checkpoint):
             raise CheckpointMissingError(
                 f"SHARP_CHECKPOINT is {settings.checkpoint}, and there is no such file: correct the path, or unset it "
                 "to download Apple's checkpoint"
             )
         return settings.checkpoint
     target = _download_path(settings)
-    return target if target.is_file() else None
+    return target if _is_file(target) else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # Such as a folder that nobody may look into, or a name that is too long.
+        raise CheckpointMissingError(f"{path} cannot be looked at: {error.strerror or error}: correct it") from error
 
 
 def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:

@@ -310,3 +310,10 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path, protocol: int) -> None:
     assert not marker.exists()
     pickle.loads(attack)
     assert marker.exists(), "the attack would have worked"
+
+
+def test_a_place_that_cannot_be_looked_at_is_told() -> None:
+    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
+        checkpoint.locate(Settings(checkpoint=Path("x" * 300)))
+    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
+        checkpoint.locate(Settings(checkpoint_url=f"https://example.com/{'x' * 300}"))
