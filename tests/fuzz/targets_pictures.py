@@ -76,20 +76,29 @@ def png(
     data: bytes | None = None,
 ) -> bytes:
     """A PNG put together by hand: Pillow writes neither 16 bits of colour nor interlaced ones."""
-    num_channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
-    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    rows = b""
-    for left, top, step_x, step_y in passes if interlaced else [(0, 0, 1, 1)]:
-        row = bytes(-(-(-(-(width - left) // step_x) * num_channels * bits) // 8))
-        rows += (b"\0" + row) * -(-(height - top) // step_y)
+    if data is None:
+        data = zlib.compress(_zero_rows(width, height, bits * _NUM_CHANNELS[colour_type], interlaced=interlaced))
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlaced)
     parts = [
         (b"IHDR", header),
         *(chunks or []),
-        (b"IDAT", zlib.compress(rows) if data is None else data),
+        (b"IDAT", data),
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts)
+
+
+_NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def _zero_rows(width: int, height: int, num_bits: int, *, interlaced: bool) -> bytes:
+    """Rows of pixels of so many zero bits, each behind the number of its filter, in one pass or in seven."""
+    rows = b""
+    for left, top, step_x, step_y in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        num_columns, num_rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
+        rows += bytes(1 + -(-num_columns * num_bits // 8)) * num_rows
+    return rows
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
