@@ -101,7 +101,8 @@ def _read_array(file: IO[bytes], num_bytes: int) -> RawDepth:
     if dtype.kind not in "fiu":
         raise DepthError(f"the .npy array holds {shown(str(dtype))}, not numbers: save floats or integers")
     sides = [side for side in shape if side != 1]
-    if len(sides) != 2 or min(sides) < 1:
+    # Beyond 32 bits, where no map is, the numbers would become too long to be told.
+    if len(sides) != 2 or min(sides) < 1 or max(sides) >= 1 << 31:
         raise DepthError(f"the .npy array has shape {shown(str(shape))}: give one map of height x width")
     offset, num_values = header.tell(), sides[0] * sides[1]
     if num_bytes - offset != num_values * dtype.itemsize:

@@ -11,7 +11,7 @@ import re
 
 from PIL import BmpImagePlugin, Image, ImageFile, TiffImagePlugin
 
-MAX_READS = 1_000_000
+MAX_READS = 500_000
 """Of a parser in one file: each part of it, such as a chunk or a run, takes two or more."""
 MAX_JPEG_SEGMENTS, MAX_JPEG_BLOCKS, MAX_JPEG_SCANS = 10_000, 200, 100
 """In all; with EXIF or Photoshop's tags, which Pillow joins and takes apart; scans, each of which takes the time of the

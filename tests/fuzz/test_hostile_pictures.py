@@ -134,7 +134,7 @@ def test_a_tiff_with_tiles_far_larger_than_itself_is_refused(extra: bytes) -> No
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_bmp_of_runs_is_refused_where_it_is_large(bits: int) -> None:
     assert "a BMP of runs" in refused(run_length_bmp(10_000, 10_000, bits=bits, data=b"\xff\x11" * 400_000))
-    assert "too many parts" in refused(run_length_bmp(WIDTH, HEIGHT, bits=bits, data=b"\0\0" * 1_000_000))
+    assert "too many parts" in refused(run_length_bmp(WIDTH, HEIGHT, bits=bits, data=b"\0\0" * 300_000))
     skips = read(run_length_bmp(4_000, 4_000, bits=bits, data=b"\0\2\xff\xff" * 16))
     assert (skips.rgb == skips.rgb[0, 0]).all()
 
@@ -200,7 +200,7 @@ def test_a_jpeg_of_countless_parts_is_refused(name: str, content: bytes) -> None
 
 @pytest.mark.parametrize("part", [b"\x21\xfe\0", b"\x21\xfe\1a\0", b"\0"])
 def test_a_gif_of_countless_parts_is_refused(part: bytes) -> None:
-    assert "too many parts" in refused(GIF[:13] + part * 1_100_000)
+    assert "too many parts" in refused(GIF[:13] + part * 600_000)
 
 
 def test_what_cameras_write_is_far_below_the_limits() -> None:
