@@ -27,7 +27,10 @@ LAYERS = (
         ),
         *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
     },
-    {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},
+    {
+        *("sharp_cog.images", "sharp_cog.pixels", "sharp_cog.guards", "sharp_cog.color"),
+        *("sharp_cog.depth", "sharp_cog.depth_files"),
+    },
     {
         *("sharp_cog.gaussians", "sharp_cog.camera", "sharp_cog.errors", "sharp_cog.options", "sharp_cog.atomic"),
         "sharp_cog.foreign",

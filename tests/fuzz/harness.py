@@ -121,22 +121,22 @@ class Examiner:
                 self._target.run(seed)
             except Exception as error:  # noqa: BLE001  # Whatever it is, it is what this looks for.
                 self._note(seed, f"a seed has no result: {_describe(error)}")
-        _reset_peak()
-        self._baseline = _peak_bytes()
+        reset_peak()
+        self._baseline = peak_bytes()
 
     def __call__(self, content: bytes) -> None:
         (self._folder / "current").write_bytes(content)
         self._on_start()
         report, refusal, wrong = self._report, None, None
-        _reset_peak()
+        reset_peak()
         start = time.process_time()
         try:
             self._target.run(content)
         except self._target.allowed as error:
-            refusal, wrong = error, _wrong_with(error)
+            refusal, wrong = error, wrong_with(error)
         except Exception as error:  # noqa: BLE001  # Whatever it is, it is what this looks for.
             wrong = f"raised what is no answer: {_describe(error)}"
-        cpu_s, growth = time.process_time() - start, _peak_bytes() - self._baseline
+        cpu_s, growth = time.process_time() - start, peak_bytes() - self._baseline
         report.inputs += 1
         if refusal is not None:
             report.refused[refusal.code] = report.refused.get(refusal.code, 0) + 1
@@ -166,7 +166,7 @@ def keep(content: bytes, reason: str, target_name: str, folder: Path) -> Finding
     return Finding(reason=reason, path=str(path))
 
 
-def _wrong_with(error: SharpError) -> str | None:
+def wrong_with(error: SharpError) -> str | None:
     """What makes a refusal unfit to be shown to the caller; None where nothing does."""
     message = str(error)
     if not error.code or not message.strip():
@@ -182,11 +182,11 @@ def _describe(error: Exception) -> str:
     return "".join(traceback.format_exception(error)[-6:]).strip()
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Makes the peak of this process' memory its present size (man 5 proc_pid_clear_refs)."""
     _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Whatever reads bytes gets broken ones: there is a result, or soon and in little memory an error that says what is wrong.
+"""Whatever reads bytes gets broken ones: it gives a result, or soon and in little memory an error that says why not.
 
 `scripts/fuzz TARGET` runs the same; `scripts/fuzz TARGET --input FILE` repeats one input.
 """
