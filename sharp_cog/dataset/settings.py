@@ -29,7 +29,7 @@ _DEVICE = (re.compile("default|auto|cpu|mps|cuda(:[0-9]+)?"), "choose default, c
 _ADDRESS = (re.compile("https?://[^/ ]+.*"), "give an http or https address")
 _REPO_ID = (re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"), "give an owner and a name, such as you/splats")
 _IN_REPO = (re.compile(r"(?!.*\.\.)[^ ]*[^/ ][^ ]*"), "give a path in the repository")
-_FILE_NAME = (re.compile(r"[^./\\][^/\\]*"), "give the name of a file, without folders")
+_FILE_NAME = (re.compile(r"[^./\\][^/\\]{,199}"), "give the name of a file, without folders")
 _BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 

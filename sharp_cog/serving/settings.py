@@ -22,6 +22,8 @@ CHECKPOINT_SHA256 = "94211a75198c47f61fca7d739ba08a215418d8d398d48fddf023baccc24
 
 MAX_NUMBER = 1e9
 """The largest setting: seconds and megabytes beyond it overflow in the libraries that take them."""
+MAX_NAME_BYTES = 255
+"""Of a file or folder, on all common file systems."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,13 +239,13 @@ def path_of(variable: str, text: str) -> Path:
     """The path that a variable holds, `~` and all.
 
     Raises:
-        SettingError: There is nobody of the name behind `~`, or a character that no path has.
+        SettingError: There is nobody of the name behind `~`, or no path can be called so.
     """
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise SettingError(f"{variable} is {quoted(text)}, and nobody has that home: write the path out") from None
-    if "\0" in text:
+    if "\0" in text or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise SettingError(f"{variable} is {quoted(text)}, which no path can be: correct it")
     return path
 

@@ -207,6 +207,7 @@ def test_what_is_given_on_goes_without_paths_and_secrets() -> None:
         ("SHARP_CHECKPOINT", "~nobody-of-this-name/sharp.pt"),
         ("SHARP_CACHE_DIR", "~nobody-of-this-name"),
         ("SHARP_CHECKPOINT", "a\0b"),
+        ("SHARP_CACHE_DIR", "/models/" + "\u00e4" * 128),
         ("SHARP_CHECKPOINT_URL", "https://example.com:99999/a.pt"),
         ("SHARP_CHECKPOINT_URL", "https://exam ple.com/a.pt"),
         ("SHARP_CHECKPOINT_URL", "https://example.com/a\0.pt"),
