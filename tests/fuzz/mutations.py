@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -92,10 +94,14 @@ _EDITS: st.SearchStrategy[Edit] = st.one_of(
 )
 
 
+class _Enough(Exception):  # noqa: N818  # It is no error.
+    """Ends hypothesis' search."""
+
+
 def mutate(
     seeds: list[bytes], examine: Callable[[bytes], None], *, num: int, seed_number: int, until: Callable[[], bool]
 ) -> None:
-    """Examines `num` inputs that hypothesis makes of the seeds; the same ones for the same seed number.
+    """Examines `num` different inputs that hypothesis makes of the seeds; the same ones for the same seed number.
 
     Args:
         seeds: Well-formed inputs.
@@ -105,10 +111,12 @@ def mutate(
         until: Says when to stop earlier.
     """
 
+    seen: set[bytes] = set()
+
     # Hypothesis draws, and does not judge: so it does not end with the first finding, nor tries the input again.
     @seed(seed_number)
     @settings(
-        max_examples=num,
+        max_examples=100 * num,
         database=None,
         deadline=None,
         phases=[Phase.generate],
@@ -116,14 +124,18 @@ def mutate(
     )
     @given(index=st.integers(0, len(seeds) - 1), edits=st.lists(_EDITS, min_size=1, max_size=4))
     def one(index: int, edits: list[Edit]) -> None:
-        if until():
-            return
+        if len(seen) >= num or until():
+            raise _Enough
         content = seeds[index]
         for edit in edits:
             content = edit(content, seeds)
-        examine(content)
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            examine(content)
 
-    one()
+    with suppress(_Enough):
+        one()
 
 
 def deadline(seconds: float | None) -> Callable[[], bool]:
