@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,14 @@ def test_a_campaign_prints_a_row_for_each_target_and_ends_with_its_verdict(tmp_p
 
 def test_every_kind_of_input_has_its_targets() -> None:
     assert {name.split("-")[0] for name in registry()} >= {"picture", "depth", "splat"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="atheris has no wheel")
+def test_atheris_reaches_code_that_the_seeds_do_not(tmp_path: Path) -> None:
+    command = [ROOT / "scripts" / "fuzz", "depth-pfm", "--coverage", "--runs", "3000", "--folder", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = Report.read(tmp_path / "depth-pfm" / "report.json")
+    assert (report.engine, report.inputs) == ("coverage", 3000)
+    assert len(list((tmp_path / "depth-pfm" / "corpus").iterdir())) > len(registry()["depth-pfm"].seeds())
