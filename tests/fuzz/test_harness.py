@@ -136,7 +136,15 @@ def test_every_kind_of_input_has_its_targets() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="atheris has no wheel")
 def test_atheris_reaches_code_that_the_seeds_do_not(tmp_path: Path) -> None:
-    command = [ROOT / "scripts" / "fuzz", "depth-pfm", "--coverage", "--runs", "3000", "--folder", tmp_path]
+    command: list[str | Path] = [
+        ROOT / "scripts" / "fuzz",
+        "depth-pfm",
+        "--coverage",
+        "--runs",
+        "3000",
+        "--folder",
+        tmp_path,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     report = Report.read(tmp_path / "depth-pfm" / "report.json")
