@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.fuzz import campaign
-from tests.fuzz.harness import Report, registry
+from tests.fuzz.harness import Report, Target, registry
 
 FOLDER = Path(__file__).parents[2] / ".fuzz"
 
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="every target")
     parser.add_argument("--list", action="store_true", help="print the targets' names, and end")
     parser.add_argument("--runs", type=int, default=20_000, help="inputs for each target (default: %(default)s)")
+    parser.add_argument("--coverage", action="store_true", help="let atheris choose the inputs by the code they reach")
     parser.add_argument("--seconds", type=float, help="end each target after so long, however many inputs it had")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     parser.add_argument("--jobs", type=int, help="targets at once (default: the number of cores)")
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", type=Path, help="run this input alone, in this process, and let it fail")
     parser.add_argument("--json", type=Path, help="write the reports there too")
     options = parser.parse_args(arguments)
-    known = registry()
+    known = _instrumented_registry() if options.coverage else registry()
     if options.list:
         print("\n".join(known))
         return 0
@@ -46,13 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = campaign.Plan(num=options.runs, seed=options.seed, seconds=options.seconds, folder=options.folder)
     print("| target | inputs | results | refused | refusals: most CPU s | most MB | results: most CPU s | most MB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    reports = campaign.run([known[name] for name in names], plan, num_jobs=options.jobs, on_report=_print_row)
+    engine = "coverage" if options.coverage else "mutations"
+    reports = campaign.run(
+        [known[name] for name in names], plan, engine=engine, num_jobs=options.jobs, on_report=_print_row
+    )
     for report in reports:
         for finding in report.findings:
             print(f"\n{report.target}, seed {report.seed}: {finding.path} {finding.reason}")
     if options.json:
         options.json.write_text(json.dumps([asdict(report) for report in reports], indent=1), encoding="utf-8")
     return 1 if any(report.findings for report in reports) else 0
+
+
+def _instrumented_registry() -> dict[str, Target]:
+    """All targets, and with them our modules and Pillow's, each branch of which tells atheris that it was taken."""
+    import atheris
+
+    with atheris.instrument_imports(include=["sharp_cog", "PIL"]):
+        return registry()
 
 
 def _print_row(report: Report) -> None:

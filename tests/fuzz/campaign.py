@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import psutil
 
@@ -20,7 +21,7 @@ from tests.fuzz.harness import Examiner, Report, Target, keep
 
 HANG_S = 40.0
 """Wall-clock seconds for one input, after which it hangs."""
-KILL_BYTES = 4 * 10**9
+KILL_BYTES = 4e9
 """Memory at which a child is stopped before the machine suffers."""
 
 _POLL_S = 0.05
@@ -43,25 +44,54 @@ class Plan:
     seconds: float | None = None
 
 
-Engine = Callable[[Target, Examiner, Plan], None]
+class Engine(Protocol):
+    """Makes inputs of a target's seeds, and examines them; `end` writes the report, and ends the process."""
+
+    def __call__(self, target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None: ...
 
 
-def mutation_engine(target: Target, examine: Examiner, plan: Plan) -> None:
+def mutations_engine(target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None:
     """All truncated seeds, then what hypothesis makes of the whole ones."""
     is_over = mutations.deadline(plan.seconds)
     seeds = target.seeds()
     examine.warm_up(seeds)
     for content in mutations.truncations(seeds):
-        if not examine.is_done:
+        if not (examine.is_done or is_over()):
             examine(content)
     mutations.mutate(seeds, examine, num=plan.num, seed_number=plan.seed, until=lambda: examine.is_done or is_over())
+    end()
+
+
+def coverage_engine(target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None:
+    """What atheris makes of the seeds, and of what reached new code before, now or in an earlier campaign."""
+    import atheris
+
+    is_over = mutations.deadline(plan.seconds)
+    seeds, corpus = target.seeds(), plan.folder / target.name / "corpus"
+    corpus.mkdir(exist_ok=True)
+    for content in seeds:
+        (corpus / hashlib.sha256(content).hexdigest()).write_bytes(content)
+    examine.warm_up(seeds)
+
+    def one(content: bytes) -> None:
+        examine(content)
+        if examine.num_inputs >= plan.num or examine.is_done or is_over():
+            end()
+
+    # Its own limits are off, since the parent watches.
+    limits = ["-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", "-max_len=65536", f"-seed={plan.seed + 1}"]
+    atheris.Setup([target.name, *limits, str(corpus)], one)
+    atheris.Fuzz()
+
+
+ENGINES: dict[str, Engine] = {"mutations": mutations_engine, "coverage": coverage_engine}
 
 
 def run(
     targets: list[Target],
     plan: Plan,
     *,
-    engine: Engine = mutation_engine,
+    engine: str = "mutations",
     num_jobs: int | None = None,
     on_report: Callable[[Report], None] = lambda report: None,
 ) -> list[Report]:
@@ -91,7 +121,7 @@ def run(
 class _Child:
     """A process that runs one target, seen from outside."""
 
-    def __init__(self, target: Target, plan: Plan, engine: Engine) -> None:
+    def __init__(self, target: Target, plan: Plan, engine: str) -> None:
         context = multiprocessing.get_context("fork")
         self.target, self._plan, self._engine = target, plan, engine
         self._folder = plan.folder / target.name
@@ -130,7 +160,7 @@ class _Child:
         reason = self._reason or f"ended the process, exit status {self._process.exitcode}"
         current = self._folder / "current"
         content = current.read_bytes() if current.exists() else b""
-        report = Report(target=self.target.name, engine=self._engine.__name__, seed=self._plan.seed)
+        report = Report(target=self.target.name, engine=self._engine, seed=self._plan.seed)
         report.findings.append(keep(content, f"{reason}\n{log}", self.target.name, self._folder))
         report.write(self._report_path)
         return report
@@ -142,10 +172,14 @@ class _Child:
             os.dup2(log, stream)
         faulthandler.enable()
         logging.disable()
-        report = Report(target=self.target.name, engine=self._engine.__name__, seed=self._plan.seed)
+        report = Report(target=self.target.name, engine=self._engine, seed=self._plan.seed)
         examine = Examiner(self.target, report, self._folder, on_start=self._sign_of_life)
-        self._engine(self.target, examine, self._plan)
-        report.write(self._report_path)
+
+        def end() -> NoReturn:
+            report.write(self._report_path)
+            os._exit(0)  # From within atheris, nothing else ends well.
+
+        ENGINES[self._engine](self.target, examine, self._plan, end)
 
     def _sign_of_life(self) -> None:
         self._started_at.value = time.monotonic()

@@ -109,6 +109,10 @@ class Examiner:
         self._baseline = 0
 
     @property
+    def num_inputs(self) -> int:
+        return self._report.inputs
+
+    @property
     def is_done(self) -> bool:
         return len(self._report.findings) >= MAX_FINDINGS
 
