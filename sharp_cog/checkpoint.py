@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from sharp_cog import torch_archive
 from sharp_cog.download import Effort, download
 from sharp_cog.errors import CheckpointError, CheckpointMissingError
+from sharp_cog.foreign import plain, quoted
 from sharp_cog.redact import redact
 from sharp_cog.serving.settings import CHECKPOINT_SHA256, Settings
 
@@ -46,14 +48,21 @@ def locate(settings: Settings) -> Path | None:
         CheckpointMissingError: The settings name a file that is not there.
     """
     if settings.checkpoint is not None:
-        if not settings.checkpoint.is_file():
+        if not _is_file(settings.checkpoint):
             raise CheckpointMissingError(
                 f"SHARP_CHECKPOINT is {settings.checkpoint}, and there is no such file: correct the path, or unset it "
                 "to download Apple's checkpoint"
             )
         return settings.checkpoint
     target = _download_path(settings)
-    return target if target.is_file() else None
+    return target if _is_file(target) else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # Such as a folder that nobody may look into, or a name that is too long.
+        raise CheckpointMissingError(f"{path} cannot be looked at: {error.strerror or error}: correct it") from error
 
 
 def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
@@ -113,7 +122,10 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if head != b"PK\x03\x04":
             what = "empty" if not head else "a web page" if head.lstrip()[:1] == b"<" else "not a PyTorch checkpoint"
             raise CheckpointError(f"{path} is {what}: remove it and run 'sharp-cog download'")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        sizes = torch_archive.check(path)
+        state = _checked_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
+        torch_archive.check_storages(state.values(), sizes)
+        return state
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: *(.*)", str(error))
         reason = found[1] if found else str(error)
@@ -124,12 +136,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_broken(path, str(error) or type(error).__name__)) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _checked_state(state, path)
 
 
 def _broken(path: Path, reason: str) -> str:
-    first = reason.splitlines()[0].split(". ")[0] if reason.strip() else "no reason given"
-    return f"{path} is truncated or broken ({first[:200]}): remove it and run 'sharp-cog download'"
+    first = reason.strip().splitlines()[0].split(". ")[0] if reason.strip() else "no reason given"
+    return f"{path} is truncated or broken ({plain(first, 200)}): remove it and run 'sharp-cog download'"
 
 
 def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
@@ -137,11 +148,18 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict: use Apple's file")
     for name, value in state.items():
         if isinstance(value, dict):
-            raise CheckpointError(f"{path} is a training checkpoint ({name!r} is a dict): save the state dict alone")
+            raise CheckpointError(
+                f"{path} is a training checkpoint ({quoted(name)} is a dict): save the state dict alone"
+            )
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} holds {name!r}, a {type(value).__name__}, not a tensor: use Apple's file")
-        if value.dtype != torch.float32:
-            raise CheckpointError(f"{path} holds {name!r} as {value.dtype}, not as torch.float32: use Apple's file")
+            what = f", a {type(value).__name__}, not a tensor"
+        elif value.dtype != torch.float32:
+            what = f" as {value.dtype}, not as torch.float32"
+        elif value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+            what = " as a tensor without plain memory"
+        else:
+            continue
+        raise CheckpointError(f"{path} holds {quoted(name)}{what}: use Apple's file")
     return state
 
 
@@ -161,9 +179,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[st
     shared = [name for name in expected if name in used]
     faults = (
         [f"{name} is missing" for name in sorted(expected.keys() - used.keys())],
-        [f"{name} is unknown" for name in sorted(used.keys() - expected.keys())],
+        [f"{plain(name)} is unknown" for name in sorted(used.keys() - expected.keys())],
         [
-            f"{name} has shape {tuple(used[name].shape)}, expected {tuple(expected[name].shape)}"
+            f"{name} has shape {quoted(tuple(used[name].shape))}, expected {tuple(expected[name].shape)}"
             for name in shared
             if used[name].shape != expected[name].shape
         ],

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin, TiffImagePlugin
 
-from sharp_cog.errors import DepthError, NotInstalledError
+from sharp_cog.errors import DepthError, NotInstalledError, reason_of, shown
+from sharp_cog.guards import MeteredFile, prepare
+from sharp_cog.pixels import DECODER_ERRORS
 
 Values = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ _NPY_ERRORS = (
     tokenize.TokenError,
     UserWarning,  # That an array was saved by Python 2, where warnings are made errors.
 )
-_PNG_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, MemoryError, struct.error, zlib.error)
+_MAX_NPY_HEADER_BYTES = _PIECE_BYTES = 1 << 20
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -82,44 +82,58 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _read_npy(depth_bytes: bytes) -> RawDepth:
-    """A .npy array; its header is checked against the bytes before anything is allocated."""
-    file = io.BytesIO(depth_bytes)
+    """A .npy array."""
+    return _read_array(io.BytesIO(depth_bytes), len(depth_bytes))
+
+
+def _read_array(file: IO[bytes], num_bytes: int) -> RawDepth:
+    """A .npy array from a file of so many bytes; its header is checked against them before anything is allocated."""
+    head = file.read(_MAX_NPY_HEADER_BYTES)
+    header = io.BytesIO(head)
     try:
-        version = np.lib.format.read_magic(file)
-        shape, is_fortran, dtype = _NPY_HEADERS[version](file)
+        version = np.lib.format.read_magic(header)
+        shape, is_fortran, dtype = _NPY_HEADERS[version](header)
     except _NPY_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise DepthError(f"the .npy header is broken ({reason}): save it with numpy.save") from error
+        raise DepthError(f"the .npy header is broken ({reason_of(error)}): save it with numpy.save") from error
     is_metric = dtype.names == (METRIC_FIELD,)
     if is_metric:
         dtype = dtype[METRIC_FIELD]
     if dtype.kind not in "fiu":
-        raise DepthError(f"the .npy array holds {dtype}, not numbers: save floats or integers")
+        raise DepthError(f"the .npy array holds {shown(str(dtype))}, not numbers: save floats or integers")
     sides = [side for side in shape if side != 1]
-    if len(sides) != 2 or min(sides) < 1:
-        raise DepthError(f"the .npy array has shape {shape}: give one map of height x width")
-    offset, num_values = file.tell(), sides[0] * sides[1]
-    if len(depth_bytes) - offset != num_values * dtype.itemsize:
+    # Beyond 32 bits, where no map is, the numbers would become too long to be told.
+    if len(sides) != 2 or min(sides) < 1 or max(sides) >= 1 << 31:
+        raise DepthError(f"the .npy array has shape {shown(str(shape))}: give one map of height x width")
+    offset, num_values = header.tell(), sides[0] * sides[1]
+    if num_bytes - offset != num_values * dtype.itemsize:
         raise DepthError(
-            f"the .npy header promises {num_values * dtype.itemsize} bytes for shape {shape}, "
-            f"and {len(depth_bytes) - offset} follow: the file is truncated or broken"
+            f"the .npy header promises {num_values * dtype.itemsize} bytes for shape {shown(str(shape))}, "
+            f"and {num_bytes - offset} follow: the file is truncated or broken"
         )
-    values = np.frombuffer(depth_bytes, dtype=dtype, offset=offset)
-    with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is unknown.
-        values = values.reshape(sides, order="F" if is_fortran else "C").astype(np.float32)
-    return RawDepth(values=values, is_metric=is_metric)
+    _check_size(sides[1], sides[0])
+    values, start, rest = np.empty(num_values, dtype=np.float32), 0, head[offset:]
+    while start < num_values:
+        # Whole values at a time; what is left of a piece comes before the next one.
+        content = rest + file.read(_PIECE_BYTES)
+        part = np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
+        if not len(part):
+            raise DepthError("the .npy array ends before its header says so: the file is truncated or broken")
+        with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is unknown.
+            values[start : start + len(part)] = part
+        start, rest = start + len(part), content[part.nbytes :]
+    return RawDepth(values=values.reshape(sides, order="F" if is_fortran else "C"), is_metric=is_metric)
 
 
 def _read_png(depth_bytes: bytes) -> RawDepth:
     """Metres from a 16-bit grey PNG in millimetres."""
     # The plugin is called directly: `Image.open` would warn about large ones by a global limit that is not ours.
     try:
-        image = PngImagePlugin.PngImageFile(io.BytesIO(depth_bytes))
+        image = PngImagePlugin.PngImageFile(MeteredFile(depth_bytes))
         is_16_bit_grey = image.mode.startswith("I;16")
         if is_16_bit_grey and image.width * image.height <= MAX_PIXELS:
             image.load()
-    except _PNG_ERRORS as error:
-        raise DepthError(f"the depth map is broken or truncated ({error}): export it again") from error
+    except DECODER_ERRORS as error:
+        raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error
     if not is_16_bit_grey:
         raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {FORMATS}")
     _check_size(image.width, image.height)
@@ -127,33 +141,33 @@ def _read_png(depth_bytes: bytes) -> RawDepth:
 
 
 def _read_npz(depth_bytes: bytes) -> RawDepth:
-    """The one array of an .npz."""
+    """The one array of an .npz, which is read in pieces: what it says of its size may be a lie."""
     try:
         with zipfile.ZipFile(io.BytesIO(depth_bytes)) as archive:
-            (member,) = archive.infolist()
-            if member.file_size > 8 * MAX_PIXELS + (1 << 16):
-                raise DepthError(f"the .npz promises {member.file_size} bytes: the limit is {MAX_PIXELS // 10**6} MP")
-            with archive.open(member) as file:
-                # Read only what is promised: what the member says of its size may be a lie.
-                content = file.read(member.file_size)
-    except ValueError as error:
-        raise DepthError("the .npz holds more or less than one array: save one, as numpy.savez(name, depth)") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise DepthError(f"the .npz is broken or truncated ({error}): save it again") from error
-    if not content.startswith(_NPY_MAGIC):
-        raise DepthError(f"the .npz holds {member.filename!r}, which is not an array: save it by numpy.savez")
-    return _read_npy(content)
+            members = archive.infolist()
+            if len(members) != 1:
+                raise DepthError(f"the .npz holds {len(members)} arrays: save one, as numpy.savez(name, depth)")
+            with archive.open(members[0]) as file:
+                if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+                    raise DepthError(
+                        f"the .npz holds {shown(members[0].filename)!r}, which is not an array: save it by numpy.savez"
+                    )
+                file.seek(0)
+                return _read_array(file, members[0].file_size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise DepthError(f"the .npz is broken or truncated ({reason_of(error)}): save it again") from error
 
 
 def _read_tiff(depth_bytes: bytes) -> RawDepth:
     """A TIFF of one channel: floats, or 16-bit integers."""
     try:
-        image = TiffImagePlugin.TiffImageFile(io.BytesIO(depth_bytes))
+        image = TiffImagePlugin.TiffImageFile(MeteredFile(depth_bytes))
         mode = image.mode
         if mode in ("F", "I;16", "I;16B", "I") and image.width * image.height <= MAX_PIXELS:
+            prepare(image)
             image.load()
-    except _PNG_ERRORS as error:
-        raise DepthError(f"the depth map is broken or truncated ({error}): export it again") from error
+    except DECODER_ERRORS as error:
+        raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error
     _check_size(image.width, image.height)
     if mode not in ("F", "I;16", "I;16B", "I"):
         raise DepthError(f"the depth map is a TIFF of mode {mode}, not of one channel of floats: {FORMATS}")
@@ -175,7 +189,7 @@ def _read_pfm(depth_bytes: bytes) -> RawDepth:
     try:
         kind, width, height, scale = words[0], int(words[1]), int(words[2]), float(words[3])
     except ValueError as error:
-        raise DepthError(f"the .pfm header is broken ({error}): export it again") from error
+        raise DepthError(f"the .pfm header is broken ({reason_of(error)}): export it again") from error
     if kind != b"Pf":
         raise DepthError("the .pfm has three channels: it is a picture, not a depth map")
     if width < 1 or height < 1 or scale == 0 or len(depth_bytes) - position != 4 * width * height:
@@ -193,21 +207,22 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
         raise NotInstalledError("reading .exr needs the extra 'depth': run .venv/bin/pip install -e '.[depth]'")
     import OpenEXR
 
-    with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:  # The library reads names alone.
-        path = Path(folder) / "depth.exr"
-        path.write_bytes(depth_bytes)
-        try:
-            with OpenEXR.File(str(path), header_only=True) as header:
-                low, high = header.header()["dataWindow"]
-            _check_size(int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1)
-            with OpenEXR.File(str(path)) as file:
-                channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
-        except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-            raise DepthError(f"the .exr is broken or truncated ({error}): export it again") from error
-    planes = [plane for plane in channels.values() if plane.ndim == 2]
-    if len(channels) != 1 or len(planes) != 1:
-        raise DepthError(f"the .exr has the channels {', '.join(channels)}: give one of depth alone")
-    return RawDepth(values=planes[0].astype(np.float32))
+    try:
+        with OpenEXR.File(io.BytesIO(depth_bytes), header_only=True) as file:
+            kind, (low, high) = file.header()["type"], file.header()["dataWindow"]
+            names = [channel.name for part in file.parts for channel in part.header["channels"]]
+    except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
+    # Before any pixel is read: all that the file promises would be given its memory.
+    _check_size(int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1)
+    if len(names) != 1 or kind not in (OpenEXR.scanlineimage, OpenEXR.tiledimage):
+        raise DepthError(f"the .exr has the channels {shown(', '.join(names))}: give one of depth alone, and not deep")
+    try:
+        with OpenEXR.File(io.BytesIO(depth_bytes)) as file:
+            plane = np.array(file.channels()[names[0]].pixels)
+    except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
+    return RawDepth(values=plane.astype(np.float32))
 
 
 _READERS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], RawDepth]], ...] = (

@@ -28,7 +28,8 @@ from PIL import (
 )
 
 from sharp_cog.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, FocalLengthSource, focal_length_px_from_mm
-from sharp_cog.errors import ImageError
+from sharp_cog.errors import ImageError, reason_of
+from sharp_cog.guards import MeteredFile, check_jpeg, prepare
 from sharp_cog.options import FOCAL_LENGTH_MM_RANGE, PredictOptions
 from sharp_cog.pixels import DECODER_ERRORS, to_srgb
 
@@ -117,15 +118,14 @@ def _translated() -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # WebP and GIF ask Pillow's global limit even so; it lies above ours unless `max_pixels` was raised.
-        raise ImageError(f"the picture is too large for Pillow to decode ({error}): downscale it") from error
+        raise ImageError(f"the picture is too large for Pillow to decode ({reason_of(error)}): downscale it") from error
     except DECODER_ERRORS as error:
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"the picture is broken or truncated ({reason}): export or send it again") from error
+        raise ImageError(f"the picture is broken or truncated ({reason_of(error)}): export or send it again") from error
 
 
 def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """Opens and decodes; says whether the picture is upright, or EXIF still has to turn it."""
-    file = io.BytesIO(image_bytes)
+    file = MeteredFile(image_bytes)
     brands = _brands(image_bytes)
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
         heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
@@ -138,10 +138,12 @@ def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     if plugin is None:
         raise ImageError(f"the bytes are not a picture: give one of {', '.join(FORMATS)}")
     _check_canvas(image_bytes, max_pixels)
+    if plugin is JpegImagePlugin.JpegImageFile:
+        check_jpeg(image_bytes)
     image = plugin(file)
     _check_size(*image.size, max_pixels)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _prepare_tiff(image)
+    _check_kind(image)
+    prepare(image)
     image.load()
     return image, False
 
@@ -162,15 +164,13 @@ def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
         _check_size(width, height, max_pixels)
 
 
-def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuses camera raws, and gives the picture its memory, which the plugin would only do below a global limit."""
-    tags = image.tag_v2
+def _check_kind(image: Image.Image) -> None:
+    """Refuses what can be decoded and is no photograph all the same: previews of camera raws, and floats."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if tags.get(_NEW_SUBFILE_TYPE) == _REDUCED or _DNG_VERSION in tags:
         raise ImageError("the picture is a camera raw, in which only a preview can be read: export it as JPEG or TIFF")
-    stored_size = (tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH])
-    # The loader trusts this memory to have the size of the tiles, which is the picture's before it is turned.
-    if sorted(stored_size) == sorted(image.size):
-        image.im = Image.new(image.mode, stored_size, None).im
+    if image.mode == "F":
+        raise ImageError("the picture holds floats, whose white is unknown: export it with 8 or 16 bits a channel")
 
 
 def _brands(image_bytes: bytes) -> set[bytes]:

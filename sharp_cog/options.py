@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from sharp_cog.errors import OptionError
+from sharp_cog.foreign import plain, quoted
 
 OUTPUT_FORMATS = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4")
 AXES = ("auto", "opencv", "opengl")
@@ -110,7 +111,9 @@ class OutputOptions:
         given = {name: value for name, value in values.items() if value is not None and value != ""}
         unknown = sorted(given.keys() - known.keys())
         if unknown:
-            raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+            named = ", ".join(plain(name) or quoted(name) for name in unknown[:_MAX_NAMED])
+            more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
+            raise OptionError(f"unknown option {named}{more}: choose from {', '.join(sorted(known))}")
         for name, value in given.items():
             type_ = known[name].removesuffix(" | None")
             if type_ in _CONVERTERS:
@@ -166,28 +169,32 @@ class PredictOptions(OutputOptions):
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise OptionError(f"{name} is {value!r}: give a number")
+        raise OptionError(f"{name} is {quoted(value)}: give a number")
     try:
         return float(value)
     except (ValueError, OverflowError):
-        raise OptionError(f"{name} is {value!r}: give a number") from None
+        raise OptionError(f"{name} is {quoted(value)}: give a number") from None
 
 
 def _whole_number(name: str, value: object) -> int:
     number = _number(name, value)
     if not number.is_integer():
-        raise OptionError(f"{name} is {value!r}: give a whole number")
+        raise OptionError(f"{name} is {quoted(value)}: give a whole number")
     return int(number)
 
 
 def _flag(name: str, value: object) -> bool:
     flags = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    flag = flags.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    flag = flags.get(value.strip().lower()) if isinstance(value, str) else None
     if flag is None:
-        raise OptionError(f"{name} is {value!r}: give true or false")
+        raise OptionError(f"{name} is {quoted(value)}: give true or false")
     return flag
 
 
+_MAX_NAMED = 3
+"""Unknown options that an error names; the rest is counted."""
 _CONVERTERS: dict[str, Any] = {"float": _number, "int": _whole_number, "bool": _flag}
 """By the type of the field, as it is written."""
 
@@ -196,7 +203,7 @@ def _check(name: str, value: Any) -> None:
     """Checks a value against what the option may be."""
     choices = CHOICES.get(name)
     if choices is not None and value not in choices:
-        raise OptionError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
+        raise OptionError(f"{name} is {quoted(value)}: choose one of {', '.join(map(str, choices))}")
     if name in RANGES and value is not None:
         (low, high), unit = RANGES[name]
         if not (math.isfinite(value) and low <= value <= high):

@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import zlib
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
@@ -36,7 +37,7 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 def to_srgb(image: Image.Image) -> Image.Image:
     """Any colour mode to 8-bit sRGB: transparency over white, profiles applied."""
     profile = _read_profile(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if image.mode.startswith("I;16") or image.mode == "I":
         image = _to_8_bit(image)
     if image.has_transparency_data:
         opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
@@ -56,12 +57,13 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits: 0 is black, and white is 65535, or 4095 where a TIFF has 12 bits."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+    low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 65535)
+    if low < 0 or high > 65535:
         raise ImageError(
-            f"the picture holds {values.dtype} values from {values.min()} to {values.max()}, whose white is unknown: "
-            "export it with 8 or 16 bits a channel"
+            f"the picture holds values from {low} to {high}, whose white is unknown: export it with 8 or 16 bits a "
+            "channel"
         )
+    values = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
     # To the nearest: the divisor is odd, so that there are no ties.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from sharp_cog import checkpoint
 from sharp_cog.atomic import open_atomically
 from sharp_cog.errors import CheckpointError, OutputError
+from sharp_cog.foreign import plain
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.precision import DTYPES, name_of
 from sharp_cog.network.prepare import convert, fold
@@ -23,8 +25,11 @@ from sharp_cog.serving.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 
-_LAYOUT = "sharp_cog folded 1"
+_LAYOUT = "sharp_cog folded 2"
 """Of converted files: changes when `fold` or `convert` make other tensors."""
+
+_UNREADABLE = (OSError, SafetensorError, RuntimeError, TypeError)
+"""What the reader of converted files raises for broken ones: its own, and torch's for shapes that no tensor has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,9 @@ class Weights:
             try:
                 model.load_state_dict(dict(self.state), strict=True, assign=True)
             except RuntimeError as error:
-                raise CheckpointError(f"the converted weights are not this version's: remove them: {error}") from error
+                raise CheckpointError(
+                    f"the converted weights are not this version's: remove them: {plain(error, 300)}"
+                ) from error
         else:
             checkpoint.fill(model, self.state, ignore=UNUSED_PARAMETERS)
             fold(model, device=device)
@@ -86,7 +93,7 @@ class WeightsFile:
             CheckpointError: The file is broken, or of another kind.
         """
         if self.is_folded:
-            return _open_converted(self.path)
+            return Weights(state=_opened(self.path)[0], is_folded=True)
         return Weights(state=checkpoint.load_state(self.path), is_folded=False)
 
     def network(self, device: torch.device) -> Sharp:
@@ -113,7 +120,7 @@ def find(settings: Settings, dtype: torch.dtype) -> WeightsFile:
     if original.is_folded or not settings.cache_weights or dtype == torch.float32:
         return original
     copy = converted_path(path, dtype)
-    if _source_of(copy) != _identity(path):
+    if not _is_copy_of(copy, path):
         try:
             keep(original.open(), path, dtype)
         except OutputError as error:  # Such as a read-only volume: everything works without the copy.
@@ -146,10 +153,12 @@ def keep(weights: Weights, path: Path, dtype: torch.dtype) -> Path:
         OutputError: It cannot be written.
     """
     copy = converted_path(path, dtype)
-    metadata = {"layout": _LAYOUT, "source": _identity(path)}
+    state = dict(weights.converted(dtype).state)
+    table = _digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items())
+    metadata = {"layout": _LAYOUT, "source": _identity(path), "tensors": table}
     with open_atomically(copy) as file:
         try:
-            save_file(dict(weights.converted(dtype).state), file.name, metadata=metadata)
+            save_file(state, file.name, metadata=metadata)
         except SafetensorError as error:
             raise OutputError(
                 f"cannot write {copy}: {error}: check the folder, its rights and the free space"
@@ -164,22 +173,33 @@ def _identity(path: Path) -> str:
     return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
 
-def _source_of(copy: Path) -> str | None:
-    """Which checkpoint a converted copy was made of; None where there is none of this layout."""
+def _digest(table: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> str:
+    """A hash of names, types and shapes of tensors, so that a broken list of them is told from the one written."""
+    return hashlib.sha256(repr(sorted(map(repr, table))).encode()).hexdigest()
+
+
+def _opened(copy: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a converted file, mapped, and which checkpoint it was made of.
+
+    Raises:
+        CheckpointError: It is broken, or not of this layout.
+    """
     try:
         with safe_open(copy, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
-    return metadata.get("source") if metadata.get("layout") == _LAYOUT else None
+            if metadata.get("layout") != _LAYOUT:
+                raise CheckpointError(f"{copy} is no copy that this version made: use Apple's checkpoint")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{copy} is truncated or broken ({plain(error, 200)}): remove it") from error
+    if metadata.get("tensors") != _digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()):
+        raise CheckpointError(f"{copy} is broken (its list of tensors is not the one that was written): remove it")
+    return state, metadata.get("source")
 
 
-def _open_converted(path: Path) -> Weights:
+def _is_copy_of(copy: Path, path: Path) -> bool:
+    """Whether there is a whole copy of this checkpoint; one that is broken or of another is made anew."""
     try:
-        with safe_open(path, framework="pt") as file:
-            layout = (file.metadata() or {}).get("layout")
-            if layout != _LAYOUT:
-                raise CheckpointError(f"{path} is no copy that this version made: use Apple's checkpoint")
-            return Weights(state={name: file.get_tensor(name) for name in file.keys()}, is_folded=True)  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated or broken ({error}): remove it") from error
+        return _opened(copy)[1] == _identity(path)
+    except CheckpointError:
+        return False

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         from dotenv import dotenv_values
 
         # Before the hub's client is imported, which reads the environment once.
-        environment = process_environment(dotenv_values(".env"))
+        environment = process_environment(read_variables(".env", dotenv_values))
         import sharp_cog.dataset.build
         import sharp_cog.dataset.show  # noqa: F401
     except ModuleNotFoundError as error:
@@ -39,6 +39,16 @@ def run(arguments: argparse.Namespace) -> int:
             _LOG.warning("%s is set, but not needed: the model is loaded once, in this process", name)
     device = "auto" if settings.device == "default" else settings.device
     return _run(settings, Settings.from_environment({**environment, "SHARP_DEVICE": device}))
+
+
+def read_variables(path: str, read: Callable[[str], dict[str, str | None]]) -> dict[str, str | None]:
+    """The variables of a file `.env`; none where it is not there."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror or error}: check its rights") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
 
 
 def _status(settings: DatasetSettings) -> int:

@@ -20,6 +20,10 @@ class Lock:
     owner: str
     note: str = ""
 
+    def holds(self, now: float, stale_s: float) -> bool:
+        """Whether it holds others off: not if it is old, nor if its time is as far ahead, which would be for ever."""
+        return abs(now - self.time) <= stale_s
+
     def text(self) -> bytes:
         """As it is written."""
         return f"{self.time:.3f}\n{self.owner}\n{self.note}\n".encode()
@@ -82,7 +86,7 @@ class Claims:
                     done.append(photo)
                     continue
                 lock = Lock.of(view.read(path)) if path in there else None
-                if lock is not None and lock.owner != self._owner and now - lock.time <= self._stale_s:
+                if lock is not None and lock.owner != self._owner and lock.holds(now, self._stale_s):
                     continue
                 ours.append(photo)
                 # Our own is there already after an answer that was lost, or from before we were killed.

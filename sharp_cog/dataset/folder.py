@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from sharp_cog.dataset.photo import Photo, SourceError
+from sharp_cog.dataset.photo import MAX_PICTURE_BYTES, Photo, SourceError
 from sharp_cog.errors import SettingError
+from sharp_cog.foreign import plain
+
+_LOG = logging.getLogger(__name__)
 
 DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
 PICTURE_SUFFIXES = {
@@ -55,7 +59,12 @@ class Folder:
         self.num_photos = len(paths)
         for path in paths:
             relative = path.relative_to(self._folder).as_posix()
-            photo_id = id_of(relative, path.stat().st_size)
+            try:
+                num_bytes = path.stat().st_size
+            except OSError as error:  # It was deleted since.
+                _LOG.warning("%s is left out: %s", path, error.strerror or error)
+                continue
+            photo_id = id_of(relative, num_bytes)
             if not is_known(photo_id):
                 yield Photo(
                     id=photo_id,
@@ -66,10 +75,13 @@ class Folder:
 
     def fetch(self, photo: Photo) -> bytes:
         """As `Source.fetch`."""
+        path = Path(photo.where)
         try:
-            return Path(photo.where).read_bytes()
+            if path.stat().st_size > MAX_PICTURE_BYTES:
+                raise SourceError(f"{plain(path, 300)} has more than {MAX_PICTURE_BYTES // 10**6} MB: make it smaller")
+            return path.read_bytes()
         except OSError as error:
-            raise SourceError(f"{photo.where} cannot be read: {error.strerror or error}") from error
+            raise SourceError(f"{plain(path, 300)} cannot be read: {error.strerror or error}") from error
 
 
 def id_of(relative: str, num_bytes: int) -> str:
@@ -78,7 +90,8 @@ def id_of(relative: str, num_bytes: int) -> str:
     Many people's folders have an `IMG_0001.jpg`: its size tells those apart without reading all of them.
     """
     stem = re.sub(r"[^A-Za-z0-9]+", "-", relative.rpartition(".")[0]).strip("-")[-60:] or "photo"
-    digest = hashlib.sha256(f"{relative}\n{num_bytes}".encode()).hexdigest()
+    # Names of old disks need not be UTF-8.
+    digest = hashlib.sha256(f"{relative}\n{num_bytes}".encode("utf-8", "surrogateescape")).hexdigest()
     return f"{stem}-{digest[:10]}"
 
 

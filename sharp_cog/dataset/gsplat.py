@@ -146,7 +146,7 @@ class Gsplat:
             order = calls("createOrder", {"modelFileUrl": model_file_url, **about})
         share_id = _found(order, "shareId")
         return {
-            "gsplat_url": f"{self._base}/viewer/{quote(share_id, safe='')}",
+            "gsplat_url": f"{self._base}/viewer/{quote(share_id, safe='', errors='replace')}",
             "gsplat_share_id": share_id,
             "gsplat_order_id": _found(order, "id", default=""),
             "gsplat_model_file_url": model_file_url,

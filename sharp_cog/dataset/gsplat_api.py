@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from sharp_cog.errors import SharpError
-from sharp_cog.redact import redact
+from sharp_cog.foreign import plain, read_count, read_json
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_TRIES = 4
@@ -90,7 +90,7 @@ class Calls:
                 allow_redirects=False,
             ) as response:
                 content = _read(response, self._deadline)
-        except (requests.RequestException, TimeoutError) as error:
+        except (requests.RequestException, ValueError, TimeoutError) as error:
             raise TransientError(f"cannot be reached ({type(error).__name__})") from error
         return _result(response, content)
 
@@ -132,7 +132,7 @@ def _result(response: requests.Response, content: bytes) -> Any:
     """
     entry: Any = None
     try:
-        batch = json.loads(content)
+        batch = read_json(content)
         entry = batch[0] if isinstance(batch, list) and batch else batch
     except ValueError:  # Not JSON, or not even text.
         pass
@@ -143,10 +143,11 @@ def _result(response: requests.Response, content: bytes) -> Any:
         told = error if isinstance(error, dict) else {"message": error}
         inner = told.get("data")
         status = inner.get("httpStatus", status) if isinstance(inner, dict) else status
-    reason = f"answered {status}" if error is None else f"answered {status} ({_plain(told.get('message'))})"
+    reason = f"answered {plain(status)}"
+    if error is not None:
+        reason += f" ({plain(told.get('message'), 200)})"
     if isinstance(status, int) and (status >= 500 or status in _RETRIED_STATUSES):
-        after = response.headers.get("Retry-After", "")
-        raise TransientError(reason, retry_after_s=float(after) if after.isdecimal() else None)
+        raise TransientError(reason, retry_after_s=read_count(response.headers.get("Retry-After", "")))
     if error is not None or status not in (200, 207):
         raise GsplatError(reason)
     result = entry.get("result")
@@ -158,11 +159,6 @@ def _result(response: requests.Response, content: bytes) -> Any:
 def _unwrapped(value: Any) -> Any:
     """A value without the envelope that one of tRPC's serialisers puts around it."""
     return value["json"] if isinstance(value, dict) and "json" in value else value
-
-
-def _plain(text: Any) -> str:
-    """What the service says, as it may stand in a line of a log."""
-    return redact("".join(char if char.isprintable() else " " for char in str(text)))[:200]
 
 
 def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:

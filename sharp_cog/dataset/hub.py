@@ -26,6 +26,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SettingError, SharpError
+from sharp_cog.foreign import plain, read_count
 from sharp_cog.redact import redact
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ CLOCK_SECONDS = 600.0
 """How long what we know of the hub's clock holds."""
 RATE_LIMIT_SECONDS = 300.0
 """How long to wait at the rate limit where the hub does not say."""
+MAX_WAIT_SECONDS = 7200.0
+"""The longest wait that it may ask for."""
 
 
 class HubError(SharpError):
@@ -173,7 +176,10 @@ class HubRepo:
             date = answer.headers.get("Date")
             if date is None:
                 raise HubError(f"{self.api.endpoint} does not tell the time: locks would be judged by this clock alone")
-            self._hub_time = email.utils.parsedate_to_datetime(date).timestamp()
+            try:
+                self._hub_time = email.utils.parsedate_to_datetime(date).timestamp()
+            except (ValueError, OverflowError) as error:
+                raise HubError(f"{self.api.endpoint} tells a time that is none: {plain(date)}") from error
             self._read_at = time.monotonic()
         return self._hub_time + time.monotonic() - self._read_at
 
@@ -308,10 +314,8 @@ def _unwrapped() -> Iterator[None]:
 
 def _seconds(retry_after: str | None) -> float:
     """The time to wait that a header tells."""
-    try:
-        return float(retry_after or "")
-    except ValueError:
-        return RATE_LIMIT_SECONDS
+    seconds = read_count((retry_after or "").strip())
+    return RATE_LIMIT_SECONDS if seconds is None else min(float(seconds), MAX_WAIT_SECONDS)
 
 
 def _first_line(error: Exception | None) -> str:

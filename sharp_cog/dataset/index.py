@@ -12,6 +12,7 @@ from typing import Any
 
 from sharp_cog.atomic import open_atomically
 from sharp_cog.dataset.hub import HubError, HubView
+from sharp_cog.foreign import plain, quoted, read_json
 
 PUBLIC_FIELDS = (
     *("image_id", "image_url", "ply_url", "spz_url", "gsplat_url", "gsplat_share_id", "gsplat_order_id"),
@@ -74,9 +75,11 @@ class Index:
     def _note(self, content: bytes) -> None:
         try:
             self.ids.update(str(row.get("image_id", "")) for row in read_rows(content))
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
+            start = self._size - len(content)
+            after = f" behind byte {start}" if start else ""
             raise HubError(
-                f"the index {self.path_in_repo} has a line that is no JSON object ({error}): "
+                f"the index {self.path_in_repo} has a line that is no JSON object{after} ({error}): "
                 "mend it, or choose another HF_INDEX_REPO_PATH"
             ) from error
 
@@ -114,11 +117,26 @@ def row_of(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_rows(content: bytes | None) -> list[dict[str, Any]]:
-    """The rows of an index; none where there is none."""
+    """The rows of an index; none where there is none.
+
+    Raises:
+        ValueError: A line is no JSON object; the message says which.
+    """
+    rows = []
     # Not `splitlines`, which breaks at characters that JSON leaves as they are.
-    return [json.loads(line) for line in (content or b"").split(b"\n") if line.strip()]
+    for number, line in enumerate((content or b"").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = read_json(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {plain(error, 200)}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: {quoted(row)}")
+        rows.append(row)
+    return rows
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows as an index has them."""
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode("utf-8")
+    """Rows as an index has them; halves of characters, which no encoding has, become question marks."""
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode("utf-8", "replace")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import OutputError
+from sharp_cog.foreign import plain, quoted, read_json
 
 MAX_TRIES = 2
 """A photograph that failed so often is not tried again."""
@@ -109,7 +110,7 @@ class Journal:
         """Notes how far a photograph is, and adds to what is known about it."""
         with self._transaction() as connection:
             row = connection.execute("SELECT about FROM photos WHERE id = ?", (photo_id,)).fetchone()
-            known = {**json.loads(row[0]), **about}
+            known = {**self._about_of(photo_id, row[0]), **about}
             connection.execute(
                 "UPDATE photos SET state = ?, about = ?, error = '', changed = ? WHERE id = ?",
                 (state, json.dumps(known), time.time(), photo_id),
@@ -130,7 +131,7 @@ class Journal:
             (tries,) = self._connection.execute(
                 "UPDATE photos SET tries = tries + 1, error = ?, changed = ?, "
                 "state = CASE WHEN tries + 1 >= ? THEN 'failed' ELSE ? END WHERE id = ? RETURNING tries",
-                (error[:500], time.time(), MAX_TRIES, state, photo_id),
+                (plain(error, 500), time.time(), MAX_TRIES, state, photo_id),
             ).fetchone()
         return int(tries) < MAX_TRIES
 
@@ -200,16 +201,50 @@ class Journal:
     def _select(self, condition: str, values: tuple[Any, ...]) -> list[tuple[int, Entry]]:
         with self._lock, self._translated():
             rows = self._connection.execute(
-                f"SELECT rowid, state, tries, photo, about, error FROM photos {condition}",  # noqa: S608 - our own words
+                f"SELECT rowid, id, state, tries, photo, about, error FROM photos {condition}",  # noqa: S608 - our own words
                 values,
             ).fetchall()
         return [
             (
                 rowid,
-                Entry(photo=Photo(**json.loads(photo)), state=state, tries=tries, about=json.loads(about), error=error),
+                Entry(
+                    photo=self._photo_of(photo_id, photo),
+                    state=state,
+                    tries=tries,
+                    about=self._about_of(photo_id, about),
+                    error=error,
+                ),
             )
-            for rowid, state, tries, photo, about, error in rows
+            for rowid, photo_id, state, tries, photo, about, error in rows
         ]
+
+    def _photo_of(self, photo_id: str, text: str) -> Photo:
+        try:
+            photo = Photo(**read_json(text))
+            texts = (photo.where, photo.depth, *photo.row.keys(), *photo.row.values())
+            if photo.id != photo_id or not all(isinstance(text, str) for text in texts):
+                raise ValueError("a value of another kind")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._broken_row(photo_id, error) from error
+        return photo
+
+    def _about_of(self, photo_id: str, text: str) -> dict[str, Any]:
+        try:
+            about: dict[str, Any] = {**read_json(text)}
+            files = [*about.get("splats", {}).values(), *([about["image"]] if "image" in about else [])]
+            if not all(isinstance(name, str) and Path(name).name == name for name in files):
+                raise ValueError("the name of a file that is none")
+            if not isinstance(about.get("sha256", {}), dict):
+                raise ValueError("a value of another kind")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._broken_row(photo_id, error) from error
+        return about
+
+    def _broken_row(self, photo_id: str, error: Exception) -> OutputError:
+        return OutputError(
+            f"the journal {self._path} has a row that this version did not write, of id {quoted(photo_id)} "
+            f"({plain(error, 200)}): delete that row of the table photos, or choose another RUN_ID"
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -48,7 +48,8 @@ class Outlet:
     def has_splats(self, entry: Entry) -> bool:
         """Whether all files of an entry are on disk."""
         files = [self._images / entry.about.get("image", ""), *self._splats(entry).values()]
-        return "splats" in entry.about and all(path.is_file() for path in files)
+        # Without what was noted about them they could not be published.
+        return {"splats", "sha256", *_KEPT} <= entry.about.keys() and all(path.is_file() for path in files)
 
     def share_all(self, made: Pipe[str], shared: Pipe[str]) -> None:
         """Shares and sends ahead, one photograph after the other; many threads do so at once."""

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from sharp_cog.errors import SharpError
 
+MAX_PICTURE_BYTES = 200_000_000
+"""Larger pictures are not fetched."""
+
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 

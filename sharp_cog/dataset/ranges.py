@@ -14,6 +14,7 @@ from typing import Any
 
 from sharp_cog.dataset.claims import Lock
 from sharp_cog.dataset.store import Change, Delete, Put, Store, View
+from sharp_cog.foreign import read_json
 
 _NAME = re.compile(r"(\d+)-(\d+)(?:\.json)?")
 
@@ -134,9 +135,7 @@ class Ranges:
             mine = sorted(
                 area for area, lock in locks.items() if lock.owner == self.owner and area not in self._renewed
             )
-            held = [
-                area for area, lock in locks.items() if lock.owner != self.owner and now - lock.time <= self.stale_s
-            ]
+            held = [area for area, lock in locks.items() if lock.owner != self.owner and lock.holds(now, self.stale_s)]
             shunned = [*held, *self._renewed, *self._given_up, *self._abandoned(view, now)]
             # What is left from before we were killed comes first.
             chosen = mine[0] if mine else self._first(done, shunned, num_listed)
@@ -174,7 +173,7 @@ class Ranges:
         areas = []
         for area in _ranges(view.names(self.dirs.abandoned)):
             given_up_at = _json(view.read(self.dirs.given_up(area))).get("ts")
-            if isinstance(given_up_at, (int, float)) and now - given_up_at <= self.stale_s:
+            if isinstance(given_up_at, (int, float)) and now - self.stale_s <= given_up_at <= now + self.stale_s:
                 areas.append(area)
         return areas
 
@@ -273,7 +272,7 @@ def _named(area: Range) -> dict[str, int]:
 
 def _json(content: bytes | None) -> dict[str, Any]:
     try:
-        value = json.loads(content or b"{}")
+        value = read_json(content or b"{}")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

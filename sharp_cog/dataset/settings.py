@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sharp_cog.errors import SettingError
+from sharp_cog.foreign import quoted
 from sharp_cog.options import OUTPUT_FORMATS
 from sharp_cog.redact import redact
+from sharp_cog.serving.settings import MAX_NUMBER, path_of
 
 SOURCES = ("folder", "search", "list")
 ORDERS = ("latest", "oldest", "popular", "relevant")
@@ -23,12 +24,13 @@ REPO_TYPES = ("dataset", "model")
 UNUSED_VARIABLES = ("ML_SHARP_DIR", "CONDA_ENV_NAME")
 """Of older pipelines, which started Apple's program for every picture."""
 
+_FOLDERS = ("input_dir", "runs_dir", "control_dir", "claims_dir")
 _COUNT = (0, 10**9)
 _DEVICE = (re.compile("default|auto|cpu|mps|cuda(:[0-9]+)?"), "choose default, cuda, cuda:1, cpu or mps")
 _ADDRESS = (re.compile(r"https?://(\[[0-9A-Fa-f:.]+\](:\d+)?|[^][/?# ]+)([/?#].*)?"), "give an http or https address")
 _REPO_ID = (re.compile("[A-Za-z0-9._-]+/[A-Za-z0-9._-]+"), "give an owner and a name, such as you/splats")
 _IN_REPO = (re.compile(r"(?!.*\.\.)[^ ]*[^/ ][^ ]*"), "give a path in the repository")
-_FILE_NAME = (re.compile(r"[^./\\][^/\\]*"), "give the name of a file, without folders")
+_FILE_NAME = (re.compile(r"[^./\\][^/\\]{,199}"), "give the name of a file, without folders")
 _BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 
@@ -38,10 +40,6 @@ def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
     return field(
         default=default, metadata={"variable": variable, "help": help_text, **rest}, repr="KEY" not in variable
     )
-
-
-_BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
-_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +121,18 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         for setting in fields(self):
             _check(setting.metadata["variable"], setting.metadata, getattr(self, setting.name), str(setting.type))
+            if setting.name in _FOLDERS:
+                path_of(setting.metadata["variable"], getattr(self, setting.name))
         for name in self.formats:
             if name not in OUTPUT_FORMATS:
-                raise SettingError(f"FORMATS has {name!r}: choose from {', '.join(OUTPUT_FORMATS)}")
+                raise SettingError(f"FORMATS has {quoted(name)}: choose from {', '.join(OUTPUT_FORMATS)}")
         if not self.formats:
             raise SettingError("FORMATS is empty: name at least one format")
         for name in self.hf_formats:
             if name not in self.formats:
-                raise SettingError(f"HF_FORMATS has {name!r}, which FORMATS ({','.join(self.formats)}) has not: add it")
+                raise SettingError(
+                    f"HF_FORMATS has {quoted(name)}, which FORMATS ({','.join(self.formats)}) has not: add it"
+                )
         if self.source == "folder" and not self.input_dir:
             raise SettingError("SHARP_INPUT_DIR is not set: name the folder of pictures, or choose another SOURCE")
         if self.source != "folder" and not self.unsplash_access_key:
@@ -140,7 +142,7 @@ class DatasetSettings:
         orders = ORDERS_BY_SOURCE.get(self.source, ORDERS)
         if self.order_by not in orders:
             raise SettingError(
-                f"ORDER_BY is {self.order_by!r}, for SOURCE={self.source}: choose one of {', '.join(orders)}"
+                f"ORDER_BY is {quoted(self.order_by)}, for SOURCE={self.source}: choose one of {', '.join(orders)}"
             )
         if self.source == "search" and not self.queries:
             raise SettingError("QUERIES is not set: say what to search for, with commas between")
@@ -234,22 +236,22 @@ def _read(variable: str, text: str, type_: str) -> Any:
         return {"int": int, "float": float}.get(type_, str)(text)
     except (KeyError, ValueError):
         wanted = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[type_]
-        raise SettingError(f"{variable} is {text!r}: give {wanted}") from None
+        raise SettingError(f"{variable} is {quoted(text)}: give {wanted}") from None
 
 
 def _check(variable: str, about: Mapping[str, Any], value: Any, type_: str) -> None:
     choices = about.get("choices")
     if choices and value not in choices:
-        raise SettingError(f"{variable} is {value!r}: choose one of {', '.join(choices)}")
-    if type_ == "float" and not (math.isfinite(value) and value > 0):
-        raise SettingError(f"{variable} is {value}: give a positive number")
+        raise SettingError(f"{variable} is {quoted(value)}: choose one of {', '.join(choices)}")
+    if type_ == "float" and not 0 < value <= MAX_NUMBER:
+        raise SettingError(f"{variable} is {value}: give a positive number of at most {MAX_NUMBER:g}")
     if "range" in about:
         low, high = about["range"]
         if not low <= value <= high:
-            raise SettingError(f"{variable} is {value}: give a number from {low} to {high}")
+            raise SettingError(f"{variable} is {quoted(value)}: give a number from {low} to {high}")
     if "pattern" in about and value:
         pattern, remedy = about["pattern"]
         if not pattern.fullmatch(value):
-            raise SettingError(f"{variable} is {redact(value)!r}: {remedy}")
+            raise SettingError(f"{variable} is {quoted(redact(value))}: {remedy}")
     if "pattern" in about and not value and variable != "HF_REPO_ID":
         raise SettingError(f"{variable} is empty: {about['pattern'][1]}")

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.photo import Photo, RateLimitError, SourceError
 from sharp_cog.dataset.unsplash_api import UnsplashApi, origin
+from sharp_cog.foreign import read_count
 from sharp_cog.options import FOCAL_LENGTH_MM_RANGE
 
 _LOG = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Unsplash:
         parameters: dict[str, str | int] = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
         answer, headers = self._api.ask(f"{self._api.base_url}/photos", parameters)
         total = headers.get("X-Total", "")
-        self._num_listed = int(total) if total.isdecimal() else None
+        self._num_listed = read_count(total)
         if self._num_listed is not None:
             self._tell_total(self._num_listed)
         return _entries(answer)
@@ -233,7 +234,7 @@ class Unsplash:
         value = _part(answer, "exif").get("focal_length") if isinstance(answer, dict) else None
         try:
             focal_length_mm = float(value) if isinstance(value, (str, int, float)) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         low, high = FOCAL_LENGTH_MM_RANGE
         return focal_length_mm if low <= focal_length_mm <= high else None

@@ -11,14 +11,15 @@ from urllib.parse import urlsplit
 import requests
 
 from sharp_cog import __version__
-from sharp_cog.dataset.photo import RateLimitError, SourceError
+from sharp_cog.dataset.photo import MAX_PICTURE_BYTES, RateLimitError, SourceError
 from sharp_cog.errors import SettingError
+from sharp_cog.foreign import read_count, read_json
 
 _LOG = logging.getLogger(__name__)
 
 BASE_URL = "https://api.unsplash.com"
 MAX_TRIES = 4
-MAX_PICTURE_BYTES = 200_000_000
+MAX_ANSWER_BYTES = 16 << 20
 
 _HOUR_S = 3600
 _GRACE_S = 3.0
@@ -93,16 +94,21 @@ class UnsplashApi:
             self._wait_for_turn()
             asked_at = self._now()
             try:
-                response = self._session.get(
-                    url, params=parameters, headers={"Accept-Version": "v1"}, auth=self._auth, timeout=_TIMEOUT_S
-                )
-                status = response.status_code
-                if self._is_limited(response, asked_at):
+                with self._session.get(
+                    url,
+                    params=parameters,
+                    headers={"Accept-Version": "v1"},
+                    auth=self._auth,
+                    timeout=_TIMEOUT_S,
+                    stream=True,
+                ) as response:
+                    status, content = response.status_code, _answer(response)
+                if self._is_limited(response, content, asked_at):
                     continue
                 if status == 200:
-                    return response.json(), response.headers
+                    return read_json(content), response.headers
                 reason = f"answered {status}"
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:
                 status, reason = 0, _reason(error)
             if status == 401:
                 raise SourceError("Unsplash refuses the access key: check UNSPLASH_ACCESS_KEY")
@@ -110,13 +116,13 @@ class UnsplashApi:
                 raise SourceError(f"{name} {reason}")
             num_failures = self._pause(name, reason, num_failures)
 
-    def _is_limited(self, response: requests.Response, asked_at: float) -> bool:
+    def _is_limited(self, response: requests.Response, content: bytes, asked_at: float) -> bool:
         """Notes how many requests are left; whether this one was refused because none was."""
         left = response.headers.get("X-Ratelimit-Remaining", "")
-        if left.isdecimal():
-            self.rate_limit_left = int(left)
+        if read_count(left) is not None:
+            self.rate_limit_left = read_count(left)
         status = response.status_code
-        is_refused = status == 429 or (status == 403 and "rate limit" in response.text.lower())
+        is_refused = status == 429 or (status == 403 and b"rate limit" in content.lower())
         if is_refused or left == "0":
             self._limited_until = (asked_at // _HOUR_S + 1) * _HOUR_S
         return is_refused
@@ -172,7 +178,7 @@ class UnsplashApi:
                     if status == 200:
                         return _body(response, name)
                 reason = f"answered {status}"
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:
                 status, reason = 0, _reason(error)
             except _TruncatedError as error:
                 status, reason = 0, str(error)
@@ -192,8 +198,8 @@ def _body(response: requests.Response, name: str) -> bytes:
         SourceError: It is too large.
         _TruncatedError: It is shorter than the server said, or empty.
     """
-    length = response.headers.get("Content-Length", "")
-    expected = int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
+    length = read_count(response.headers.get("Content-Length", ""))
+    expected = length if "Content-Encoding" not in response.headers else None
     too_large = f"{name} is larger than {MAX_PICTURE_BYTES // 10**6} MB"
     if expected is not None and expected > MAX_PICTURE_BYTES:
         raise SourceError(too_large)
@@ -204,6 +210,20 @@ def _body(response: requests.Response, name: str) -> bytes:
             raise SourceError(too_large)
     if not content or (expected is not None and len(content) != expected):
         raise _TruncatedError(f"ended after {len(content)} of {'some' if expected is None else expected} bytes")
+    return bytes(content)
+
+
+def _answer(response: requests.Response) -> bytes:
+    """What the API answers, whole.
+
+    Raises:
+        ValueError: It is longer than any answer of the API.
+    """
+    content = bytearray()
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
     return bytes(content)
 
 
@@ -221,7 +241,7 @@ def _nobody(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     return f"cannot be read ({type(error).__name__})"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from sharp_cog.atomic import open_atomically
 from sharp_cog.download.server import Offer
 from sharp_cog.errors import DownloadError
+from sharp_cog.foreign import read_json
 
 
 class Partial:
@@ -80,10 +81,11 @@ class Partial:
     def _read_journal(self, num_bytes: int) -> set[int]:
         """Starts of the pieces in the file; none where it belongs to another offer."""
         try:
-            journal = json.loads(self._journal.read_text())
+            journal = read_json(self._journal.read_bytes())
             done = set(journal.pop("done"))
-            if journal == self._key and self.path.stat().st_size == num_bytes:
-                return done
+            starts = range(0, num_bytes, self._piece_bytes)
+            if journal == self._key and self.path.stat().st_size == num_bytes and all(one in starts for one in done):
+                return {int(start) for start in done}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass  # No journal, or a broken one: everything is fetched again.
         return set()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import requests
 
 from sharp_cog.errors import DownloadError
+from sharp_cog.foreign import read_count
 from sharp_cog.redact import redact
 
 _LOG = logging.getLogger(__name__)
@@ -101,11 +102,11 @@ class Server:
                 headers = response.headers
                 unit, _, total = headers.get("Content-Range", "").rpartition("/")
                 if response.status_code == 206:
-                    length, takes_ranges = total, unit == "bytes 0-0" and total.isdigit()
+                    length, takes_ranges = total, unit == "bytes 0-0" and read_count(total) is not None
                 else:
                     length, takes_ranges = headers.get("Content-Length", ""), False
                 return Offer(
-                    num_bytes=int(length) if length.isdigit() else None,
+                    num_bytes=read_count(length),
                     takes_ranges=takes_ranges,
                     validator=_validator(response),
                 )
@@ -157,7 +158,7 @@ class Server:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise self.refusal(f"shows a certificate that is not trusted ({_plain(reason)})") from None
             raise Passing(f"no answer ({_plain(reason)})") from None
-        except OSError as error:  # Those of requests, and a missing certificate bundle.
+        except (OSError, ValueError) as error:  # Those of requests and urllib3, and a missing certificate bundle.
             raise self.refusal(f"cannot be fetched ({_plain(_root(error))})") from None
         with closing(response):
             status = response.status_code

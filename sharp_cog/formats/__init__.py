@@ -236,6 +236,8 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
     gaussians = arrange.moved(splat.gaussians, (-x, -y, -z))
     if frame.axes == "opengl":
         gaussians = arrange.turn_about_x(gaussians)
+    if not gaussians.means.isfinite().all():
+        raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond what a float holds: it is broken")
     return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME)
 
 

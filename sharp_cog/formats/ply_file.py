@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 import sharp_cog
 from sharp_cog.camera import Camera
-from sharp_cog.errors import OptionError, SplatError
+from sharp_cog.errors import OptionError, SplatError, reason_of, shown
 from sharp_cog.formats.scene import Frame
 
 _MAX_HEADER_BYTES = 1 << 16
@@ -29,6 +31,7 @@ _TYPES = {
     }.items()
     for name in names
 }
+_ROWS_AT_ONCE = 1 << 14
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 
 
@@ -69,7 +72,7 @@ def parse_header(content: bytes) -> Header:
             case _:
                 raise SplatError(f"the .ply header has a line that cannot be read: {line[:80]!r}")
     if format_name not in _BYTE_ORDERS:
-        raise SplatError(f"the .ply has the format {format_name!r}: use one of {', '.join(_BYTE_ORDERS)}")
+        raise SplatError(f"the .ply has the format {shown(format_name)!r}: use one of {', '.join(_BYTE_ORDERS)}")
     order = _BYTE_ORDERS[format_name]
     elements = [
         Element(
@@ -82,41 +85,64 @@ def parse_header(content: bytes) -> Header:
 
 def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]:
     """Structured arrays by the element's name; counts are checked against the bytes before anything is allocated."""
-    arrays = {}
+    arrays: dict[str, NDArray[np.void]] = {}
+    rows = _Rows(content, header) if header.is_ascii else None
     position = header.num_bytes
-    rows = content[position:].split(b"\n") if header.is_ascii else []
     for element in header.elements:
+        name = shown(element.name)
+        if element.name in arrays:
+            raise SplatError(f"the .ply has the element {name!r} twice: it is broken")
         try:
             dtype = np.dtype(element.fields)
         except ValueError as error:
-            raise SplatError(f"the .ply element {element.name!r} is broken: {error}") from error
-        if header.is_ascii:
-            if element.count > len(rows):
-                raise SplatError(f"the .ply promises {element.count} of {element.name!r} and has {len(rows)} lines")
-            taken, rows = rows[: element.count], rows[element.count :]
-            arrays[element.name] = _parse_rows(taken, dtype, element.name)
+            raise SplatError(f"the .ply element {name!r} is broken: {reason_of(error)}") from error
+        if rows is not None:
+            arrays[element.name] = rows.take(element.count, dtype, name)
             continue
         needed = element.count * dtype.itemsize
         if needed > len(content) - position:
             raise SplatError(
-                f"the .ply promises {element.count} of {element.name!r} ({needed} bytes) and has "
+                f"the .ply promises {element.count} of {name!r} ({needed} bytes) and has "
                 f"{len(content) - position} bytes left: it is truncated"
             )
-        arrays[element.name] = np.frombuffer(content, dtype=dtype, count=element.count, offset=position)
+        # From no bytes, numpy makes no array.
+        arrays[element.name] = (
+            np.frombuffer(content, dtype=dtype, count=element.count, offset=position) if needed else np.empty(0, dtype)
+        )
         position += needed
     return arrays
 
 
-def _parse_rows(rows: list[bytes], dtype: np.dtype[np.void], name: str) -> NDArray[np.void]:
-    fields = dtype.names or ()
-    try:
-        values = np.array([row.split() for row in rows], dtype=np.float64).reshape(len(rows), len(fields))
-    except ValueError as error:
-        raise SplatError(f"the .ply element {name!r} has a line that is not {len(fields)} numbers: {error}") from error
-    array = np.empty(len(rows), dtype=dtype)
-    for index, field in enumerate(fields):
-        array[field] = values[:, index]
-    return array
+class _Rows:
+    """The lines of an ASCII .ply, one after the other."""
+
+    def __init__(self, content: bytes, header: Header) -> None:
+        self._num_bytes = len(content) - header.num_bytes
+        self._lines = io.BytesIO(content)
+        self._lines.seek(header.num_bytes)
+
+    def take(self, count: int, dtype: np.dtype[np.void], name: str) -> NDArray[np.void]:
+        """The next rows as an array; `name` is what a message calls them."""
+        fields = dtype.names or ()
+        # A line has a byte at least, and a number has a digit and a separator behind it, unless it is the last.
+        if count * max(1, 2 * len(fields)) > self._num_bytes + 1:
+            raise SplatError(
+                f"the .ply promises {count} of {name!r} and has {self._num_bytes} bytes of lines: it is truncated"
+            )
+        array = np.empty(count, dtype=dtype)
+        for start in range(0, count, _ROWS_AT_ONCE):  # Words take ten times the memory of the text.
+            num_rows = min(_ROWS_AT_ONCE, count - start)
+            rows = [line.split(None, len(fields)) for line in islice(self._lines, num_rows)]
+            try:
+                values = np.array(rows, dtype=np.float64).reshape(num_rows, len(fields))
+            except ValueError as error:
+                raise SplatError(
+                    f"the .ply element {name!r} has a line that is not {len(fields)} numbers, or too few lines: "
+                    f"{reason_of(error)}"
+                ) from error
+            for index, field in enumerate(fields):
+                array[field][start : start + num_rows] = values[:, index]
+        return array
 
 
 def camera_of(header_comments: list[str], elements: dict[str, NDArray[np.void]]) -> Camera | None:
@@ -131,7 +157,7 @@ def camera_of(header_comments: list[str], elements: dict[str, NDArray[np.void]])
             apple_focal = float(elements["intrinsic"]["intrinsic"][0])
             return Camera(width=int(apple_width), height=int(apple_height), focal_length_px=apple_focal)
     except (ValueError, IndexError, OverflowError, OptionError) as error:
-        raise SplatError(f"what the .ply tells about the camera cannot be read: {error}") from error
+        raise SplatError(f"what the .ply tells about the camera cannot be read: {reason_of(error)}") from error
     return None
 
 
@@ -144,7 +170,9 @@ def frame_of(header_comments: list[str]) -> Frame | None:
     try:
         x, y, z = (float(word) for word in words.get("camera_position", ["0", "0", "0"]))
     except ValueError as error:
-        raise SplatError(f"what the .ply tells about the camera's position cannot be read: {error}") from error
+        raise SplatError(
+            f"what the .ply tells about the camera's position cannot be read: {reason_of(error)}"
+        ) from error
     if not np.isfinite([x, y, z]).all():
         raise SplatError(f"the .ply says that the camera is at {x} {y} {z}: it is broken")
     return Frame(axes=axes[0], camera_position=(x, y, z))

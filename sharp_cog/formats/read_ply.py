@@ -46,7 +46,8 @@ def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
         raise SplatError(f"the .ply has no {', '.join(missing)}: it holds points or a mesh, not Gaussians")
 
     def columns(*names: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=-1))
+        with np.errstate(over="ignore"):  # A double beyond float32 becomes infinite, which is refused below.
+            return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=-1))
 
     quaternions = columns("rot_0", "rot_1", "rot_2", "rot_3")
     # A quaternion of length zero stands for no rotation; q and -q are the same one. Relative to the largest component,

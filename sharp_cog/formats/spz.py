@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sharp_cog.camera import Camera
 from sharp_cog.color import srgb_to_linear
-from sharp_cog.errors import NotInstalledError, OutputError, SplatError
+from sharp_cog.errors import NotInstalledError, OutputError, SplatError, reason_of
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import Frame, Splat
 from sharp_cog.gaussians import Gaussians
@@ -37,6 +37,9 @@ COLOR_SCALE = 0.15
 """Niantic's factor from spherical harmonics to the middle of a byte."""
 LOG_SCALE_STEPS, LOG_SCALE_OFFSET = 16.0, 10.0
 
+MAX_GAUSSIANS = 10_000_000
+"""In a file that is read: more, Niantic's own reader refuses too."""
+
 _POSITION_LIMIT = (1 << 23) - 1
 _HEADER, _NGSP_HEADER, _TOC_ENTRY = struct.Struct("<IIIBBBB"), struct.Struct("<IIIBBBBI12x"), struct.Struct("<QQ")
 _NUM_HARMONICS = (0, 3, 8, 15, 24)
@@ -48,7 +51,7 @@ _MAGNITUDE_BITS = 9
 _GZIP_LEVEL, _ZSTD_LEVEL = 5, 3
 _BLOCK = 1 << 20
 """Bytes that one thread compresses at a time."""
-_MAX_EXTENSION_BYTES = 1 << 24
+_MAX_EXTENSION_BYTES = _PIECE = 1 << 24
 _WINDOW = 1 << 15
 """How far deflate looks back: what a block is told of the one before it."""
 
@@ -207,6 +210,8 @@ Planes = list[NDArray[np.uint8]]
 
 def _plane_sizes(version: int, count: int, degree: int) -> list[int]:
     """Bytes of positions, alphas, colours, scales, rotations and harmonics."""
+    if count > MAX_GAUSSIANS:
+        raise SplatError(f"the .spz promises {count} Gaussians, the limit is {MAX_GAUSSIANS}: split it")
     if degree >= len(_NUM_HARMONICS):
         raise SplatError(f"the .spz has spherical harmonics of degree {degree}: at most {len(_NUM_HARMONICS) - 1}")
     per_gaussian = (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * _NUM_HARMONICS[degree])
@@ -229,13 +234,16 @@ def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
         # Deflate makes at most 1032 bytes of one: a count beyond that is a lie, and nothing is allocated for it.
         if sum(sizes) > 1032 * len(content):
             raise SplatError(f"the .spz promises {count} Gaussians in {len(content)} bytes: it is broken")
-        body = inflate.decompress(inflate.unconsumed_tail, sum(sizes)) if sum(sizes) else b""
-        # What may follow are extensions, and the checksum, which is compared when the stream ends.
+        body = _read_at_most(lambda size: inflate.decompress(inflate.unconsumed_tail, size), sum(sizes[:5]))
+        # What may follow are harmonics, extensions, and the checksum, which is compared when the stream ends.
+        missing = sizes[5]
+        while missing and (piece := inflate.decompress(inflate.unconsumed_tail, min(missing, _PIECE))):
+            missing -= len(piece)
         inflate.decompress(inflate.unconsumed_tail, _MAX_EXTENSION_BYTES)
         if not inflate.eof:
             raise SplatError("the .spz does not end where its content does: it is truncated or broken")
     except zlib.error as error:
-        raise SplatError(f"the .spz cannot be decompressed: {error}: it is broken") from error
+        raise SplatError(f"the .spz cannot be decompressed: {reason_of(error)}: it is broken") from error
     return version, num_fraction_bits, _split(body, sizes)
 
 
@@ -266,14 +274,14 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
         try:
             body.append(_read_at_most(reader.read, size))
         except zstandard.ZstdError as error:
-            raise SplatError(f"the .spz cannot be decompressed: {error}: it is broken") from error
+            raise SplatError(f"the .spz cannot be decompressed: {reason_of(error)}: it is broken") from error
     return version, num_fraction_bits, _split(b"".join(body), sizes)
 
 
 def _read_at_most(read: Callable[[int], bytes], size: int) -> bytes:
     """Reads so many bytes piece by piece, so that a lie about the size allocates nothing."""
     pieces, missing = [], size
-    while missing and (piece := read(min(missing, _BLOCK))):
+    while missing and (piece := read(min(missing, _PIECE))):
         pieces.append(piece)
         missing -= len(piece)
     return b"".join(pieces)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sharp_cog.errors import CheckpointError
 from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.network.graphs import CaptureError, GraphedCall
@@ -83,6 +84,9 @@ class SharpRunner:
             dtype: What to compute in, unless the check finds it wrong.
             keeps_encoding: Whether the last picture's encoding is kept, some 170 MB in half precision.
             uses_graphs: Whether to capture CUDA graphs, on CUDA.
+
+        Raises:
+            CheckpointError: The weights are not the network's, or not numbers.
         """
         self.device, self.dtype, self.error, self.counters = device, dtype, 0.0, Counters()
         self._source, self._keeps_encoding = source, keeps_encoding
@@ -100,7 +104,7 @@ class SharpRunner:
         """
         if self.dtype == torch.float32:
             return self._load(torch.float32)
-        model = self._source.network(self.device)
+        model = self._network()
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # Of a converted copy.
             convert(model, device=self.device, dtype=torch.float32, packs=False)
         model.to(self.device)
@@ -123,8 +127,15 @@ class SharpRunner:
         return self._load(torch.float32)
 
     def _load(self, dtype: torch.dtype) -> Sharp:
-        model = self._source.network(self.device)
+        model = self._network()
         convert(model, device=self.device, dtype=dtype)
+        return model
+
+    def _network(self) -> Sharp:
+        model = self._source.network(self.device)
+        for name, parameter in model.named_parameters():
+            if parameter.isnan().any():
+                raise CheckpointError(f"the weights {name} hold NaN: use Apple's sharp_2572gikvuh.pt")
         return model
 
     @property

@@ -124,7 +124,8 @@ def error_body(error: BaseException) -> dict[str, str]:
     The message of what is not the caller's fault may hold paths and settings, so it goes to the log alone.
     """
     if isinstance(error, (InputError, BusyError, DeadlineError)):
-        return {"error": str(error), "code": error.code}
+        # What the caller sent and the message repeats may hold halves of characters, which no encoding has.
+        return {"error": str(error).encode("utf-8", "backslashreplace").decode("utf-8"), "code": error.code}
     if isinstance(error, NotInstalledError):
         _LOG.warning("%s", error)
         return {"error": "this service lacks what that format or option needs: choose another", "code": error.code}

@@ -29,12 +29,16 @@ from requests.utils import requote_uri
 
 from sharp_cog import __version__
 from sharp_cog.errors import FetchError, InputError, UploadError
+from sharp_cog.foreign import plain
 from sharp_cog.serving.settings import ServiceSettings
 
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 10.0
+MAX_HOST_CHARS = 253
+"""As the DNS has it (RFC 1035)."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 16
+_REASON_CHARS = 60
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _HEADERS = {"User-Agent": f"sharp_cog/{__version__}", "Accept": "*/*"}
 
@@ -63,7 +67,8 @@ def fetch(url: str, settings: ServiceSettings) -> bytes:
                 url = urljoin(url, location)
                 continue
             if response.status != 200:
-                raise FetchError(f"{target.host} answered {response.status} {_plain(response.reason)}: check the URL")
+                reason = plain(response.reason, _REASON_CHARS)
+                raise FetchError(f"{target.host} answered {response.status} {reason}: check the URL")
             return _body(response, target.host, settings)
     raise FetchError(f"the URL redirects more than {MAX_REDIRECTS} times: give the last address")
 
@@ -86,7 +91,7 @@ def upload(url: str, path: Path, content_type: str, settings: ServiceSettings) -
         response.read(_CHUNK_BYTES)
         if not 200 <= response.status < 300:
             raise UploadError(
-                f"{target.host} answered {response.status} {_plain(response.reason)} to the PUT of "
+                f"{target.host} answered {response.status} {plain(response.reason, _REASON_CHARS)} to the PUT of "
                 f"{path.stat().st_size} bytes as {content_type}: check that upload_url is signed for that"
             )
 
@@ -111,16 +116,18 @@ class _Target:
         try:
             parts = urlsplit(url)
             host, port = _ascii_host(parts), parts.port
-        except ValueError:  # Brackets, ports and international names that are none.
+            path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+            if not path.isascii() or any(char <= " " or char == "\x7f" for char in path):
+                # As browsers do: only what may stand in a request line goes there.
+                path = requote_uri(path)
+            if len(host) > MAX_HOST_CHARS or not host.isprintable():
+                raise ValueError("no host has such a name")
+        except ValueError:  # Brackets, ports and international names that are none, and halves of characters.
             raise error("the URL cannot be read: give an http or https address") from None
         if parts.scheme not in ("http", "https") or not host:
             raise error(f"the URL begins with {parts.scheme[:20]!r}: give an http or https address")
         if parts.username is not None or parts.password is not None:
             raise error("the URL holds a user name or password: give one without")
-        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        if not path.isascii() or any(char <= " " or char == "\x7f" for char in path):
-            # As browsers do: only what may stand in a request line goes there.
-            path = requote_uri(path)
         return cls(
             scheme="https" if parts.scheme == "https" else "http",
             host=host,
@@ -284,8 +291,3 @@ def _body(response: http.client.HTTPResponse, host: str, settings: ServiceSettin
     if not content:
         raise FetchError(f"{host} sent an empty file: check the URL")
     return bytes(content)
-
-
-def _plain(text: str) -> str:
-    """What a server says, cut short and without control characters."""
-    return "".join(char for char in text[:60] if char.isprintable())

@@ -19,9 +19,11 @@ from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sharp_cog import __version__, formats
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
+from sharp_cog.foreign import plain, quoted
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
@@ -30,7 +32,7 @@ from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
 from sharp_cog.serving.settings import ServiceSettings
-from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, takes_gzip, unless_gone
+from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, reading_form, takes_gzip, unless_gone
 
 _LOG = logging.getLogger(__name__)
 
@@ -179,7 +181,7 @@ class _Service:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         try:
             self._dispatcher.check()
-            async with asyncio.timeout(seconds), request.form(max_files=2, max_fields=64) as form:
+            async with asyncio.timeout(seconds), reading_form(request) as form:
                 values = _values(form)
                 files = {name: values.pop(name) for name in _FILES if name in values}
                 urls = {url: values.pop(url) for url in _FILES.values() if url in values}
@@ -190,6 +192,9 @@ class _Service:
                 outcome = "hung_up"
                 return Response(status_code=HUNG_UP)
             outcome = "ok"
+        except ClientDisconnect:
+            outcome = "hung_up"
+            return Response(status_code=HUNG_UP)
         except TimeoutError:
             outcome = DeadlineError.code
             raise DeadlineError(f"the request took longer than {seconds:g} s: try again later") from None
@@ -256,11 +261,10 @@ def _values(form: FormData) -> dict[str, Any]:
         if not (value.filename or value.size if isinstance(value, UploadFile) else value):
             continue  # What a browser sends for a field that was left alone.
         if name in values:
-            raise InputError(f"{name} is given twice: give it once")
+            raise InputError(f"{plain(name)} is given twice: give it once")
         if is_file != (name in _FILES):
-            raise InputError(
-                f"{name} is given as {'a file' if is_file else 'text'}: give it as {'text' if is_file else 'a file'}"
-            )
+            found, wanted = ("a file", "text") if is_file else ("text", "a file")
+            raise InputError(f"{plain(name)} is given as {found}: give it as {wanted}")
         values[name] = value
     return values
 
@@ -274,7 +278,7 @@ def _options_of_arrays(form: dict[str, Any]) -> PredictOptions:
 def _options_of_file(form: dict[str, Any], output_format: str) -> PredictOptions:
     named = form.pop("output_format", None) or form.pop("format", None)
     if named and named != output_format:
-        raise OptionError(f"output_format is {named!r}, but the path says {output_format!r}: leave one out")
+        raise OptionError(f"output_format is {quoted(named)}, but the path says {quoted(output_format)}: leave one out")
     options = inputs.options_from({**form, "output_format": output_format})
     if options.save_internal_depth:
         raise OptionError("save_internal_depth is given, but a splat has no place for it: POST to /predict")
@@ -315,5 +319,5 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """What Starlette itself refuses: unknown paths and methods, forms that cannot be read."""
     codes = {400: InputError.code, 404: "not_found", 405: "method_not_allowed"}
-    body = {"error": str(error.detail), "code": codes.get(error.status_code, f"http_{error.status_code}")}
+    body = {"error": plain(error.detail, 200), "code": codes.get(error.status_code, f"http_{error.status_code}")}
     return JSONResponse(body, 422 if error.status_code == 400 else error.status_code, headers=error.headers)

@@ -90,6 +90,9 @@ class Sharp:
 
     def _predict(self, image_bytes: bytes, values: dict[str, Any]) -> Prediction:
         depth_bytes = values.pop("depth_bytes", None)
+        for name, content in (("image_bytes", image_bytes), ("depth_bytes", depth_bytes)):
+            if not isinstance(content, (bytes, bytearray)) and (name, content) != ("depth_bytes", None):
+                raise InputError(f"{name} is of type {type(content).__name__}: give the file's bytes")
         options = inputs.options_from(values)
         # Several calls share a container: the device takes one, the others are decoded and written meanwhile.
         decoded = self.pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)

@@ -5,7 +5,6 @@ Options (`sharp_cog.options`) belong to one prediction; settings belong to the p
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
@@ -14,12 +13,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sharp_cog.errors import SettingError
+from sharp_cog.foreign import quoted
 from sharp_cog.redact import redact
 
 MODELS = ("sharp", "lift", "ml-sharp")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 CHECKPOINT_URL = "https://ml-site.cdn-apple.com/models/sharp/sharp_2572gikvuh.pt"
 CHECKPOINT_SHA256 = "94211a75198c47f61fca7d739ba08a215418d8d398d48fddf023baccc24f073d"
+
+MAX_NUMBER = 1e9
+"""The largest setting: seconds and megabytes beyond it overflow in the libraries that take them."""
+MAX_NAME_BYTES = 255
+"""Of a file or folder, on all common file systems."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,17 +68,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise SettingError(f"SHARP_MODEL is {self.model!r}: choose one of {', '.join(MODELS)}")
+            raise SettingError(f"SHARP_MODEL is {quoted(self.model)}: choose one of {', '.join(MODELS)}")
         if self.precision not in PRECISIONS:
-            raise SettingError(f"SHARP_PRECISION is {self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+            raise SettingError(f"SHARP_PRECISION is {quoted(self.precision)}: choose one of {', '.join(PRECISIONS)}")
         _check_address("SHARP_CHECKPOINT_URL", self.checkpoint_url)
         sha256 = self.checkpoint_sha256
         if sha256 is not None and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
             raise SettingError(
-                f"SHARP_CHECKPOINT_SHA256 is {sha256!r}: give 64 hexadecimal digits, or 'none' to accept any file"
+                f"SHARP_CHECKPOINT_SHA256 is {quoted(sha256)}: give 64 hexadecimal digits, or 'none' to accept any file"
             )
-        if not (math.isfinite(self.max_megapixels) and self.max_megapixels > 0):
-            raise SettingError(f"SHARP_MAX_MEGAPIXELS is {self.max_megapixels}: give a positive number")
+        if not 0 < self.max_megapixels <= MAX_NUMBER:
+            raise SettingError(f"SHARP_MAX_MEGAPIXELS is {self.max_megapixels}: give a number from 0 to {MAX_NUMBER:g}")
 
     @property
     def max_pixels(self) -> int:
@@ -92,7 +97,7 @@ class Settings:
             return environment.get(name, "").strip() or default
 
         def path(name: str) -> Path | None:
-            return Path(text(name, "")).expanduser() if text(name, "") else None
+            return path_of(name, text(name, "")) if text(name, "") else None
 
         def flag(name: str, default: str) -> bool:
             return bool(_read(name, text(name, default), "bool"))
@@ -101,7 +106,7 @@ class Settings:
         try:
             max_megapixels = float(megapixels)
         except ValueError:
-            raise SettingError(f"SHARP_MAX_MEGAPIXELS is {megapixels!r}: give a number") from None
+            raise SettingError(f"SHARP_MAX_MEGAPIXELS is {quoted(megapixels)}: give a number") from None
         return cls(
             model=text("SHARP_MODEL", "sharp"),
             checkpoint=path("SHARP_CHECKPOINT"),
@@ -187,10 +192,10 @@ class ServiceSettings:
         for setting in fields(self):
             value, variable = getattr(self, setting.name), _in_environment(setting.name)
             least = 0 if setting.name in ("queue_size", "kept_predictions") else 1
-            if setting.type == "int" and value < least:
-                raise SettingError(f"{variable} is {value}: give a whole number of at least {least}")
-            if setting.type == "float" and not (math.isfinite(value) and value > 0):
-                raise SettingError(f"{variable} is {value}: give a positive number")
+            if setting.type == "int" and not least <= value <= MAX_NUMBER:
+                raise SettingError(f"{variable} is {quoted(value)}: give a whole number of {least} to {MAX_NUMBER:g}")
+            if setting.type == "float" and not 0 < value <= MAX_NUMBER:
+                raise SettingError(f"{variable} is {value}: give a positive number of at most {MAX_NUMBER:g}")
         bucket = {name: getattr(self, name) for name in _BUCKET}
         missing = [_in_environment(name) for name, value in bucket.items() if not value]
         if missing and len(missing) < len(bucket):
@@ -228,14 +233,35 @@ def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def path_of(variable: str, text: str) -> Path:
+    """The path that a variable holds, `~` and all.
+
+    Raises:
+        SettingError: There is nobody of the name behind `~`, or no path can be called so.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise SettingError(f"{variable} is {quoted(text)}, and nobody has that home: write the path out") from None
+    if "\0" in text or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise SettingError(f"{variable} is {quoted(text)}, which no path can be: correct it")
+    return path
+
+
 def process_environment(more: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """The process's environment, for settings that are kept elsewhere.
 
     Args:
-        more: Variables to set where they are not, for this process and its children.
+        more: Variables of a file `.env`, to set where they are not, for this process and its children.
+
+    Raises:
+        SettingError: One has a name or value that no variable can have.
     """
     for name, value in (more or {}).items():
-        os.environ.setdefault(name, value or "")
+        try:
+            os.environ.setdefault(name, value or "")
+        except ValueError as error:
+            raise SettingError(f"{quoted(name)} cannot be set to {quoted(value)} ({error}): correct .env") from None
     return dict(os.environ)
 
 
@@ -255,13 +281,14 @@ def _read(variable: str, text: str, type_: str) -> Any:
         return {"int": int, "float": float, "str": str}[type_](text)
     except (KeyError, ValueError):
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}[type_]
-        raise SettingError(f"{variable} is {text!r}: give {wanted}") from None
+        raise SettingError(f"{variable} is {quoted(text)}: give {wanted}") from None
 
 
 def _check_address(variable: str, url: str) -> None:
     try:
         parts = urlsplit(url)
-    except ValueError:  # Such as a bracket that is not closed.
-        parts = urlsplit("")
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise SettingError(f"{variable} is {redact(url)!r}: give an http or https address")
+        is_address = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # Such as a bracket that is not closed, or a port that is none.
+        is_address = False
+    if not (is_address and url.isprintable() and " " not in url):
+        raise SettingError(f"{variable} is {quoted(redact(url))}: give an http or https address")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi.responses import FileResponse, Response
-from starlette.datastructures import Headers
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sharp_cog.errors import RequestTooLargeError
+from sharp_cog.errors import InputError, RequestTooLargeError
+from sharp_cog.foreign import quoted
 
 _T = TypeVar("_T")
+
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1")
+"""Of forms. Python knows others that take minutes for a megabyte, or make texts of it that cannot be sent back."""
 
 
 class BodyLimit:
@@ -39,8 +46,9 @@ class BodyLimit:
         error = RequestTooLargeError(
             f"the request has more than {self._max_bytes / 1e6:g} MB: send a smaller picture or depth map"
         )
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_bytes:
+        length = Headers(scope=scope).get("content-length", "").strip()
+        # Longer numbers than the limit's are larger ones; no need to read thousands of digits.
+        if length.isascii() and length.isdigit() and _is_above(length, self._max_bytes):
             refusal = self._refuse(error)
             refusal.headers["Connection"] = "close"  # The body stays unread.
             await refusal(scope, receive, send)
@@ -58,6 +66,11 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+def _is_above(digits: str, limit: int) -> bool:
+    digits = digits.lstrip("0")
+    return len(digits) > len(str(limit)) or int(digits or "0") > limit
+
+
 class PassingFile(FileResponse):
     """A file that is sent once, in bounded time, and deleted whatever happens."""
 
@@ -72,6 +85,29 @@ class PassingFile(FileResponse):
                 await super().__call__(scope, receive, send)
         finally:
             Path(self.path).unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def reading_form(request: Request) -> AsyncIterator[FormData]:
+    """The fields of a form, and none where the body is no form; its files are closed behind the block.
+
+    Raises:
+        HTTPException: It cannot be read (400).
+        InputError: The same.
+        ClientDisconnect: The client hung up before it had sent all.
+    """
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if charset not in _CHARSETS:
+        raise InputError(f"the form's charset is {quoted(charset)}: send it in UTF-8")
+    try:
+        form = await request.form(max_files=2, max_fields=64)
+    except FormParserError as error:
+        raise InputError("the form cannot be read: send multipart/form-data") from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:

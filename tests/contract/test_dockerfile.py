@@ -21,7 +21,8 @@ DOCKERFILE = ROOT / "deploy" / "runpod" / "Dockerfile"
 
 READ_ONLY = [
     *("unshare", "--map-root-user", "--mount", "sh", "-euc"),
-    'mount --bind "$TMPDIR" "$TMPDIR"; mount -o remount,bind,ro /; if touch "$HOME/written" 2>/dev/null; then exit 9; fi; exec "$@"',
+    'mount --bind "$TMPDIR" "$TMPDIR"; mount -o remount,bind,ro /\n'
+    'if touch "$HOME/written" 2>/dev/null; then exit 9; fi; exec "$@"',
     "sh",
 ]
 """Runs a command where nothing but TMPDIR can be written."""

@@ -18,6 +18,7 @@ LAYERS = (
     {
         *(
             "sharp_cog.checkpoint",
+            "sharp_cog.torch_archive",
             "sharp_cog.download",
             "sharp_cog.preprocess",
             "sharp_cog.unproject",
@@ -26,7 +27,10 @@ LAYERS = (
         ),
         *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
     },
-    {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},
+    {
+        *("sharp_cog.images", "sharp_cog.pixels", "sharp_cog.guards", "sharp_cog.color"),
+        *("sharp_cog.depth", "sharp_cog.depth_files"),
+    },
     {
         *(
             "sharp_cog.gaussians",
@@ -35,6 +39,7 @@ LAYERS = (
             "sharp_cog.options",
             "sharp_cog.atomic",
             "sharp_cog.redact",
+            "sharp_cog.foreign",
         ),
         # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.
         "sharp_cog.serving.settings",

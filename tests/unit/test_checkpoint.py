@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -220,3 +223,97 @@ def test_loading_makes_no_second_copy(tmp_path: Path) -> None:
     assert max(loaded_anonymous, loaded_peak) < 0.1 * num_bytes  # Nothing is read before it is used,
     assert anonymous < 0.1 * num_bytes  # and then the weights stay in the file's pages.
     assert peak < 1.1 * num_bytes
+
+
+def archived(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], compression: int = 0) -> Path:
+    """A checkpoint whose parts were changed and packed again, with sums that fit."""
+    with zipfile.ZipFile(saved(path.parent, state())) as archive:
+        parts = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in change(parts).items():
+            archive.writestr(f"model/{name}", content)
+    return path
+
+
+def test_a_checkpoint_that_was_packed_again_loads_as_it_is(tmp_path: Path) -> None:
+    loaded = checkpoint.load_state(archived(tmp_path / "again.pt", lambda parts: parts))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state().items())
+
+
+def test_a_compressed_checkpoint_is_refused_not_taken_for_other_numbers(tmp_path: Path) -> None:
+    """torch maps the compressed bytes as if they were floats."""
+    path = archived(tmp_path / "packed.pt", lambda parts: parts, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="compressed"):
+        checkpoint.load_state(path)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 20, 28])
+def test_a_tensor_that_is_longer_than_its_part_of_the_file_is_refused(tmp_path: Path, num_bytes: int) -> None:
+    """torch takes what lies behind it, of another tensor or of the zip file, for its numbers."""
+    path = archived(tmp_path / "short.pt", lambda parts: {**parts, "data/0": bytes(num_bytes)})
+    with pytest.raises(CheckpointError, match="another length than its part"):
+        checkpoint.load_state(path)
+
+
+def test_a_part_that_lies_elsewhere_than_it_says_is_refused(tmp_path: Path) -> None:
+    whole = saved(tmp_path, state()).read_bytes()
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        part = next(part for part in archive.infolist() if part.filename.endswith("/data/0"))
+    for length in (0, 7, 11, 0xFFFF):  # Of the field before the numbers, which lie where it ends.
+        at = part.header_offset + 28
+        (tmp_path / "moved.pt").write_bytes(whole[:at] + length.to_bytes(2, "little") + whole[at + 2 :])
+        with pytest.raises(CheckpointError, match="truncated or broken"):
+            checkpoint.load_state(tmp_path / "moved.pt")
+
+
+def test_a_list_of_tensors_that_is_no_list_of_a_network_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    long = archived(tmp_path / "long.pt", lambda parts: {**parts, "data.pkl": parts["data.pkl"] + bytes(1 << 20)})
+    with pytest.raises(CheckpointError, match=r"its list of tensors has 10\d{5} bytes and the limit is 1048576"):
+        checkpoint.load_state(long)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(2, 3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    ],
+    ids=["meta", "sparse", "jagged"],
+)
+def test_a_tensor_without_plain_memory_is_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match=r"holds 'layer\.weight' as a tensor without plain memory"):
+        checkpoint.load_state(saved(tmp_path, {"layer.weight": tensor}))
+
+
+class Attack:
+    """A pickle of this runs a command where it is trusted."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_checkpoint_never_runs(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "ran"
+    attack = pickle.dumps({"layer.weight": Attack(marker)}, protocol)
+    path = archived(tmp_path / "attack.pt", lambda parts: {**parts, "data.pkl": attack})
+    with pytest.raises(CheckpointError):
+        checkpoint.load_state(path)
+    path.write_bytes(attack)
+    with pytest.raises(CheckpointError):
+        checkpoint.load_state(path)
+    assert not marker.exists()
+    pickle.loads(attack)
+    assert marker.exists(), "the attack would have worked"
+
+
+def test_a_place_that_cannot_be_looked_at_is_told() -> None:
+    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
+        checkpoint.locate(Settings(checkpoint=Path("x" * 300)))
+    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
+        checkpoint.locate(Settings(checkpoint_url=f"https://example.com/{'x' * 300}"))

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from sharp_cog.download import Effort, download
 from sharp_cog.errors import DownloadError, OutputError
+from tests.fuzz.raw_server import RawServer
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -507,3 +508,38 @@ def finished(folder: Path) -> set[str]:
     journal = folder / ".model.pt.part.json"
     starts = json.loads(journal.read_text())["done"] if journal.exists() else []
     return {f"bytes={start}-{min(start + QUICK.piece_bytes, len(CONTENT)) - 1}" for start in starts}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/\xb2\r\nContent-Length: 1\r\n\r\na",
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/" + b"9" * 5000 + b"\r\nContent-Length: 1\r\n\r\na",
+        b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\na",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 80 + b".example/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:99999999/\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip",
+    ],
+    ids=["superscript", "digits", "length", "brackets", "label", "port", "gzip"],
+)
+def test_an_answer_that_is_nonsense_ends_the_download_and_leaves_nothing(answer: bytes, tmp_path: Path) -> None:
+    server = RawServer()
+    server.answer = answer
+    effort = replace(QUICK, max_failures=2)
+    with pytest.raises(DownloadError) as caught:
+        download(f"{server.url}/model.pt", tmp_path / "model.pt", sha256="0" * 64, effort=effort)
+    assert str(caught.value).isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == [".model.pt.lock"]
+
+
+@pytest.mark.parametrize("done", [["a", 0], [0.5], [400_001], [-400_000], [10**30], [[0]], None, {"0": 1}, 5], ids=str)
+def test_a_journal_of_pieces_that_there_are_none_of_counts_for_nothing(
+    server: Server, tmp_path: Path, done: object
+) -> None:
+    target = tmp_path / "model.pt"
+    key = {"url": server.url, "validator": '"one"', "num_bytes": len(CONTENT), "piece_bytes": QUICK.piece_bytes}
+    (tmp_path / ".model.pt.part").write_bytes(bytes(len(CONTENT)))
+    (tmp_path / ".model.pt.part.json").write_text(json.dumps({**key, "done": done}))
+    download(server.url, target, sha256=SHA256, effort=QUICK)
+    assert target.read_bytes() == CONTENT

@@ -126,3 +126,27 @@ def test_bad_options_of_the_output_are_refused(values: dict[str, object], messag
 def test_what_a_format_has_anyway_may_be_named() -> None:
     assert PredictOptions(output_format="glb", axes="opengl").axes == "opengl"
     assert PredictOptions(output_format="html", axes="opencv").axes == "opencv"
+
+
+@pytest.mark.parametrize("name", [option.name for option in dataclasses.fields(PredictOptions)])
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**6, 10**5000, [[]] * 1000, {"a": "\ud800"}, b"\xff", float("nan"), -(2**70)],
+    ids=["text", "integer", "list", "object", "bytes", "nan", "negative"],
+)
+def test_a_monstrous_value_is_refused_in_a_short_line(name: str, value: object) -> None:
+    with pytest.raises(OptionError) as caught:
+        PredictOptions.from_mapping({name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} is ")
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+def test_of_many_unknown_options_a_few_are_named() -> None:
+    with pytest.raises(OptionError, match=r"^unknown option a0, a1, a10 and 97 more: choose from axes, "):
+        PredictOptions.from_mapping({f"a{number}": 1 for number in range(100)})
+    with pytest.raises(OptionError) as caught:
+        PredictOptions.from_mapping({"\ud800\n": 1, "x" * 10**6: 1})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600

@@ -194,3 +194,29 @@ def test_half_a_bucket_is_none() -> None:
 def test_what_is_given_on_goes_without_paths_and_secrets() -> None:
     environment = {"SHARP_MODEL": "lift", "SHARP_CACHE_DIR": "/models", "BUCKET_SECRET_ACCESS_KEY": "x", "HOME": "/"}
     assert given_variables(environment) == {"SHARP_MODEL": "lift"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SHARP_MAX_MEGAPIXELS", "1e308"),
+        ("SHARP_REQUEST_SECONDS", "1e300"),
+        ("SHARP_FETCH_SECONDS", "1e10"),
+        ("SHARP_MAX_BODY_MEGABYTES", "1e308"),
+        ("SHARP_QUEUE_SIZE", "9" * 400),
+        ("SHARP_CHECKPOINT", "~nobody-of-this-name/sharp.pt"),
+        ("SHARP_CACHE_DIR", "~nobody-of-this-name"),
+        ("SHARP_CHECKPOINT", "a\0b"),
+        ("SHARP_CACHE_DIR", "/models/" + "\u00e4" * 128),
+        ("SHARP_CHECKPOINT_URL", "https://example.com:99999/a.pt"),
+        ("SHARP_CHECKPOINT_URL", "https://exam ple.com/a.pt"),
+        ("SHARP_CHECKPOINT_URL", "https://example.com/a\0.pt"),
+        ("SHARP_PRECISION", "x" * 10**6),
+    ],
+)
+def test_what_would_fail_later_is_refused_when_it_is_read(variable: str, text: str) -> None:
+    read: type[Settings | ServiceSettings] = Settings if hasattr(Settings(), variable[6:].lower()) else ServiceSettings
+    with pytest.raises(SettingError, match=f"^{variable} is ") as caught:
+        read.from_environment({variable: text})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

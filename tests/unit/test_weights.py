@@ -113,7 +113,9 @@ def test_a_broken_copy_says_so(checkpoint_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, copy)
     with pytest.raises(CheckpointError, match="no copy that this version made"):
         weights.find(settings(copy), BF16).open()
-    save_file({"x": torch.zeros(2)}, copy, metadata={"layout": weights._LAYOUT, "source": "any"})
+    other = {"x": torch.zeros(2)}
+    table = weights._digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in other.items())
+    save_file(other, copy, metadata={"layout": weights._LAYOUT, "source": "any", "tensors": table})
     with pytest.raises(CheckpointError, match="not this version's"):
         weights.find(settings(copy), BF16).network(torch.device("cpu"))
 
@@ -135,3 +137,23 @@ def test_weights_in_memory_are_half_as_large_unless_float32_is_wanted(checkpoint
     for precision, dtype in (("auto", torch.float16), ("bfloat16", BF16), ("float32", torch.float32)):
         held = weights.in_memory(settings(checkpoint_path, cache_weights=False, precision=precision))
         assert held.state[name].dtype == dtype
+
+
+def test_a_copy_with_another_list_of_tensors_is_made_anew(checkpoint_path: Path) -> None:
+    """A byte of its header has changed: a name or a type that safetensors itself has nothing against."""
+    copy = weights.find(settings(checkpoint_path), BF16).path
+    whole, keys = copy.read_bytes(), weights.find(settings(copy), BF16).open().state.keys()
+    for old, new in ((b"patch_encoder", b"patch_encodes"), (b'"F32"', b'"I32"'), (b'"BF16"', b'"U16" ')):
+        copy.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(CheckpointError, match="its list of tensors is not the one that was written"):
+            weights.find(settings(copy), BF16).open()
+        assert weights.find(settings(checkpoint_path), BF16).open().state.keys() == keys, "made anew"
+
+
+def test_weights_that_are_not_numbers_are_refused_at_the_start(checkpoint_path: Path) -> None:
+    broken = {name: tensor.clone() for name, tensor in state("tiny").items()}
+    broken["monodepth_model.monodepth_predictor.decoder.convs.1.weight"].view(-1)[0] = float("nan")
+    torch.save(broken, checkpoint_path)
+    for precision in ("bfloat16", "float32"):
+        with pytest.raises(CheckpointError, match=r"decoder\.convs\.1\.weight hold NaN"):
+            SharpPipeline.load(settings(checkpoint_path, cache_weights=False, precision=precision))

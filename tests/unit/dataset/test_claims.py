@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi
 
+from sharp_cog.dataset import hub as hub_module
 from sharp_cog.dataset.claims import Claims, Lock
 from sharp_cog.dataset.folder_store import FolderStore
 from sharp_cog.dataset.hub import HubError, HubRepo
@@ -267,3 +270,27 @@ def test_no_scratch_is_left_in_the_folder(tmp_path: Path) -> None:
     claims.finish(ids(PHOTOS))
     assert sorted(os.listdir(tmp_path / "locks")) == []
     assert sorted(os.listdir(tmp_path / "done")) == ids(PHOTOS)
+
+
+def test_a_lock_of_the_far_future_holds_nobody_off_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / PHOTOS[0].id).write_bytes(b"1e300\nsomebody\n\n")
+    claims = Claims(FolderStore(tmp_path), "me", locks_dir="locks", done_dir="done", stale_s=60)
+    assert ids(claims.claim(PHOTOS).ours) == ids(PHOTOS)
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"])
+def test_a_hub_whose_clock_is_none_is_told(monkeypatch: pytest.MonkeyPatch, hub: HubServer, date: str) -> None:
+    repo = HubRepo(REPO, "dataset", api=HfApi(endpoint=hub.url, token="hf_test"), sleep=lambda seconds: None)
+    answer = httpx2.Response(200, headers={"Date": date})
+    monkeypatch.setattr("sharp_cog.dataset.hub.get_session", lambda: SimpleNamespace(head=lambda *_, **rest: answer))
+    with pytest.raises(HubError, match="tells a time that is none"):
+        repo.now()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("7", 7), ("inf", 300), ("nan", 300), ("-1", 300), ("9" * 12, 7200), (None, 300)],
+)
+def test_the_hub_cannot_make_anybody_wait_for_ever(text: str | None, expected: float) -> None:
+    assert hub_module._seconds(text) == expected

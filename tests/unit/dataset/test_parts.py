@@ -18,7 +18,8 @@ from sharp_cog.dataset.folder import Folder
 from sharp_cog.dataset.folder_store import FolderStore
 from sharp_cog.dataset.gpu import GpuLog
 from sharp_cog.dataset.journal import PAGE_ROWS, Journal
-from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.outlet import Outlet
+from sharp_cog.dataset.photo import Photo, SourceError
 from sharp_cog.dataset.pipe import Pipe
 from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.show import duration, shown, status
@@ -177,6 +178,78 @@ def test_a_journal_is_synced_at_every_change(tmp_path: Path) -> None:
     other.close()
 
 
+def changed_row(folder: Path, **columns: str) -> Path:
+    """A journal with a row that somebody else wrote."""
+    path = folder / "journal.sqlite"
+    with closing(Journal(path)) as journal:
+        journal.add([photo("a"), photo("b")])
+        journal.advance("a", "made", image="a.jpg", splats={"ply": "a.ply"})
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for name, value in columns.items():
+            connection.execute(f"UPDATE photos SET {name} = ? WHERE id = 'a'", (value,))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("photo", "{"),
+        ("photo", "[1]"),
+        ("photo", "null"),
+        ("photo", '{"id": "a"}'),
+        ("photo", '{"id": "a", "where": "", "more": 1}'),
+        ("photo", '{"id": "a", "where": 5}'),
+        ("photo", '{"id": "b", "where": ""}'),
+        ("photo", '{"id": "../a", "where": ""}'),
+        ("photo", '{"id": "a", "where": "", "row": ["x"]}'),
+        ("photo", '{"id": "a", "where": "", "row": {"x": 1}}'),
+        ("photo", "[" * 100_000),
+        ("about", ""),
+        ("about", "5"),
+        ("about", '{"image": 5}'),
+        ("about", '{"image": "../../etc/passwd"}'),
+        ("about", '{"splats": ["a"]}'),
+        ("about", '{"splats": {"ply": "/a.ply"}}'),
+        ("about", '{"sha256": "0"}'),
+    ],
+)
+def test_a_row_that_a_journal_cannot_have_is_told_with_its_place(tmp_path: Path, column: str, text: str) -> None:
+    journal = Journal(changed_row(tmp_path, **{column: text}))
+    with pytest.raises(OutputError, match=r"journal\.sqlite has a row .*, of id 'a' \(.*delete that row"):
+        list(journal.entries("made"))
+    assert [entry.photo.id for entry in journal.entries("seen")] == ["b"], "the others are read"
+
+
+def test_splats_of_which_too_little_was_noted_are_made_anew(tmp_path: Path) -> None:
+    journal = Journal(changed_row(tmp_path))
+    for name in ("images/a.jpg", "gaussians/a.ply"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (entry,) = journal.entries("made")
+    assert not Outlet(journal, tmp_path, claims=None, publisher=None, share=None).has_splats(entry)
+
+
+def test_an_error_that_names_a_file_of_an_old_disk_is_noted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.add([photo("a")])
+    journal.fail("a", "caf\udce9.jpg cannot be\nread", state="seen")
+    (entry,) = journal.entries("seen")
+    assert entry.error == "caf .jpg cannot be read"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_journal_that_was_cut_off_is_told(tmp_path: Path, share: float) -> None:
+    path = changed_row(tmp_path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+    def read_all() -> tuple[object, ...]:
+        journal = Journal(path)
+        return list(journal.entries("seen")), journal.owner
+
+    with pytest.raises(OutputError, match=r"the journal .*journal\.sqlite cannot be used"):
+        read_all()
+
+
 # ---- the folder as a store
 
 
@@ -236,6 +309,30 @@ def test_pictures_of_a_folder_and_their_depth_maps(tmp_path: Path) -> None:
     assert found[0].id.startswith("a-c-")
     assert [item.id for item in Folder(tmp_path).photos(lambda _: False)] == [item.id for item in found]
     assert [item.id for item in Folder(tmp_path).photos(lambda name: name != found[2].id)] == [found[2].id]
+
+
+def test_a_name_that_is_no_utf8_is_a_photograph_like_others(tmp_path: Path) -> None:
+    """As of a disk that was written by a system of the nineties."""
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
+    with open(path, "wb") as file:
+        file.write(b"picture")
+    folder = Folder(tmp_path)
+    (found,) = folder.photos(lambda _: False)
+    assert found.id.startswith("caf-")
+    assert folder.fetch(found) == b"picture"
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.add([found])
+    (entry,) = journal.entries("seen")
+    assert folder.fetch(entry.photo) == b"picture"
+
+
+def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(10**12)
+    folder = Folder(tmp_path)
+    (found,) = folder.photos(lambda _: False)
+    with pytest.raises(SourceError, match="has more than 200 MB"):
+        folder.fetch(found)
 
 
 def test_rows_say_whose_pictures_they_are(tmp_path: Path) -> None:

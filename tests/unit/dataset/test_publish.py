@@ -154,12 +154,13 @@ def test_an_index_that_somebody_has_rewritten_is_read_anew(hub: HubServer, tmp_p
     assert index(hub) == ["d"]
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b"\xff"])
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"\xff", b"[" * 100_000])
 def test_an_index_that_is_none_is_told_and_left_alone(hub: HubServer, tmp_path: Path, line: bytes) -> None:
-    api_of(hub).upload_file(path_or_fileobj=line, path_in_repo="data/train.jsonl", repo_id=REPO, repo_type="dataset")
-    with pytest.raises(HubError, match=r"data/train\.jsonl has a line that is no JSON object"):
+    content = b'{"image_id": "x"}\n\n' + line + b"\n"
+    api_of(hub).upload_file(path_or_fileobj=content, path_in_repo="data/train.jsonl", repo_id=REPO, repo_type="dataset")
+    with pytest.raises(HubError, match=r"data/train\.jsonl has a line that is no JSON object \(line 3: "):
         publisher_of(hub, tmp_path).publish(finished(tmp_path, "a"))
-    assert hub.files(REPO)["data/train.jsonl"] == line
+    assert hub.files(REPO)["data/train.jsonl"] == content
 
 
 def test_an_answer_that_is_lost_publishes_nothing_twice(hub: HubServer, tmp_path: Path) -> None:
@@ -193,3 +194,10 @@ def test_without_a_subdir_photographs_lie_at_the_top(hub: HubServer, tmp_path: P
     assert {"a/a.jpg", "a/a.spz"} <= hub.files(REPO).keys()
     (row,) = read_rows(hub.files(REPO)["data/train.jsonl"])
     assert row["ply_url"] == "", "it has none"
+
+
+def test_halves_of_characters_become_question_marks(hub: HubServer, tmp_path: Path) -> None:
+    """As a name that is no UTF-8, or JSON of a service, may have them: no file can."""
+    photo = replace(finished(tmp_path, "a")[0], row={"description": "caf\udce9.jpg"})
+    publisher_of(hub, tmp_path).publish([photo])
+    assert json.loads(hub.files(REPO)["data/train.jsonl"])["description"] == "caf?.jpg"

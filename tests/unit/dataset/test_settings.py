@@ -135,6 +135,11 @@ def test_empty_variables_count_as_not_set() -> None:
         ("SHARP_DEVICE", "tpu"),
         ("RUN_ID", "../other"),
         ("RUN_ID", ".hidden"),
+        ("RUN_ID", "x" * 300),
+        ("RUNS_DIR", "~nobody-of-this-name/runs"),
+        ("CLAIMS_DIR", "x" * 300),
+        ("MAX_IMAGES", "9" * 5000),
+        ("HF_INDEX_FLUSH_SECS", "1e300"),
         ("FORMATS", "ply,obj"),
         ("FORMATS", ","),
         ("HF_FORMATS", "spz"),
@@ -224,6 +229,27 @@ def test_the_table_of_the_readme_is_what_there_is() -> None:
     found = re.search(r"<!-- dataset settings -->\n\n(.*?)\n\n<!-- end -->", readme, re.DOTALL)
     assert found is not None
     assert found[1] == table()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"RUN_ID=caf\xe9\n", ".env is not UTF-8 at byte 10: save it as UTF-8"),
+        (b"RUN_ID=a\0b\n", "'RUN_ID' cannot be set to 'a\\x00b' (embedded null byte): correct .env"),
+    ],
+)
+def test_a_broken_file_of_variables_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUN_ID", raising=False)
+    (tmp_path / ".env").write_bytes(content)
+    assert main(["dataset", "status"]) == 1
+    assert capsys.readouterr().err == f"error: {message} [invalid_setting]\n"
 
 
 def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -20,6 +21,7 @@ from sharp_cog.dataset.unsplash import Unsplash
 from sharp_cog.dataset.unsplash_api import UnsplashApi
 from sharp_cog.errors import SettingError
 from sharp_cog.images import decode
+from tests.fuzz.raw_server import RawServer, raw
 from tests.unit.dataset.unsplash_server import ACCESS_KEY, UnsplashServer
 
 HOUR = 3600.0
@@ -627,3 +629,44 @@ def test_exif_without_room_stays() -> None:
 def test_a_focal_length_must_be_one(focal_length_mm: float) -> None:
     with pytest.raises(ValueError, match="focal_length_mm is"):
         with_focal_length(jpeg(), focal_length_mm)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raw(b"[" * 100_000),
+        raw(b"[]", "X-Total: " + "9" * 5000),
+        raw(b"[" + b" " * (17 << 20) + b"]"),
+        raw(b"", "Location: http://[", status="302 Found"),
+        raw(b"", f"Location: http://{'a' * 80}.example/", status="302 Found"),
+        raw(b'"x"'),
+    ],
+    ids=["deep", "total", "long", "brackets", "label", "text"],
+)
+def test_an_answer_that_is_nonsense_is_a_source_error_or_no_photographs(answer: bytes, clock: Clock) -> None:
+    server = RawServer()
+    server.answer = answer
+    api = UnsplashApi(ACCESS_KEY, stop_on_rate_limit=True, base_url=server.url, sleep=clock.sleep, now=clock.now)
+    found = Unsplash(
+        api,
+        app_name="a",
+        mode="list",
+        queries=(),
+        order_by="latest",
+        per_page=3,
+        max_scan=3,
+        auto_seek=False,
+        seek_back_pages=1,
+    )
+    photos: list[Photo] = []
+    with contextlib.suppress(SourceError):
+        photos += found.photos(nothing)
+    assert photos == []
+
+
+def test_a_focal_length_of_thousands_of_digits_is_none(server: UnsplashServer, clock: Clock) -> None:
+    found = source(server, clock)
+    photo = first(found)
+    for described in server.photos:
+        described["exif"]["focal_length"] = int("9" * 4000)
+    assert found.fetch(photo) == server.pictures[photo.id]

@@ -1,0 +1,64 @@
+"""What others sent: read without trust, and shown in messages that are short whatever it is."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any
+
+from sharp_cog.redact import redact
+
+MAX_CHARS = 80
+"""Of a value in a message."""
+_MAX_TOLD = 10_000
+"""Characters of a text that are looked at for secrets."""
+_MAX_BITS = 256
+"""Of integers that are written out: Python takes quadratic time for it, and refuses thousands of digits."""
+_MAX_DIGITS = 18
+"""Of counts that headers tell: more than any file has bytes."""
+
+
+class _Quotes(reprlib.Repr):
+    """As `repr`, but neither long nor deep: a value may have megabytes, or ten thousand lists in each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, MAX_CHARS, MAX_CHARS
+        self.maxtuple = 8  # Shapes of tensors, too.
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= _MAX_BITS else f"an integer of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x) if len(x) <= MAX_CHARS // 4 else f"{len(x)} bytes"
+
+
+_QUOTES = _Quotes()
+
+
+def quoted(value: object) -> str:
+    """A value as `repr` writes it, with its middle left out where it is long."""
+    text = _QUOTES.repr(value)
+    return text if len(text) <= 2 * MAX_CHARS else f"{text[:MAX_CHARS]}...{text[-MAX_CHARS // 2 :]}"
+
+
+def plain(text: object, limit: int = MAX_CHARS) -> str:
+    """Text without quotes or secrets, cut short, with spaces for what cannot be shown."""
+    return "".join(char if char.isprintable() else " " for char in redact(str(text)[:_MAX_TOLD])[:limit]).strip()
+
+
+def read_json(content: bytes | str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: It is none, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_count(text: str) -> int | None:
+    """A number of bytes, items or seconds that a header tells; None for anything else, such as a superscript."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None

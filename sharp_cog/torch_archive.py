@@ -1,0 +1,73 @@
+"""The zip file that `torch.save` writes, looked at before torch maps it.
+
+torch takes such a file at its word: what is compressed in it, or shorter than it says, becomes tensors of whatever
+bytes lie there, and a pickle may unpack to more than the memory holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+MAX_PICKLE_BYTES = 1 << 20
+"""Names and shapes of some six thousand tensors; SHARP has 1,500."""
+
+_LOCAL_HEADER_BYTES = 30
+
+
+def check(path: Path) -> Counter[int]:
+    """Checks that the parts of the file lie in it as they are, one behind the other.
+
+    Returns:
+        How many parts with a tensor's memory there are of each size, in bytes.
+
+    Raises:
+        ValueError: They do not; the message says what is wrong.
+        OSError: The file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts, end_of_parts = archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    for part in parts:
+        if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
+            raise ValueError("a part of it is compressed")
+        if part.filename.endswith("/data.pkl") and part.file_size > MAX_PICKLE_BYTES:
+            raise ValueError(f"its list of tensors has {part.file_size} bytes and the limit is {MAX_PICKLE_BYTES}")
+    parts.sort(key=lambda part: part.header_offset)
+    starts = [*(part.header_offset for part in parts), end_of_parts]
+    with path.open("rb") as file:
+        for part, (start, next_start) in zip(parts, itertools.pairwise(starts), strict=True):
+            file.seek(start)
+            header = file.read(_LOCAL_HEADER_BYTES)
+            if len(header) < _LOCAL_HEADER_BYTES:
+                raise ValueError("a part of it lies behind its end")
+            end = start + _LOCAL_HEADER_BYTES + sum(struct.unpack_from("<HH", header, 26)) + part.file_size
+            file.seek(end)
+            # The next part, the directory, or what some writers put behind each part: all of them begin so.
+            if end > next_start or file.read(2) != b"PK":
+                raise ValueError("a part of it is not as long as it says")
+    return Counter(part.file_size for part in parts if "/data/" in part.filename)
+
+
+def check_storages(tensors: Iterable[Tensor], sizes: Counter[int]) -> None:
+    """Checks that each tensor's memory is a whole part of the file.
+
+    Args:
+        tensors: As torch mapped them.
+        sizes: What `check` has found.
+
+    Raises:
+        ValueError: One is not.
+    """
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    mapped = Counter(storages.values())
+    if any(num > sizes[num_bytes] for num_bytes, num in mapped.items() if num_bytes):
+        raise ValueError("a tensor has another length than its part of the file")

@@ -1,0 +1,87 @@
+"""Depth maps that people bring, in every file format."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sharp_cog import depth, depth_files
+from sharp_cog.camera import Camera
+from sharp_cog.errors import DepthError
+from tests.fuzz.harness import Target
+from tests.unit.test_depth import npy
+from tests.unit.test_depth_formats import exr, npz, pfm, tiff
+from tests.unit.test_images import encoded
+
+WIDTH, HEIGHT = 12, 8
+DEPTH = np.random.default_rng(0).uniform(1, 5, (HEIGHT, WIDTH)).astype(np.float32)
+MILLIMETRES = (DEPTH * 1000).astype(np.uint16)
+
+
+def read(content: bytes) -> depth.DepthMap:
+    """Reads a map for a photograph of its shape, in every meaning, and checks what every map promises."""
+    height, width = depth_files.read(content).values.shape
+    camera = Camera(width=width, height=height, focal_length_px=100.0)
+    depth_map = depth.decode(content, camera)
+    known = depth_map.depth_m[~np.isnan(depth_map.depth_m)]
+    assert depth_map.depth_m.shape == (height, width)
+    assert known.size
+    assert np.isfinite(known).all()
+    assert known.min() >= depth.MIN_DEPTH_M
+    filled = depth.known_everywhere(depth_map).depth_m
+    assert np.isfinite(filled).all()
+    assert filled.min() > 0
+    return depth_map
+
+
+def npy_seeds() -> list[bytes]:
+    kinds = ("<f4", ">f4", "<f8", "<f2", "<u2", ">i4", "|u1", "|i1", "<u8")
+    return [
+        *(npy((DEPTH * 20).astype(kind)) for kind in kinds),
+        npy(np.asfortranarray(DEPTH)),
+        npy(DEPTH[None, :, :, None]),
+        npy(DEPTH.view([("depth_m", "<f4")])),
+    ]
+
+
+def npz_seeds() -> list[bytes]:
+    return [npz(depth=DEPTH), npz(a=DEPTH.astype(np.float64))]
+
+
+def png_seeds() -> list[bytes]:
+    from PIL import Image
+
+    return [encoded(Image.fromarray(MILLIMETRES), "PNG")]
+
+
+def tiff_seeds() -> list[bytes]:
+    return [
+        tiff(DEPTH),
+        tiff(DEPTH, compression="tiff_deflate"),
+        tiff(DEPTH, compression="tiff_lzw"),
+        tiff(MILLIMETRES),
+        tiff(DEPTH.astype(np.int32)),
+    ]
+
+
+def pfm_seeds() -> list[bytes]:
+    return [pfm(DEPTH), pfm(DEPTH, ">")]
+
+
+def exr_seeds() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [exr(Path(folder), Z=DEPTH), exr(Path(folder), depth=DEPTH.astype(np.float16))]
+
+
+_SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "depth-npy": npy_seeds,
+    "depth-npz": npz_seeds,
+    "depth-png": png_seeds,
+    "depth-tiff": tiff_seeds,
+    "depth-pfm": pfm_seeds,
+    "depth-exr": exr_seeds,
+}
+TARGETS = [Target(name, seeds, read, (DepthError,)) for name, seeds in _SEEDS.items()]
