@@ -29,6 +29,7 @@ LAYERS = (
     {"sharp_cog.images", "sharp_cog.pixels", "sharp_cog.depth", "sharp_cog.depth_files", "sharp_cog.color"},
     {
         *("sharp_cog.gaussians", "sharp_cog.camera", "sharp_cog.errors", "sharp_cog.options", "sharp_cog.atomic"),
+        "sharp_cog.scratch",
         # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.
         "sharp_cog.serving.settings",
     },
