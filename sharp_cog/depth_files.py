@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin, TiffImagePlugin
 
+from sharp_cog.atomic import cannot_write
 from sharp_cog.errors import DepthError, NotInstalledError
+from sharp_cog.scratch import ScratchFolder
 
 Values = NDArray[np.float32]
 
@@ -193,9 +193,12 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
         raise NotInstalledError("reading .exr needs the extra 'depth': run .venv/bin/pip install -e '.[depth]'")
     import OpenEXR
 
-    with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:  # The library reads names alone.
-        path = Path(folder) / "depth.exr"
-        path.write_bytes(depth_bytes)
+    with ScratchFolder() as folder:  # The library reads names alone.
+        path = folder / "depth.exr"
+        try:
+            path.write_bytes(depth_bytes)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         try:
             with OpenEXR.File(str(path), header_only=True) as header:
                 low, high = header.header()["dataWindow"]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from sharp_cog import __version__, formats
+from sharp_cog.atomic import cannot_write
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
@@ -179,7 +181,7 @@ class _Service:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         try:
             self._dispatcher.check()
-            async with asyncio.timeout(seconds), request.form(max_files=2, max_fields=64) as form:
+            async with asyncio.timeout(seconds), _form_of(request) as form:
                 values = _values(form)
                 files = {name: values.pop(name) for name in _FILES if name in values}
                 urls = {url: values.pop(url) for url in _FILES.values() if url in values}
@@ -238,6 +240,21 @@ class _Service:
                 return content("file") or b"", content("depth")
 
             return await self._dispatcher.run(read, options, kind.write, suffix=kind.suffix, request_id=request_id)
+
+
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncIterator[FormData]:
+    """Reads a form; files that are large go to disk, without a name, and are gone with the block.
+
+    Raises:
+        OutputError: The disk does not take them.
+    """
+    try:
+        await request.form(max_files=2, max_fields=64)
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()) / "upload", error) from error
+    async with request.form() as form:
+        yield form
 
 
 def _values(form: FormData) -> dict[str, Any]:

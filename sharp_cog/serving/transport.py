@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sharp_cog.atomic import open_atomically
 from sharp_cog.errors import RequestTooLargeError
 
 _T = TypeVar("_T")
@@ -105,17 +106,17 @@ def gzipped(path: Path) -> Path:
 
     Returns:
         The new file, beside the old one.
+
+    Raises:
+        OutputError: It cannot be written.
     """
     target = path.with_name(f"{path.name}.gz")
     pack = zlib.compressobj(level=1, wbits=31)
     try:
-        with path.open("rb") as plain, target.open("wb") as packed:
+        with open_atomically(target) as packed, path.open("rb") as plain:
             while chunk := plain.read(1 << 20):
                 packed.write(pack.compress(chunk))
             packed.write(pack.flush())
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
     finally:
         path.unlink(missing_ok=True)
     return target
