@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -71,10 +72,16 @@ class SmallDisk:
             self.make_room()
 
     def fill(self, left_bytes: int = 0) -> None:
+        """Leaves so much free; nothing at all also while others write."""
         status = os.statvfs(self.path)
         size = status.f_bavail * status.f_frsize - (left_bytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
-        with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        with self._ballast.open("wb", buffering=0) as file:
+            if left_bytes:
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+                return
+            with contextlib.suppress(OSError):  # The disk is full.
+                while file.write(bytes(1 << 20)):
+                    pass
 
     def make_room(self) -> None:
         self._ballast.unlink()
