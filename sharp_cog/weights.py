@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,8 @@ def keep(original: WeightsFile, dtype: torch.dtype) -> Path:
         written = folder / copy.name
         try:
             save_file(dict(original.open().converted(dtype).state), written, metadata=metadata)
+            # The library's files are for their owner alone; who reads the checkpoint may be somebody else.
+            shutil.copymode(original.path, written)
             os.replace(written, copy)
         except SafetensorError as error:
             raise OutputError(
