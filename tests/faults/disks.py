@@ -143,7 +143,10 @@ def read_only(kind: str, folder: Path) -> Iterator[None]:
     """
     if kind == "file system":
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        yield
+        try:
+            yield
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         return
     folder.chmod(0o555)
     is_root = os.geteuid() == 0
