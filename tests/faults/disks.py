@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TMPFS_BYTES = 64 << 20
 _NOBODY = 65534
+_MOMENT_S = 5.0
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -29,9 +31,15 @@ def tree(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def unchanged(*folders: Path) -> Iterator[None]:
-    """Asserts that what is done in the block leaves every file as it was, and no new one."""
+    """Asserts that what is done in the block leaves every file as it was, and no new one.
+
+    A service deletes what it has sent when it is sent, which may be a moment after it has come.
+    """
     before = [tree(folder) for folder in folders]
     yield
+    deadline = time.monotonic() + _MOMENT_S
+    while [tree(folder) for folder in folders] != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert [tree(folder) for folder in folders] == before
 
 
