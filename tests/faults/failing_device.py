@@ -50,7 +50,7 @@ class FailingDevice(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_operations = 0
         self.fail_at: int | None = None
         self.error: Callable[[], Exception] = SHORTAGES["torch"]

@@ -38,26 +38,24 @@ def digest(model):
         hashed.update(tensor.detach().float().numpy().tobytes())
     return hashed.hexdigest()
 
-for precision, cache_weights in (("float32", False), ("bfloat16", True)):
-    folder = Path(sys.argv[1]) / f"{precision}-{cache_weights}"
-    folder.mkdir()
-    torch.save(state("tiny"), folder / "sharp.pt")
-    settings = Settings(
-        checkpoint=folder / "sharp.pt", checkpoint_sha256=None, device="cpu", precision=precision,
-        cache_weights=cache_weights,
-    )
-    model = SharpPipeline.load(settings).predictor.model
-    before = digest(model)
-    files = list(folder.iterdir())
-    assert len(files) == 1 + cache_weights, files
-    for path in files:
-        with path.open("r+b") as file:  # Where it lies: whoever has it mapped sees this.
-            file.write(b"\\xff" * path.stat().st_size)
-    assert digest(model) == before, (precision, cache_weights, "overwritten")
-    for path in files:
-        os.truncate(path, 10)  # Whoever has it mapped and reads it is ended by the system.
-    assert digest(model) == before, (precision, cache_weights, "cut")
-    print(precision, cache_weights, "works on")
+folder, precision, cache_weights = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+torch.save(state("tiny"), folder / "sharp.pt")
+settings = Settings(
+    checkpoint=folder / "sharp.pt", checkpoint_sha256=None, device="cpu", precision=precision,
+    cache_weights=cache_weights,
+)
+model = SharpPipeline.load(settings).predictor.model
+before = digest(model)
+files = list(folder.iterdir())
+assert len(files) == 1 + cache_weights, files
+for path in files:
+    with path.open("r+b") as file:  # Where it lies: whoever has it mapped sees this.
+        file.write(b"\\xff" * path.stat().st_size)
+assert digest(model) == before, (precision, cache_weights, "overwritten")
+for path in files:
+    os.truncate(path, 10)  # Whoever has it mapped and reads it is ended by the system.
+assert digest(model) == before, (precision, cache_weights, "cut")
+print(precision, cache_weights, "works on")
 """
 
 
@@ -79,12 +77,21 @@ def replace_by_another(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
-def test_what_runs_does_not_mind_that_the_files_are_overwritten_and_cut_short(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", CUT_WHILE_RUNNING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=250
-    )
+@pytest.mark.parametrize(
+    ("precision", "cache_weights"),
+    [
+        ("float32", False),
+        pytest.param("bfloat16", False, marks=pytest.mark.slow),
+        pytest.param("bfloat16", True, marks=pytest.mark.slow),
+    ],
+)
+def test_what_runs_does_not_mind_that_the_files_are_overwritten_and_cut_short(
+    precision: str, cache_weights: bool, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", CUT_WHILE_RUNNING, str(tmp_path), precision, str(cache_weights)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("works on") == 2
+    assert result.stdout == f"{precision} {cache_weights} works on\n"
 
 
 def test_a_file_that_is_replaced_stays_what_it_was_for_who_has_mapped_it(path: Path) -> None:

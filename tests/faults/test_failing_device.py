@@ -82,7 +82,7 @@ def check_every(pipeline: OnFailingDevice, folder: Path, step: int) -> None:
 
 
 def test_memory_may_run_out_at_some_operations(pipeline: OnFailingDevice, tmp_path: Path) -> None:
-    check_every(pipeline, tmp_path, num_operations(pipeline, tmp_path) // 5)
+    check_every(pipeline, tmp_path, num_operations(pipeline, tmp_path) // 3)
 
 
 @pytest.mark.slow

@@ -86,13 +86,13 @@ def test_too_little_room_is_told_before_the_download_with_what_is_free_and_neede
 
 
 @needs_file_system
-@pytest.mark.parametrize("after_bytes", [300_000, 1_500_000])
+@pytest.mark.parametrize("after_bytes", [300_000, pytest.param(1_700_000, marks=pytest.mark.slow)])
 def test_a_disk_that_others_fill_is_told_and_the_download_goes_on_when_there_is_room(
     after_bytes: int, server: Server, tmp_path: Path
 ) -> None:
     with disk("file system", tmp_path) as full:
         assert isinstance(full, SmallDisk)
-        server.pause_s = 0.02
+        server.pause_s = 0.2
         target = full.path / "model.pt"
         with (
             filled_by_others(server, full, after_bytes),
@@ -114,7 +114,7 @@ def test_a_converted_copy_that_has_no_room_costs_the_copy_alone(
         path = full.path / "sharp.pt"
         torch.save(state("tiny"), path)
         settings = Settings(checkpoint=path, checkpoint_sha256=None, device="cpu", cache_weights=True)
-        for room in (0, 100_000, 2_000_000):
+        for room in (0, 2_000_000):
             caplog.clear()
             with caplog.at_level(logging.WARNING), unchanged(full.path), full.full_after(room):
                 assert weights.find(settings, torch.bfloat16).path == path

@@ -16,7 +16,7 @@ from sharp_cog.prediction import Prediction
 from sharp_cog.preview import movie
 from sharp_cog.serving import answers
 from sharp_cog.serving.transport import gzipped
-from tests.faults.disks import KINDS, PAGE_BYTES, LimitedFiles, SmallDisk, disk, unchanged
+from tests.faults.disks import KINDS, PAGE_BYTES, LimitedFiles, SmallDisk, disk, may_mount, unchanged
 from tests.unit.splats import CAMERA, random_gaussians
 from tests.unit.test_html import PAGE
 
@@ -99,12 +99,19 @@ def check(kind: str, folder: Path, name: str, viewer: Path, count: int, monkeypa
         assert target.read_bytes() == whole
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WRITES)
 def test_a_full_disk_leaves_the_old_file_and_no_other(
-    kind: str, name: str, tmp_path: Path, viewer: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, viewer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(kind, tmp_path, name, viewer, 3, monkeypatch)
+    check("limit on files", tmp_path, name, viewer, 3, monkeypatch)
+
+
+@pytest.mark.skipif(not may_mount(), reason="this process may not mount a file system; a limit on files did above")
+@pytest.mark.parametrize("name", ["splat.ply", "splat.mp4", "film.webp"])
+def test_a_small_file_system_leaves_the_old_file_and_no_other(
+    name: str, tmp_path: Path, viewer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("file system", tmp_path, name, viewer, 2, monkeypatch)
 
 
 @pytest.mark.slow
