@@ -14,20 +14,25 @@ from pathlib import Path as LocalPath
 from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
+from sharp_cog.errors import DeviceError
 from sharp_cog.formats import FORMATS
 from sharp_cog.redact import redact, trace
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving.answers import file_name
 
 
 class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
     """Loads the model once, then turns one photograph after the other into a splat."""
 
+    has_failed = False
+    """Whether the device did, which only a new process mends."""
+
     def setup(self) -> None:
         """Gets the checkpoint to local disk, loads it and runs everything once."""
         start = time.perf_counter()
         # Cog's inputs come here as well as our outputs: it leaves both behind (see `_delete_leftovers`).
-        self.folder = tempfile.TemporaryDirectory(prefix="sharp_cog_")
-        tempfile.tempdir = self.folder.name
+        self.folder = ScratchFolder()
+        tempfile.tempdir = str(self.folder.path)
         try:
             self.pipeline = SharpPipeline.load()
             warm_up_seconds = self.pipeline.warm_up()
@@ -115,7 +120,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
     ) -> Path:
         """Predicts the splat of one photograph."""
-        folder = LocalPath(self.folder.name)
+        folder = self.folder.path
         _delete_leftovers(folder, keep=(image, depth))
         try:
             options = PredictOptions.from_mapping(
@@ -138,6 +143,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             prediction = self.pipeline(_content("image", image), options, depth_bytes=depth_bytes)
             output = prediction.write(folder / _output_name(image, FORMATS[options.output_format].suffix))
         except SharpError as error:
+            self.has_failed |= isinstance(error, DeviceError)
             raise RuntimeError(f"{error.code}: {error}") from error
         except Exception as error:
             print(trace(error), file=sys.stderr)  # Cog's answer and log hold the message alone.
@@ -152,6 +158,10 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         print(f"{len(prediction.gaussians):,} Gaussians, focal length {camera.focal_length_px:.1f} px", end=" ")
         print(f"({camera.focal_length_source}): {stages}")
         return Path(output)
+
+    def healthcheck(self) -> bool:
+        """Whether predictions can work; Cog's health check asks."""
+        return not self.has_failed
 
 
 def _delete_leftovers(folder: LocalPath, keep: Iterable[object]) -> None:

@@ -113,6 +113,9 @@ def verify(path: Path, settings: Settings) -> None:
 def load_state(path: Path) -> dict[str, Tensor]:
     """Opens a checkpoint without reading it: its tensors are mapped from the file, on the CPU.
 
+    A file that is replaced by renaming, as `sharp_cog.download` does, stays what it was for whoever has mapped it. One
+    that is cut short where it lies ends every process that reads the mapping: what runs must not keep it.
+
     Raises:
         CheckpointError: The file is not a state dict of float32 tensors; the message says what it is.
     """

@@ -1,11 +1,19 @@
-"""Devices: which there are, their start, and waiting for them."""
+"""Devices: which there are, their start, waiting for them, and what they fail with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from sharp_cog.errors import SettingError
+from sharp_cog.errors import DeviceError, PredictionError, SettingError
 from sharp_cog.kernels.choose import fused_for
+
+_SHORTAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+"""How the CUDA runtime, cuBLAS and cuDNN, and the CPU's allocator tell that there is no memory left."""
+_FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
+"""How errors begin that a device made. Most come late, of work before, and spoil the process's context for good."""
 
 
 def find_device(name: str) -> torch.device:
@@ -44,3 +52,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error tells that memory ran out; what was asked for did not happen, and nothing is broken."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGES)
+
+
+@contextmanager
+def translated(device: torch.device) -> Iterator[None]:
+    """Turns what torch raises where a device fails into errors of ours.
+
+    Raises:
+        PredictionError: The device ran out of memory.
+        DeviceError: The device failed; nothing more will work in this process.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_shortage(error):
+            remedy = "" if device.type == "cpu" else ", or set SHARP_DEVICE=cpu"
+            raise PredictionError(f"the device {device} ran out of memory: close what else uses it{remedy}") from error
+        if any(mark in str(error) for mark in _FAILURES):
+            raise DeviceError(f"the device {device} failed: start the process anew: {error}") from error
+        raise

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
-from sharp_cog.devices import find_device, start, synchronize
-from sharp_cog.errors import DeviceError, PredictionError, SharpError
+from sharp_cog.devices import find_device, start, synchronize, translated
+from sharp_cog.errors import SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.network.config import IMAGE_SIZE
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
@@ -61,11 +61,14 @@ class SharpPipeline:
             SettingError: A setting is bad, or the device is not there.
             CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
             NotInstalledError: The model needs a package that is not installed.
+            PredictionError: The device has too little memory.
         """
         use_huge_pages()
         settings = settings or Settings.from_environment()
         found = find_device(settings.device)
-        return cls(_load_predictor(settings, found, source), device=found, settings=settings)
+        with translated(found):
+            predictor = _load_predictor(settings, found, source)
+        return cls(predictor, device=found, settings=settings)
 
     @property
     def counters(self) -> Counters:
@@ -124,21 +127,23 @@ class SharpPipeline:
         """
         timings = {"decode": decoded.decode_s}
         monodepth: list[Tensor] = []
-        gaussians, precision = self._predict(
-            decoded.source,
-            decoded.depth_map,
-            timings,
-            use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, SharpRunner)),
-            on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
-            image_key=decoded.image_key,
-        )
+        with translated(self.device):
+            gaussians, precision = self._predict(
+                decoded.source,
+                decoded.depth_map,
+                timings,
+                use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, SharpRunner)),
+                on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
+                image_key=decoded.image_key,
+            )
+            internal_depth_m = monodepth[-1][0].float().cpu().numpy() if monodepth else None
         return Prediction(
             gaussians=gaussians,
             camera=decoded.source.camera,
             options=decoded.options,
             timings=timings,
             precision=precision,
-            internal_depth_m=monodepth[-1][0].float().cpu().numpy() if monodepth else None,
+            internal_depth_m=internal_depth_m,
             viewer_dir=self.settings.viewer_dir,
         )
 
@@ -192,8 +197,9 @@ class SharpPipeline:
         flat = depth.DepthMap(depth_m=np.ones((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32))
         needs_depth = isinstance(self.predictor, Lift)
         source = images.SourceImage(rgb=grey, camera=camera, image_format="none")
-        gaussians, _ = self._predict(source, flat if needs_depth else None, {})
-        formats.vertex_block(gaussians)
+        with translated(self.device):
+            gaussians, _ = self._predict(source, flat if needs_depth else None, {})
+            formats.vertex_block(gaussians)
         return time.perf_counter() - begun
 
     def _decode_depth(self, depth_bytes: bytes, source: images.SourceImage, options: PredictOptions) -> depth.DepthMap:
@@ -213,34 +219,20 @@ class SharpPipeline:
         image_key: str | None = None,
     ) -> tuple[Gaussians, str]:
         """Preprocess, network and unprojection, timed; and the precision that the network computed in."""
-        try:
-            with self._timed("preprocess", timings):
-                model_input = preprocess(source, depth_map, device=self.device)
-            arguments = (model_input.image, model_input.disparity_factor, model_input.depth_m, use, on_monodepth)
-            with exact_sums(self.device):
-                runner = self.predictor
-                if not isinstance(runner, SharpRunner):
-                    gaussians, _ = self._place(lambda: runner(*arguments), source.camera, timings)
-                    return gaussians, name_of(torch.float32)
-                gaussians, is_finite = self._place(
-                    lambda: runner(*arguments, image_key=image_key), source.camera, timings
-                )
-                if is_finite.item() or runner.dtype == torch.float32:
-                    return gaussians, name_of(runner.dtype)
-                _LOG.warning(
-                    "a value does not fit in %s: this prediction is repeated in float32", name_of(runner.dtype)
-                )
-                gaussians, _ = self._place(lambda: runner.in_float32(*arguments), source.camera, timings)
+        with self._timed("preprocess", timings):
+            model_input = preprocess(source, depth_map, device=self.device)
+        arguments = (model_input.image, model_input.disparity_factor, model_input.depth_m, use, on_monodepth)
+        with exact_sums(self.device):
+            runner = self.predictor
+            if not isinstance(runner, SharpRunner):
+                gaussians, _ = self._place(lambda: runner(*arguments), source.camera, timings)
                 return gaussians, name_of(torch.float32)
-        except torch.OutOfMemoryError as error:
-            raise PredictionError(
-                f"the device {self.device} ran out of memory: close what else uses it, or set SHARP_DEVICE=cpu"
-            ) from error
-        except RuntimeError as error:
-            # An asynchronous CUDA error spoils the context for good: every later call fails too.
-            if "CUDA error" in str(error):
-                raise DeviceError(f"the device {self.device} failed: start the process anew: {error}") from error
-            raise
+            gaussians, is_finite = self._place(lambda: runner(*arguments, image_key=image_key), source.camera, timings)
+            if is_finite.item() or runner.dtype == torch.float32:
+                return gaussians, name_of(runner.dtype)
+            _LOG.warning("a value does not fit in %s: this prediction is repeated in float32", name_of(runner.dtype))
+            gaussians, _ = self._place(lambda: runner.in_float32(*arguments), source.camera, timings)
+            return gaussians, name_of(torch.float32)
 
     def _place(
         self, predict: Callable[[], NDCGaussians], camera: Camera, timings: dict[str, float]

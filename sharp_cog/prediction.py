@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sharp_cog import arrange, depth, formats, images
 from sharp_cog.camera import Camera
+from sharp_cog.devices import translated
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.options import PredictOptions
 
@@ -39,10 +40,15 @@ class Prediction:
     viewer_dir: Path | None = None
 
     def with_output(self, options: PredictOptions) -> Prediction:
-        """The same splat, to be written with other options; of its Gaussians, those that they keep."""
-        gaussians = arrange.keep_visible(
-            self.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity
-        )
+        """The same splat, to be written with other options; of its Gaussians, those that they keep.
+
+        Raises:
+            PredictionError: The device ran out of memory, or failed.
+        """
+        with translated(self.gaussians.means.device):
+            gaussians = arrange.keep_visible(
+                self.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity
+            )
         return replace(self, gaussians=gaussians, options=options, timings=dict(self.timings))
 
     def write(self, path: Path | str) -> Path:
@@ -52,12 +58,13 @@ class Prediction:
             The path.
 
         Raises:
-            PredictionError: A value is not finite.
+            PredictionError: A value is not finite, or the device ran out of memory, or failed.
             NotInstalledError: The format needs what is not installed.
             OutputError: The file cannot be written.
         """
         start = time.perf_counter()
-        written = formats.write(Path(path), self.gaussians, self.camera, self.options, viewer_dir=self.viewer_dir)
+        with translated(self.gaussians.means.device):
+            written = formats.write(Path(path), self.gaussians, self.camera, self.options, viewer_dir=self.viewer_dir)
         self.timings["write"] = time.perf_counter() - start
         return written
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sharp_cog import checkpoint
-from sharp_cog.atomic import open_atomically
+from sharp_cog.atomic import cannot_write
 from sharp_cog.errors import CheckpointError, OutputError
 from sharp_cog.foreign import plain
 from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.precision import DTYPES, name_of
 from sharp_cog.network.prepare import convert, fold
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving.settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -81,20 +84,27 @@ class WeightsFile:
     Attributes:
         path: Apple's checkpoint, or a converted copy of it.
         is_folded: Whether it is a copy.
+        identity: What it was when it was found, as `identity_of`.
     """
 
     path: Path
     is_folded: bool
+    identity: str
 
     def open(self) -> Weights:
         """Maps the tensors.
 
         Raises:
-            CheckpointError: The file is broken, or of another kind.
+            CheckpointError: The file is broken, of another kind, or another one than it was when it was found.
         """
         if self.is_folded:
-            return Weights(state=_opened(self.path)[0], is_folded=True)
-        return Weights(state=checkpoint.load_state(self.path), is_folded=False)
+            weights = Weights(state=_opened(self.path)[0], is_folded=True)
+        else:
+            weights = Weights(state=checkpoint.load_state(self.path), is_folded=False)
+        # Else some predictions of a process could be one network's, and some another's.
+        if identity_of(self.path) != self.identity:
+            raise CheckpointError(f"{self.path} was replaced since this process has found it: start the process anew")
+        return weights
 
     def network(self, device: torch.device) -> Sharp:
         """As `Weights.network`."""
@@ -116,17 +126,18 @@ def find(settings: Settings, dtype: torch.dtype) -> WeightsFile:
         CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
     """
     path = checkpoint.ensure(settings)
-    original = WeightsFile(path=path, is_folded=path.suffix == ".safetensors")
+    identity = identity_of(path)
+    original = WeightsFile(path=path, is_folded=path.suffix == ".safetensors", identity=identity)
     if original.is_folded or not settings.cache_weights or dtype == torch.float32:
         return original
     copy = converted_path(path, dtype)
-    if not _is_copy_of(copy, path):
+    if not _is_copy_of(copy, identity):
         try:
-            keep(original.open(), path, dtype)
+            keep(original, dtype)
         except OutputError as error:  # Such as a read-only volume: everything works without the copy.
             _LOG.warning("the converted weights are not kept: %s", error)
             return original
-    return WeightsFile(path=copy, is_folded=True)
+    return WeightsFile(path=copy, is_folded=True, identity=identity_of(copy))
 
 
 def in_memory(settings: Settings) -> Weights:
@@ -146,30 +157,44 @@ def converted_path(path: Path, dtype: torch.dtype) -> Path:
     return path.with_name(f"{path.stem}.{name_of(dtype)}.safetensors")
 
 
-def keep(weights: Weights, path: Path, dtype: torch.dtype) -> Path:
+def keep(original: WeightsFile, dtype: torch.dtype) -> Path:
     """Writes the converted copy of a checkpoint beside it, 1.3 GB for 2.8.
 
     Raises:
+        CheckpointError: The checkpoint is broken, or was replaced meanwhile.
         OutputError: It cannot be written.
     """
-    copy = converted_path(path, dtype)
-    state = dict(weights.converted(dtype).state)
+    copy = converted_path(original.path, dtype)
+    state = dict(original.open().converted(dtype).state)
     table = _digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items())
-    metadata = {"layout": _LAYOUT, "source": _identity(path), "tensors": table}
-    with open_atomically(copy) as file:
+    metadata = {"layout": _LAYOUT, "source": original.identity, "tensors": table}
+    with ScratchFolder(copy.parent) as folder:  # The library writes by temporary names of its own.
+        written = folder / copy.name
         try:
-            save_file(state, file.name, metadata=metadata)
+            save_file(state, written, metadata=metadata)
+            # The library's files are for their owner alone; who reads the checkpoint may be somebody else.
+            shutil.copymode(original.path, written)
+            os.replace(written, copy)
         except SafetensorError as error:
             raise OutputError(
                 f"cannot write {copy}: {error}: check the folder, its rights and the free space"
             ) from error
+        except OSError as error:
+            raise cannot_write(copy, error) from error
     _LOG.info("kept the weights in %s: %s", name_of(dtype), copy)
     return copy
 
 
-def _identity(path: Path) -> str:
-    """Tells whether a file was changed."""
-    status = path.stat()
+def identity_of(path: Path) -> str:
+    """Tells whether a file was changed.
+
+    Raises:
+        CheckpointError: It is not there any more.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
 
@@ -197,9 +222,9 @@ def _opened(copy: Path) -> tuple[dict[str, Tensor], str | None]:
     return state, metadata.get("source")
 
 
-def _is_copy_of(copy: Path, path: Path) -> bool:
-    """Whether there is a whole copy of this checkpoint; one that is broken or of another is made anew."""
+def _is_copy_of(copy: Path, identity: str) -> bool:
+    """Whether there is a whole copy of the checkpoint; one that is broken or of another is made anew."""
     try:
-        return _opened(copy)[1] == _identity(path)
+        return _opened(copy)[1] == identity
     except CheckpointError:
         return False

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
-        exit_code: int = import_module(f"sharp_cog.cli.{arguments.command.replace('-', '_')}").run(arguments)
+        with _ended_by_sigterm():
+            exit_code: int = import_module(f"sharp_cog.cli.{arguments.command.replace('-', '_')}").run(arguments)
         sys.stdout.flush()
     except SharpError as error:
         return report(error, verbose=arguments.verbose)
@@ -50,6 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return exit_code
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM first does what Ctrl-C does, so that nothing half-written is left, and then ends the process."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if received:
+            sys.stdout.flush()
+            signal.raise_signal(signal.SIGTERM)
 
 
 def report(error: SharpError, *, verbose: bool, about: str = "") -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sharp_cog import formats
 from sharp_cog.arrange import keep_visible
+from sharp_cog.atomic import sweep
 from sharp_cog.cli.settings import output_options, settings_from
 from sharp_cog.cli.splats import camera_of
 from sharp_cog.errors import InputError
@@ -23,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target} is the splat that is read: write to another file")
     formats.check(options, viewer_dir=viewer_dir)
+    sweep(target.parent)
     splat = formats.read(source, axes=arguments.input_axes)
     camera = camera_of(source, splat) if output_format in NEEDING_CAMERA else splat.camera
     kept = keep_visible(splat.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity)

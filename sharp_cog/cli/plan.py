@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sharp_cog.atomic import sweep
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
 
 _LOG = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def _check_targets(images: list[Path], targets: list[Path]) -> None:
         if target.resolve() in resolved_images:
             raise InputError(f"{target} is a picture and would be overwritten: choose another -o")
     for folder in {target.parent for target in targets}:
+        sweep(folder)
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sharp_cog import formats
+from sharp_cog.atomic import sweep
 from sharp_cog.cli.splats import camera_of
 from sharp_cog.errors import OptionError
 from sharp_cog.preview import movie
@@ -28,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         reach=arguments.range,
         is_stereo=arguments.stereo,
     )
+    sweep(output.parent)
     splat = formats.read(source, axes=arguments.input_axes)
     camera = camera_of(source, splat)
     if output.suffix.lower() == ".png":

@@ -67,8 +67,8 @@ class FolderStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
         content = operation.content
-        draft.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         try:
+            draft.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
             if operation.path in view.seen:
                 os.replace(draft, path)
             else:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sharp_cog.atomic import open_atomically
+from sharp_cog.atomic import cannot_write, open_atomically
 from sharp_cog.dataset.hub import HubError, HubView
 from sharp_cog.foreign import plain, quoted, read_json
 
@@ -44,9 +45,17 @@ class Index:
         self.ids: set[str] = set()
         self._cache = cache
         self._size = 0
-        for left in cache.parent.glob(f"{cache.name}*"):
-            left.unlink()
-        cache.touch()
+        with self._translated():
+            for left in cache.parent.glob(f"{cache.name}*"):
+                left.unlink()
+            cache.touch()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self._cache, error) from error
 
     def look(self, view: HubView) -> None:
         """Brings it to what a commit holds."""
@@ -68,7 +77,7 @@ class Index:
             self._note(content)
 
     def _write(self, content: bytes, *, is_new: bool) -> None:
-        with self._cache.open("wb" if is_new else "ab") as file:
+        with self._translated(), self._cache.open("wb" if is_new else "ab") as file:
             file.write(content)
             self._size = file.tell()
 
@@ -106,8 +115,9 @@ class Index:
 
     def keep(self, path: Path, ids: Collection[str]) -> None:
         """Once an index with more rows is committed."""
-        os.replace(path, self._cache)
-        self._size = self._cache.stat().st_size
+        with self._translated():
+            os.replace(path, self._cache)
+            self._size = self._cache.stat().st_size
         self.ids.update(ids)
 
 

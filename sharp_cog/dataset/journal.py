@@ -254,7 +254,8 @@ class Journal:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # A full disk has ended it already.
+                    self._connection.execute("ROLLBACK")
                 raise
 
     @contextmanager

@@ -17,7 +17,6 @@ import os
 import pickle
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.redact import redact, trace
+from sharp_cog.scratch import ScratchFolder
 
 _LOG = logging.getLogger(__name__)
 
@@ -207,8 +207,8 @@ class _Maker:
                 f"the process that predicted it died {MAX_ATTEMPTS} times: the picture may be too large for the memory"
             )
         try:
-            with tempfile.TemporaryDirectory(prefix="sharp-cog-") as folder:
-                return self._made_in(Path(folder), job, image, depth)
+            with ScratchFolder() as folder:
+                return self._made_in(folder, job, image, depth)
         except DeviceError as error:
             if attempt < MAX_ATTEMPTS:
                 # Only a new process mends the device. Ray starts one, here or elsewhere, and does the picture again.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sharp_cog.atomic import cannot_write
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Engine, Job, Share
 from sharp_cog.dataset.gpu import GpuLog
@@ -72,9 +73,12 @@ class Run:
         self.settings, self.journal, self.source, self.progress = settings, journal, source, Progress()
         self._engine, self._claims, self._look_after = engine, claims, look_after
         for folder in (settings.images_dir, settings.gaussians_dir):
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.part"):  # Of a process that was killed.
-                left.unlink()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for left in folder.glob(".*.part"):  # Of a process that was killed, be it on another machine.
+                    left.unlink()
+            except OSError as error:
+                raise cannot_write(folder, error) from error
         self._stopping = stopping or threading.Event()
         self._intake = Intake(
             journal,

@@ -80,7 +80,16 @@ class _Download:
             raise self._server.refusal(
                 f"offers {offer.num_bytes:,} bytes, expected {self._expected_bytes:,}, which is another file"
             )
-        self._partial.check_space(offer.num_bytes or self._expected_bytes or 0)
+        num_bytes = offer.num_bytes or self._expected_bytes or 0
+        self._partial.check_space(num_bytes)
+        try:
+            self._fetch(offer)
+        except (OSError, OutputError):
+            # Others may have filled the disk meanwhile: then how much is missing says more than that some is.
+            self._partial.check_space(num_bytes)
+            raise
+
+    def _fetch(self, offer: Offer) -> None:
         # A file may be replaced once on the way; ranges that fit no better the second time are not worth a third.
         if offer.takes_ranges and offer.num_bytes is not None and self._num_changes < 2:
             try:

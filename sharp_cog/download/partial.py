@@ -41,8 +41,12 @@ class Partial:
         if needed > free:
             raise DownloadError(
                 f"{self.path.parent} has {free / 1e9:.2f} GB free and {self._target.name} needs {needed / 1e9:.2f} GB: "
-                "make room, or choose another folder with SHARP_CACHE_DIR"
+                f"make room, or choose another folder with SHARP_CACHE_DIR{self._kept()}"
             )
+
+    def _kept(self) -> str:
+        num_bytes = self._allocated_bytes()
+        return f"; {num_bytes / 1e9:.2f} GB of it are there already, in {self.path}" if num_bytes else ""
 
     def _allocated_bytes(self) -> int:
         """What the disk has given to the unfinished file already."""

@@ -23,7 +23,8 @@ class PackedLinear(nn.Module):
         self.has_gelu = has_gelu
         # Neither a parameter nor a buffer: torch can neither move nor save what is in oneDNN's own layout.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
-        self._bias = linear.bias.detach()
+        # A copy: the layer's own may be mapped from a file, which stays open then, and whose end is this process's.
+        self._bias = linear.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), of the weight's type."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sharp_cog.devices import is_shortage
 from sharp_cog.errors import CheckpointError
 from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
@@ -165,22 +166,22 @@ class SharpRunner:
 
         Raises:
             DepthError: The depth map cannot be used.
-            torch.OutOfMemoryError: The device has too little memory, even for one tile at a time.
+            RuntimeError: The device has too little memory, even for one tile at a time; `is_shortage` tells.
         """
         while True:
             try:
                 encoding = self._encode(image, image_key)
                 depth_m = self.model.depth(encoding, disparity_factor, depth, use, on_monodepth)
                 return self._place(image, encoding, depth_m)
-            except torch.OutOfMemoryError:
-                if not self._can_shrink():
-                    raise
             except CaptureError as error:
                 self.counters.graph_failures += 1
                 self._uses_graphs = False
                 self._release()
                 _LOG.warning("the network cannot be captured as CUDA graphs, and is launched without: %s", error)
                 continue
+            except RuntimeError as error:
+                if not is_shortage(error) or not self._can_shrink():
+                    raise
             # Outside of the handler: the error holds the frames, and they the memory.
             self._shrink()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
+import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,10 +26,14 @@ from sharp_cog.preview.holes import reach_without_holes
 from sharp_cog.preview.path import PATHS, camera_path
 from sharp_cog.preview.render import Pixels, render
 from sharp_cog.preview.view import View
+from sharp_cog.scratch import ScratchFolder
 
 SUFFIXES = (".mp4", ".webp", ".png")
 EYE_DISTANCE_M = 0.063
 _MAX_SIDE_PX = 4096
+
+_CRF = "10"
+"""Of x264, from 0, which loses nothing, to 51."""
 
 # Nearest to farthest: dark violet, blue, green, yellow.
 _COLORS = np.array(
@@ -115,8 +120,8 @@ def write_mp4(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: objec
     """
     del frame
     require_ffmpeg()
-    with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:  # ffmpeg wants a name that it can seek in.
-        writer = MovieWriter(Path(folder) / "film.mp4", fps=FILM.fps)
+    with ScratchFolder() as folder:  # ffmpeg wants a name that it can seek in.
+        writer = MovieWriter(folder / "film.mp4", fps=FILM.fps)
         for picture in _film(gaussians, camera, FILM):
             writer.add(picture)
         writer.close()
@@ -226,24 +231,43 @@ class MovieWriter:
 
     def _write_mp4(self) -> None:
         require_ffmpeg()
-        import imageio_ffmpeg
+        with open_atomically(self.path) as file:
+            failure = _encode_mp4(self.pictures, self.fps, file.name)
+            if failure:
+                raise OutputError(
+                    f"cannot write {self.path}: ffmpeg {failure}: check the folder, its rights and the free space"
+                )
 
-        height, width = self.pictures[0].shape[:2]
-        # ffmpeg wants a name; the file gets its own when it is whole.
-        temporary = self.path.with_name(f".{self.path.name}.part.mp4")
+
+def _encode_mp4(pictures: Sequence[Pixels], fps: int, name: str) -> str:
+    """Encodes pictures into a file that is there; returns what ffmpeg says where it fails, and nothing where it works.
+
+    Not by the package's own writer, which does not tell whether ffmpeg has failed, as it does on a full disk.
+    """
+    import imageio_ffmpeg
+
+    height, width = pictures[0].shape[:2]
+    read = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    # Colours are stored for blocks of 2 x 2 pixels.
+    scaled = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
+    encoded = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF, *scaled]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *read, *encoded, "-f", "mp4", "-y", f"file:{name}"]
+    with subprocess.Popen(  # noqa: S603 - our own words, and a name that no shell sees
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as ffmpeg:
+        assert ffmpeg.stdin is not None
         try:
-            writer = imageio_ffmpeg.write_frames(
-                str(temporary), (width, height), fps=self.fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
-            )
-            writer.send(None)
-            for picture in self.pictures:
-                writer.send(np.ascontiguousarray(picture))
-            writer.close()
-            temporary.replace(self.path)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}: check the folder") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(BrokenPipeError):  # It has ended, and says why.
+                for picture in pictures:
+                    ffmpeg.stdin.write(np.ascontiguousarray(picture).data)
+            _, said = ffmpeg.communicate()
+        except BaseException:
+            ffmpeg.kill()
+            raise
+    if ffmpeg.returncode == 0:
+        return ""
+    lines = said.decode(errors="replace").strip().splitlines()
+    return f"ended with {ffmpeg.returncode} ({lines[-1][:200] if lines else 'and said nothing'})"
 
 
 def write_picture(path: Path, picture: Pixels) -> None:

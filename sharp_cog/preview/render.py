@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sharp_cog.color import linear_to_srgb
+from sharp_cog.devices import translated
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.gaussians import Gaussians
 from sharp_cog.preview.view import View
@@ -55,7 +56,8 @@ _Layers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _render(gaussians: Gaussians, view: View) -> _Layers:
-    return _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
+    with translated(gaussians.means.device):
+        return _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
 
 
 def _uses_gsplat(gaussians: Gaussians) -> bool:

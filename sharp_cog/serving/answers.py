@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sharp_cog import formats
 from sharp_cog.atomic import open_atomically
 from sharp_cog.color import linear_to_srgb
+from sharp_cog.devices import translated
 from sharp_cog.errors import (
     BusyError,
     DeadlineError,
@@ -58,17 +59,18 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
         `opacities` (N, 1) in 0 to 1, `colors` (N, 3) sRGB in 0 to 1; `internal_depth_m` where the options ask for it.
 
     Raises:
-        PredictionError: A value is not finite.
+        PredictionError: A value is not finite, or the device ran out of memory, or failed.
     """
-    placed, _ = formats.placed(prediction.gaussians, prediction.options, default_axes="opencv")
-    tensors = {
-        "positions": placed.means,
-        "scales": placed.scales,
-        "rotations": placed.quaternions_wxyz,
-        "opacities": placed.opacities.unsqueeze(-1),
-        "colors": linear_to_srgb(placed.colors_linear),
-    }
-    found = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    with translated(prediction.gaussians.means.device):
+        placed, _ = formats.placed(prediction.gaussians, prediction.options, default_axes="opencv")
+        tensors = {
+            "positions": placed.means,
+            "scales": placed.scales,
+            "rotations": placed.quaternions_wxyz,
+            "opacities": placed.opacities.unsqueeze(-1),
+            "colors": linear_to_srgb(placed.colors_linear),
+        }
+        found = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
     for name, values in found.items():
         if not np.isfinite(values).all():
             raise PredictionError(f"{name} are not all finite: a fault of the model or the device, not of the picture")

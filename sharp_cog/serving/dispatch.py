@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 import secrets
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,6 +25,7 @@ from sharp_cog.options import OutputOptions, PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.redact import trace
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving.settings import ServiceSettings
 
 _LOG = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Dispatcher:
         self._kept: OrderedDict[str, Prediction] = OrderedDict()
         self._stages: dict[str, str] = {}
         self._seconds = 1.0
-        self._folder = tempfile.TemporaryDirectory(prefix="sharp_cog_")
+        self._folder = ScratchFolder()
         self._loading: asyncio.Task[None] | None = None
         self._last_turn: asyncio.Future[None] | None = None
 
@@ -108,7 +108,7 @@ class Dispatcher:
         for executor in (self._device, self._readers, self._writers):
             executor.shutdown(wait=True, cancel_futures=True)
         self._kept.clear()
-        self._folder.cleanup()
+        self._folder.remove()
 
     def check(self) -> None:
         """Refuses a request that could not be taken now.
@@ -172,25 +172,33 @@ class Dispatcher:
         Raises:
             SharpError: As the pipeline's own stages.
         """
-        assert self.pipeline is not None
         async with self._at_work:
-            start = time.monotonic()
-            self._stages[request_id] = "decode"
-            with self._turn() as turn:
-                prediction, key = await self._in(self._readers, lambda: self._find_kept(read, options))
-                if prediction is None:
-                    prediction = await self._predict(read, options, request_id, turn)
-                    self._keep(key, prediction)
-                else:
-                    prediction = replace(prediction, timings={})
-            self._stages[request_id] = "encode"
-            path = Path(self._folder.name) / f"{secrets.token_hex(8)}{suffix}"
-            chosen = prediction
-            prediction = await self._in(
-                self._writers, lambda: _written(chosen, options, write, path), undo=lambda: path.unlink(missing_ok=True)
-            )
-            self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
-            return path, prediction
+            try:
+                return await self._made(read, options, write, suffix, request_id)
+            except DeviceError as error:
+                self._fail(error, "the device failed")
+                raise
+
+    async def _made(
+        self, read: Read, options: PredictOptions, write: Write, suffix: str, request_id: str
+    ) -> tuple[Path, Prediction]:
+        start = time.monotonic()
+        self._stages[request_id] = "decode"
+        with self._turn() as turn:
+            prediction, key = await self._in(self._readers, lambda: self._find_kept(read, options))
+            if prediction is None:
+                prediction = await self._predict(read, options, request_id, turn)
+                self._keep(key, prediction)
+            else:
+                prediction = replace(prediction, timings={})
+        self._stages[request_id] = "encode"
+        path = self._folder.path / f"{secrets.token_hex(8)}{suffix}"
+        chosen = prediction
+        prediction = await self._in(
+            self._writers, lambda: _written(chosen, options, write, path), undo=lambda: path.unlink(missing_ok=True)
+        )
+        self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
+        return path, prediction
 
     @contextmanager
     def _turn(self) -> Iterator[Turn]:
@@ -226,11 +234,7 @@ class Dispatcher:
         decoded = await self._in(self._readers, decode)
         await turn()  # Readers may overtake each other. The next one comes after our work is with the executor.
         self._stages[request_id] = "predict"
-        try:
-            return await self._in(self._device, lambda: pipeline.predict(decoded))
-        except DeviceError as error:
-            self._fail(error, "the device failed")
-            raise
+        return await self._in(self._device, lambda: pipeline.predict(decoded))
 
     async def _in(
         self, executor: ThreadPoolExecutor, work: Callable[[], _T], *, undo: Callable[[], object] | None = None

@@ -11,7 +11,6 @@ The two functions need no GPU and pass on to the class `Sharp`, which loads the 
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from sharp_cog.errors import InputError, SharpError
 from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Prediction
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.modal_image import make_image, make_secret, resources, volume
 from sharp_cog.serving.settings import ServiceSettings, Settings
@@ -82,9 +82,9 @@ class Sharp:
         """
         try:
             prediction = self._predict(image_bytes, {"f_px": f_px, **options})
-            with tempfile.TemporaryDirectory() as folder:
+            with ScratchFolder() as folder:
                 suffix = FORMATS[prediction.options.output_format].suffix
-                return prediction.write(Path(folder) / f"splat{suffix}").read_bytes()
+                return prediction.write(folder / f"splat{suffix}").read_bytes()
         except Exception as error:  # noqa: BLE001 - who calls may not have this package
             raise _foreign(error) from None
 

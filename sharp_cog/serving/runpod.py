@@ -21,6 +21,7 @@ from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Prediction
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.fetch import upload
 from sharp_cog.serving.settings import ServiceSettings, Settings
@@ -138,8 +139,8 @@ class _Worker:
         self, prediction: Prediction, options: PredictOptions, upload_url: object, *, name: str, budget: int
     ) -> dict[str, Any]:
         format_ = FORMATS[options.output_format]
-        with tempfile.TemporaryDirectory(prefix="sharp_cog_") as folder:
-            path = prediction.write(Path(folder) / f"{name.replace('/', '_')}{format_.suffix}")
+        with ScratchFolder() as folder:
+            path = prediction.write(folder / f"{name.replace('/', '_')}{format_.suffix}")
             splat: dict[str, str]
             if upload_url is not None:
                 if not isinstance(upload_url, str):
@@ -205,6 +206,7 @@ def main() -> None:
     # Its own level would put every picture and splat into the log; --rp_log_level still counts.
     runpod.serverless.log.set_level("INFO")
     settings = ServiceSettings.from_environment()
+    READY.unlink(missing_ok=True)  # Of a worker that was killed.
     pipeline = SharpPipeline.load(Settings.from_environment())
     logging.info("ready: warm-up took %.1f s", pipeline.warm_up())
     READY.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sharp_cog.atomic import cannot_write, open_atomically
 from sharp_cog.errors import InputError, RequestTooLargeError
 from sharp_cog.foreign import quoted
 
@@ -95,6 +97,7 @@ async def reading_form(request: Request) -> AsyncIterator[FormData]:
         HTTPException: It cannot be read (400).
         InputError: The same.
         ClientDisconnect: The client hung up before it had sent all.
+        OutputError: The disk does not take a large file of it.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
@@ -104,6 +107,8 @@ async def reading_form(request: Request) -> AsyncIterator[FormData]:
         form = await request.form(max_files=2, max_fields=64)
     except FormParserError as error:
         raise InputError("the form cannot be read: send multipart/form-data") from error
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()) / "upload", error) from error
     try:
         yield form
     finally:
@@ -141,17 +146,17 @@ def gzipped(path: Path) -> Path:
 
     Returns:
         The new file, beside the old one.
+
+    Raises:
+        OutputError: It cannot be written.
     """
     target = path.with_name(f"{path.name}.gz")
     pack = zlib.compressobj(level=1, wbits=31)
     try:
-        with path.open("rb") as plain, target.open("wb") as packed:
+        with open_atomically(target) as packed, path.open("rb") as plain:
             while chunk := plain.read(1 << 20):
                 packed.write(pack.compress(chunk))
             packed.write(pack.flush())
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
     finally:
         path.unlink(missing_ok=True)
     return target

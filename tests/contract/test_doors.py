@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import inspect
 import io
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Decoded
+from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving import modal_app
 from sharp_cog.serving.runpod import create_handler
 from sharp_cog.serving.settings import ServiceSettings, Settings
@@ -136,7 +136,7 @@ class Doors:
 
     def cog(self, request: Request) -> Outcome:
         runner = predict.Predictor()
-        runner.pipeline, runner.folder = self.pipeline, tempfile.TemporaryDirectory()
+        runner.pipeline, runner.folder = self.pipeline, ScratchFolder()
         inputs: dict[str, Any] = {
             name: parameter.default.default
             for name, parameter in inspect.signature(predict.Predictor.run).parameters.items()

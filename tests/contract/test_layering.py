@@ -40,6 +40,7 @@ LAYERS = (
             "sharp_cog.atomic",
             "sharp_cog.redact",
             "sharp_cog.foreign",
+            "sharp_cog.scratch",
         ),
         # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.
         "sharp_cog.serving.settings",

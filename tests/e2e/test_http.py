@@ -390,7 +390,7 @@ def is_listening(service: Service) -> bool:
 def test_no_file_is_left(lift: SharpPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with serving(lambda: lift) as fresh:
-        (folder,) = tmp_path.glob("sharp_cog_*")
+        (folder,) = tmp_path.glob("sharp_cog-scratch-*")
         for path in ("/predict/ply", "/predict", "/predict/sog"):
             assert post(fresh, path, max_gaussians=100).status_code == 200
         post(fresh, "/predict/ply", {"file": b"text"})

@@ -67,7 +67,7 @@ def test_it_serves_until_it_is_stopped_and_leaves_nothing(tmp_path: Path, number
     assert "lift on cpu: ready after" in errors
     assert "/predict/splat: ok after" in errors
     assert "Traceback" not in errors
-    assert not list(tmp_path.glob("sharp_cog_*"))
+    assert not list(tmp_path.glob("sharp_cog-scratch-*"))
 
 
 def test_a_bad_setting_is_told_before_anything_is_served(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def copy_seeds() -> list[bytes]:
 def open_copy(content: bytes) -> None:
     path = folder() / "model.bfloat16.safetensors"
     path.write_bytes(content)
-    state = weights.WeightsFile(path=path, is_folded=True).open().state
+    state = weights.WeightsFile(path=path, is_folded=True, identity=weights.identity_of(path)).open().state
     assert state.keys() == network().state_dict().keys()
     for tensor in state.values():
         assert tensor.dtype == torch.bfloat16

@@ -38,6 +38,7 @@ def test_a_copy_is_kept_beside_the_checkpoint_and_read_the_next_time(checkpoint_
     original = weights.find(settings(checkpoint_path, cache_weights=False), BF16)
     first = weights.find(settings(checkpoint_path), BF16)
     assert (original.is_folded, first.is_folded) == (False, True)
+    assert copy.stat().st_mode == checkpoint_path.stat().st_mode, "who reads the one reads the other"
     written = copy.stat().st_mtime_ns
     assert weights.find(settings(checkpoint_path), BF16) == first
     assert copy.stat().st_mtime_ns == written

@@ -1,0 +1,191 @@
+"""Devices that run out of memory or fail, at any operation, behind every door. Real ones: tests/gpu/test_faults.py."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from sharp_cog import PredictOptions, Settings, SharpPipeline, formats
+from sharp_cog.dataset.engine import Job
+from sharp_cog.dataset.local import LocalEngine
+from sharp_cog.dataset.photo import Photo
+from sharp_cog.errors import DeviceError, PredictionError
+from sharp_cog.network.pyramid import NUM_TILES
+from sharp_cog.network.runner import SharpRunner
+from sharp_cog.serving import runpod
+from sharp_cog.weights import Weights
+from tests.faults.doors import DOORS, OPTIONS
+from tests.faults.failing_device import FAILURES, SHORTAGES, OnFailingDevice, small_pipeline
+from tests.unit.network.parity import state
+from tests.unit.test_pipeline import depth_map, picture
+
+
+@pytest.fixture
+def pipeline() -> OnFailingDevice:
+    return OnFailingDevice(small_pipeline())
+
+
+def bytes_of(pipeline: SharpPipeline, folder: Path) -> bytes:
+    prediction = pipeline(picture(), PredictOptions(**OPTIONS), depth_bytes=depth_map())  # type: ignore[arg-type]
+    return prediction.write(folder / "splat.ply").read_bytes()
+
+
+def num_operations(pipeline: OnFailingDevice, folder: Path) -> int:
+    pipeline.failing.num_operations = 0
+    bytes_of(pipeline, folder)
+    return pipeline.failing.num_operations
+
+
+@pytest.mark.parametrize("how", SHORTAGES)
+def test_a_shortage_of_memory_is_told_as_one_and_the_next_prediction_works(
+    how: str, pipeline: OnFailingDevice, tmp_path: Path
+) -> None:
+    expected = bytes_of(pipeline, tmp_path)
+    pipeline.failing.fail(3, SHORTAGES[how])
+    with pytest.raises(PredictionError, match="ran out of memory: close what else uses it") as caught:
+        bytes_of(pipeline, tmp_path)
+    assert not isinstance(caught.value, DeviceError)
+    assert bytes_of(pipeline, tmp_path) == expected
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_device_that_failed_is_told_as_one(how: str, pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    pipeline.failing.fail(3, FAILURES[how], is_sticky=True)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="start the process anew"):
+            bytes_of(pipeline, tmp_path)
+
+
+def test_what_is_no_fault_of_the_device_stays_what_it_is(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    pipeline.failing.fail(3, lambda: RuntimeError("shape '[2]' is invalid for input of size 3"))
+    with pytest.raises(RuntimeError, match="is invalid for input"):
+        bytes_of(pipeline, tmp_path)
+
+
+def check_every(pipeline: OnFailingDevice, folder: Path, step: int) -> None:
+    expected, count = bytes_of(pipeline, folder), num_operations(pipeline, folder)
+    assert count > 20
+    for number in range(0, count, step):
+        pipeline.failing.fail(number, SHORTAGES["torch"])
+        with pytest.raises(PredictionError, match="ran out of memory"):
+            bytes_of(pipeline, folder)
+        pipeline.failing.mend()
+    assert bytes_of(pipeline, folder) == expected
+
+
+def test_memory_may_run_out_at_some_operations(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    check_every(pipeline, tmp_path, num_operations(pipeline, tmp_path) // 3)
+
+
+@pytest.mark.slow
+def test_memory_may_run_out_at_every_operation(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    check_every(pipeline, tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_the_network_goes_on_in_smaller_parts_wherever_memory_runs_out(tmp_path: Path) -> None:
+    runner = SharpRunner(
+        Weights(state=state("tiny"), is_folded=False),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        keeps_encoding=False,
+    )
+    encoder = runner.model.monodepth_model.monodepth_predictor.encoder
+    pipeline = OnFailingDevice(SharpPipeline(runner, device=runner.device, settings=Settings(device="cpu")))
+    encoder.num_tiles_at_once = NUM_TILES
+    expected = pipeline(picture()).gaussians
+    count = pipeline.failing.num_operations
+    num_met = 0
+    for number in range(5, count, count // 8):
+        encoder.num_tiles_at_once, before = NUM_TILES, runner.counters.memory_shortages
+        pipeline.failing.fail(number, SHORTAGES["torch"])
+        try:
+            found = pipeline(picture()).gaussians
+        except PredictionError:  # Before the network, or behind it: nothing there can be made smaller.
+            continue
+        finally:
+            pipeline.failing.mend()
+        num_met += runner.counters.memory_shortages - before
+        torch.testing.assert_close(found.means, expected.means, rtol=1e-3, atol=1e-5)
+    assert num_met >= 6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory there is cannot be limited here")
+def test_memory_that_the_system_does_not_give_is_a_shortage(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    expected = bytes_of(pipeline, tmp_path)
+    decoded = pipeline.decode(picture(), depth_bytes=depth_map())
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken: list[torch.Tensor] = []
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, hard))
+    try:
+        with contextlib.suppress(RuntimeError):  # Also what was given back to no one but this process.
+            while True:
+                taken.append(torch.empty(4 << 20, dtype=torch.uint8))
+        with pytest.raises(PredictionError, match="the device cpu ran out of memory: close what else uses it"):
+            pipeline.predict(decoded)
+    finally:
+        taken.clear()
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert bytes_of(pipeline, tmp_path) == expected
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("where", ["predicted", "written"])
+def test_every_door_works_on_after_a_shortage_and_tells_of_a_failure(
+    door: str, where: str, pipeline: OnFailingDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runpod, "READY", tmp_path / "ready")
+    placed = formats.placed
+
+    def fail(error: Callable[[], Exception], *, is_sticky: bool) -> None:
+        def raises(*arguments: object, **more: object) -> object:
+            raise error()
+
+        if where == "predicted":
+            pipeline.failing.fail(5, error, is_sticky=is_sticky)
+        else:  # Writers run in threads of their own, which the failing layer does not reach.
+            monkeypatch.setattr(formats, "placed", raises)
+
+    with DOORS[door](pipeline, tmp_path) as opened:
+        expected = opened.ask()
+        assert isinstance(expected, bytes)
+        fail(SHORTAGES["torch"], is_sticky=False)
+        assert opened.ask() == "prediction_failed"
+        monkeypatch.setattr(formats, "placed", placed)
+        pipeline.failing.mend()
+        assert opened.is_healthy()
+        assert opened.ask() == expected, "the next one works, and gives the same bytes"
+        fail(FAILURES["assert"], is_sticky=True)
+        assert opened.ask() == "device_failed"
+        assert not opened.is_healthy(), "who looks after the process starts it anew"
+        assert opened.ask() in ("device_failed", "busy")
+        assert not opened.is_healthy()
+
+
+def test_a_dataset_goes_on_after_a_shortage_and_is_told_of_a_failure(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    jobs = []
+    for number in range(3):
+        image, depth_path = tmp_path / f"{number}.png", tmp_path / f"{number}.npy"
+        image.write_bytes(picture())
+        np.save(depth_path, np.full((80, 120), 2.0, np.float32))
+        jobs.append(Job(photo=Photo(id=str(number), where="", depth=str(depth_path)), image=image))
+    (tmp_path / "splats").mkdir()
+
+    def outcomes() -> dict[str, Any]:
+        engine = LocalEngine(lambda: pipeline, tmp_path / "splats", ("splat",))
+        return {job.photo.id: result for job, result in engine.run(jobs)}
+
+    pipeline.failing.fail(3, SHORTAGES["torch"])
+    found = outcomes()
+    assert sorted(type(result).__name__ for result in found.values()) == ["PredictionError", "dict", "dict"]
+    pipeline.failing.fail(3, FAILURES["assert"], is_sticky=True)
+    assert all(isinstance(result, DeviceError) for result in outcomes().values())
+    assert {path.suffix for path in (tmp_path / "splats").iterdir()} == {".splat"}

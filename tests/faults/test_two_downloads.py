@@ -1,0 +1,33 @@
+"""Two processes that want one checkpoint, one of which is killed: the other has it, and nothing else is left."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_download import CONTENT, QUICK, Server, assert_whole, finished, server, start
+
+__all__ = ["server"]
+
+
+@pytest.mark.parametrize("killed", ["who downloads", "who waits"])
+def test_of_two_processes_one_is_killed_and_the_other_has_the_file(killed: str, server: Server, tmp_path: Path) -> None:
+    server.pause_s = 0.05
+    target = tmp_path / "model.pt"
+    downloading = start(server, target)
+    deadline = time.monotonic() + 60
+    while not finished(tmp_path):
+        assert time.monotonic() < deadline, "no piece was finished"
+        time.sleep(0.01)
+    waiting = start(server, target)
+    other = {"who downloads": waiting, "who waits": downloading}[killed]
+    process = {"who downloads": downloading, "who waits": waiting}[killed]
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
+    assert other.wait(60) == 0
+    assert_whole(target)
+    assert server.bytes_sent < len(CONTENT) + 5 * QUICK.piece_bytes, "what was there was not fetched again"
