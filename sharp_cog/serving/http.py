@@ -209,7 +209,7 @@ class _Service:
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
         if kind is _JSON and takes_gzip(request.headers):
             path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
-        name = answers.file_name(files["file"].filename if files else None, kind.suffix)
+        name = answers.file_name(files["file"].filename if "file" in files else None, kind.suffix)
         return PassingFile(
             path,
             seconds=seconds,

@@ -148,6 +148,14 @@ def test_a_url_in_place_of_a_file(service: Service, site: Site) -> None:
     assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
 
 
+def test_a_picture_by_url_and_its_depth_map_as_a_file(service: Service, site: Site) -> None:
+    form = {"image_url": site.url("/a.jpg", says(ROOM)), "max_gaussians": "100"}
+    answer = requests.post(f"{service.url}/predict/spz", data=form, files={"depth": DEPTH}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.content == post(service, "/predict/spz", max_gaussians=100).content
+    assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
+
+
 def test_what_a_phone_takes(service: Service) -> None:
     """HEIC, as an iPhone writes it."""
     file = io.BytesIO()
