@@ -55,7 +55,6 @@ def rasterize(gaussians: Gaussians, view: View) -> Rendering:
         gaussians: In metres, OpenCV axes; colours are blended as they are, in linear RGB.
         view: Where from, and how large.
     """
-
     with _torch_threads_kept():
         return _rasterize(gaussians, view)
 

@@ -19,6 +19,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sharp_cog import __version__, formats
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
@@ -190,6 +191,9 @@ class _Service:
                 outcome = "hung_up"
                 return Response(status_code=HUNG_UP)
             outcome = "ok"
+        except ClientDisconnect:
+            outcome = "hung_up"
+            return Response(status_code=HUNG_UP)
         except TimeoutError:
             outcome = DeadlineError.code
             raise DeadlineError(f"the request took longer than {seconds:g} s: try again later") from None
@@ -197,6 +201,7 @@ class _Service:
             outcome = error.code
             raise
         except HTTPException:  # Of the form.
+            outcome = InputError.code
             raise
         except Exception as error:  # noqa: BLE001 - Starlette would raise it once more, for uvicorn to log all of it
             return _refusal(error)
