@@ -177,6 +177,12 @@ class Outside:
     uploads: list[Upload] = field(default_factory=list)
     webhooks: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
 
+    def offer(self, content: bytes) -> str:
+        """Offers a file; returns its address, the same one for the same content."""
+        path = f"/{hashlib.sha256(content).hexdigest()}"
+        self.files[path] = content
+        return f"{self.url}{path}"
+
     def next_webhook(self) -> dict[str, Any]:
         return self.webhooks.get(timeout=ANSWER_SECONDS)
 
