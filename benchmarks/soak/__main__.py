@@ -21,7 +21,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.soak.mix import recipes
+from benchmarks.soak.right import missing_formats, right_answers
 from benchmarks.soak.run import DOORS, run
+
+NUM_RECIPES = 40
+"""Different good requests: a film among them, and every other output several times."""
 
 
 def main() -> int:
@@ -36,11 +41,16 @@ def main() -> int:
     if min(arguments.requests, arguments.clients) < 1:
         parser.error("--requests and --clients must be at least 1")
     reports = []
+    without = missing_formats()
     for door in [arguments.soak] if arguments.soak else sorted(DOORS):
+        good = recipes(door, NUM_RECIPES, without=without)
+        right = right_answers(tqdm(good, desc="the right answers", unit="", leave=False))
         with tempfile.TemporaryDirectory() as folder, tqdm(total=arguments.requests, desc=door, unit="") as bar:
             report = run(
                 door,
                 Path(folder),
+                good,
+                right,
                 num_requests=arguments.requests,
                 num_clients=arguments.clients,
                 seed=arguments.seed,
@@ -48,6 +58,8 @@ def main() -> int:
             )
         reports.append(report)
         print(report.table(), flush=True)
+    if without:
+        print(f"not asked for, since something is not installed: {', '.join(without)}")
     if arguments.json is not None:
         figures = [report.as_json() for report in reports]
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -36,7 +36,7 @@ def soak(
     """
     report = Report(door=door.name, num_clients=num_clients, num_requests=len(cases))
     probe = next(case for case in cases if case.kind == "good")
-    warm_up = min(WARM_UP, len(cases) // 5)
+    warm_up = min(WARM_UP, len(cases) // 2)
     report.memory_at_start, begun = door.memory(), time.monotonic()
     try:
         _check_probe(door, probe, right)
@@ -83,7 +83,7 @@ def _drive(
     def client() -> None:
         while not is_over.is_set():
             with lock:
-                case = next(remaining, None)
+                case = None if _num_silent(report) >= MAX_SILENT else next(remaining, None)
             if case is None:
                 return
             begun = time.perf_counter()
@@ -93,8 +93,6 @@ def _drive(
                 record = Record(case=case, answer=answer, seconds=seconds, memory=door.memory(), wrong=wrong)
                 report.records.append(record)
                 on_done()
-                if _num_silent(report) >= MAX_SILENT:
-                    is_over.set()
 
     with ThreadPoolExecutor(num_clients) as clients:
         tasks = [clients.submit(client) for _ in range(num_clients)]

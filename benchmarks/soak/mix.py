@@ -108,11 +108,11 @@ _OUTPUTS: tuple[tuple[str, dict[str, object]], ...] = (
 )
 
 
-def recipes(door: Door, num_recipes: int, *, without: Sequence[str] = ()) -> list[Request]:
+def recipes(door: str, num_recipes: int, *, without: Sequence[str] = ()) -> list[Request]:
     """Different good requests, two of them for whole splats.
 
     Args:
-        door: Outputs that it does not have become a `ply`.
+        door: `cog` or `http`; outputs that it does not have become a `ply`.
         num_recipes: How many.
         without: Formats that are not installed.
     """

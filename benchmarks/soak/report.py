@@ -51,7 +51,7 @@ class Report:
         total_s: From first to last.
         memory_at_start: Bytes of the server before the first.
         before: The server's state after one good request, before the mix.
-        warm: Its state after the first `WARM_UP` of the mix, or a fifth if there are few.
+        warm: Its state after the first `WARM_UP` of the mix, or half of it if it is short.
         after: Its state after the mix and the same good request again; None if it never came to that.
         complaints: What the server itself tells.
     """

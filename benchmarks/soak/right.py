@@ -7,13 +7,16 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.soak.mix import ARRAYS, Request
+from sharp_cog import formats
+from sharp_cog.errors import NotInstalledError
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving import answers
+from sharp_cog.serving.settings import Settings
 
 _WRITERS = {"json": answers.write_json, "npz": answers.write_npz}
 assert set(_WRITERS) == set(ARRAYS)
@@ -43,18 +46,24 @@ def digest_of(output: str, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def right_answers(pipeline: SharpPipeline, good: Sequence[Request], numbers: Iterable[int]) -> dict[int, str]:
-    """The digest of the right answer to each good request.
+def missing_formats() -> list[str]:
+    """Formats for which something is not installed: the viewer of pages comes by npm."""
+    missing = []
+    for name in formats.FORMATS:
+        try:
+            formats.check(PredictOptions(output_format=name))
+        except NotInstalledError:
+            missing.append(name)
+    return missing
 
-    Args:
-        pipeline: Like the server's.
-        good: The requests.
-        numbers: Which of them count.
-    """
+
+def right_answers(good: Iterable[Request]) -> dict[int, str]:
+    """The digest of the right answer to each good request, by its place."""
+    pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
-            request, path = good[number], Path(folder) / "right"
+        for number, request in enumerate(good):
+            path = Path(folder) / "right"
             assert isinstance(request.image, bytes)
             named = {**request.options, "output_format": "ply" if request.output in ARRAYS else request.output}
             prediction = pipeline(request.image, PredictOptions.from_mapping(named), depth_bytes=request.depth)
