@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import queue
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,9 @@ from benchmarks.soak.door import (
 from benchmarks.soak.faults import faults
 from benchmarks.soak.mix import Case, Fault, Raw, Request
 from tests.e2e.cog_server import CogServer, Outside, data_uri, started_cog_server, started_outside
+
+_PREFIXES = re.compile(r"^Input validation error: |^(Prediction failed: )*RuntimeError: ")
+"""What coglet puts before the error of its own fetching, and before the predictor's."""
 
 
 class CogDoor:
@@ -143,9 +147,7 @@ class CogDoor:
         if status == "canceled":
             return Answer(outcome="cancelled")
         if status != "succeeded":
-            # Cog's own fetching comes first, and says so.
-            reason = str(told.get("error")).removeprefix("Input validation error: ")
-            return Answer(outcome=f"{status} {reason}")
+            return Answer(outcome=f"{status} {_PREFIXES.sub('', str(told.get('error')))}")
         uploads = self._outside.uploads
         if len(uploads) != 1:
             return Answer(outcome=f"succeeded, and {len(uploads)} files were sent")
