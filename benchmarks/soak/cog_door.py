@@ -18,11 +18,9 @@ import requests
 from benchmarks.soak.door import (
     ANSWER_SECONDS,
     Answer,
-    State,
+    Started,
     complaints_in,
-    memory_of,
     own_folders,
-    state_of,
 )
 from benchmarks.soak.faults import faults
 from benchmarks.soak.mix import Case, Fault, Raw, Request
@@ -32,7 +30,7 @@ _PREFIXES = re.compile(r"^Input validation error: |^(Prediction failed: )*Runtim
 """What coglet puts before the error of its own fetching, and before the predictor's."""
 
 
-class CogDoor:
+class CogDoor(Started):
     """Sends predictions one after another, as coglet takes them, and cancels or leaves some.
 
     Splats come by PUT to a server of ours, as Replicate takes them, and states by webhook.
@@ -42,19 +40,12 @@ class CogDoor:
     moments = ("cancelled after POST", "client gone", "cancelled after PUT")
 
     def __init__(self, server: CogServer, outside: Outside, good: Request, folder: Path) -> None:
-        self._server, self._outside, self._good, self._folder = server, outside, good, folder
+        super().__init__(server.process.pid, folder)
+        self._server, self._outside, self._good = server, outside, good
 
     def faults(self) -> list[Fault]:
         """All that it can be shown."""
         return faults("cog", self._good, self._outside.url)
-
-    def memory(self) -> int:
-        """Anonymous bytes of server and worker."""
-        return memory_of(self._server.process.pid)
-
-    def state(self) -> State:
-        """What server and worker hold."""
-        return state_of(self._server.process.pid, self._folder)
 
     def complaints(self, cases: Sequence[Case]) -> list[str]:
         """What the log says of faults of its own."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -95,27 +96,39 @@ def complaints_in(log: str) -> list[str]:
     return [f"the log says: {line[:200]}" for line in log.splitlines() if _FAULT.search(line)]
 
 
-def memory_of(pid: int) -> int:
-    """Anonymous memory of a server.
+class Started:
+    """A server in processes of its own, to be looked at.
 
-    Resident memory would count pages of the libraries and of files being written, which the kernel takes and gives as
-    it likes; anonymous pages are what the processes have allocated and not given back. (USS is nearly the same, but
-    walks all page tables for it, which takes tens of milliseconds of a server that has gigabytes.)
+    Attributes:
+        pid: Its first process.
+        folder: All that it writes lies below.
     """
-    return anonymous_bytes(pid)
 
+    def __init__(self, pid: int, folder: Path) -> None:
+        self.pid, self.folder = pid, folder
 
-def state_of(pid: int, folder: Path) -> State:
-    """The state of a server that was started with its folders below one."""
-    processes = processes_of(pid)
-    return State(
-        num_fds=sum(told_by(processes, lambda process: process.num_fds())),
-        num_threads=sum(told_by(processes, lambda process: process.num_threads())),
-        num_processes=len(processes),
-        num_zombies=list(told_by(processes, lambda process: process.status())).count(psutil.STATUS_ZOMBIE),
-        files={
-            str(path.relative_to(folder)): path.stat().st_size
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.is_symlink() and path.name != "server.log"
-        },
-    )
+    def memory(self) -> int:
+        """Anonymous memory of all its processes.
+
+        Resident memory would count pages of the libraries and of files being written, which the kernel takes and gives
+        as it likes; anonymous pages are what the processes have allocated and not given back. (USS is nearly the same,
+        but walks all page tables for it, which takes tens of milliseconds of a server that has gigabytes.)
+        """
+        return anonymous_bytes(self.pid)
+
+    def state(self) -> State:
+        """What it holds now."""
+        processes = processes_of(self.pid)
+        return State(
+            num_fds=sum(told_by(processes, lambda process: process.num_fds())),
+            num_threads=sum(told_by(processes, lambda process: process.num_threads())),
+            num_processes=len(processes),
+            num_zombies=list(told_by(processes, lambda process: process.status())).count(psutil.STATUS_ZOMBIE),
+            files=dict(self._files()),
+        )
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path.name != "server.log":
+                with contextlib.suppress(FileNotFoundError):  # It was just being deleted.
+                    yield str(path.relative_to(self.folder)), path.stat().st_size

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import requests
 
-from benchmarks.soak.door import ANSWER_SECONDS, Answer, State, complaints_in, memory_of, own_folders, state_of
+from benchmarks.soak.door import ANSWER_SECONDS, Answer, Started, complaints_in, own_folders
 from benchmarks.soak.faults import faults
 from benchmarks.soak.mix import ARRAYS, Case, Fault, Raw, Request
 from benchmarks.soak.right import digest_of
@@ -27,14 +27,15 @@ _COUNTED = re.compile(r'^sharp_requests_total\{door="http",outcome="(\w+)"\} (\d
 _STAGES = {"while predicting": "predict", "while it writes": "encode"}
 
 
-class HttpDoor:
+class HttpDoor(Started):
     """Sends forms, and hangs up in the middle of them."""
 
     name = "http"
     moments = ("while uploading", "while queued", "while predicting", "while it writes", "while it answers")
 
     def __init__(self, server: HttpServer, outside: Outside, good: Request, folder: Path) -> None:
-        self._server, self._outside, self._good, self._folder = server, outside, good, folder
+        super().__init__(server.process.pid, folder)
+        self._server, self._outside, self._good = server, outside, good
         self._host = server.url.removeprefix("http://")
         self._sessions = threading.local()
         self._addresses: dict[bytes, str] = {}
@@ -42,14 +43,6 @@ class HttpDoor:
     def faults(self) -> list[Fault]:
         """All that it can be shown."""
         return faults("http", self._good, self._outside.url)
-
-    def memory(self) -> int:
-        """Anonymous bytes."""
-        return memory_of(self._server.process.pid)
-
-    def state(self) -> State:
-        """What it holds."""
-        return state_of(self._server.process.pid, self._folder)
 
     def ask(self, case: Case) -> Answer:
         """Sends one, and reads the answer or does not."""
