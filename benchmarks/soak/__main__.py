@@ -58,6 +58,8 @@ def main() -> int:
             )
         reports.append(report)
         print(report.table(), flush=True)
+        if report.is_stopped:
+            break
     if without:
         print(f"not asked for, since something is not installed: {', '.join(without)}")
     if arguments.json is not None:

@@ -50,6 +50,7 @@ def soak(
             report.after = _quiet_state(door, report.warm, report.before)
             report.complaints = door.complaints([probe, *cases, probe])
     except KeyboardInterrupt:
+        report.is_stopped = True
         report.total_s = time.monotonic() - begun
     return report
 

@@ -54,6 +54,7 @@ class Report:
         warm: Its state after the first `WARM_UP` of the mix, or half of it if it is short.
         after: Its state after the mix and the same good request again; None if it never came to that.
         complaints: What the server itself tells.
+        is_stopped: Whether Ctrl-C ended it.
     """
 
     door: str
@@ -66,6 +67,7 @@ class Report:
     warm: State | None = None
     after: State | None = None
     complaints: list[str] = field(default_factory=list)
+    is_stopped: bool = False
 
     @property
     def window_medians(self) -> tuple[float, float] | None:

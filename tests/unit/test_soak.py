@@ -190,6 +190,7 @@ def test_a_soak_that_is_stopped_tells_what_it_has_seen_and_does_not_pass() -> No
 
     cases = mix(GOOD, server.faults(), server.moments, num_requests=300)
     report = soak(server, cases, RIGHT, num_clients=1, on_done=stop)
+    assert report.is_stopped
     assert len(report.records) == 30
     assert "only 30 of 300 requests were sent and answered" in report.wrongs()
     assert "30 of 300 requests" in report.table()
