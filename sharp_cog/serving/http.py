@@ -30,7 +30,7 @@ from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
-from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.serving.settings import ServiceSettings, use_one_arena
 from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, takes_gzip, unless_gone
 
 _LOG = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def create_app(
         door: What metrics call it.
         root: Path that a proxy in front of it takes away.
     """
+    use_one_arena()
     metrics = Metrics(door)
     dispatcher = Dispatcher(load, settings)
     metrics.watch(dispatcher)
