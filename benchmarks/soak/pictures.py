@@ -13,6 +13,8 @@ from PIL import ExifTags, Image
 from tests.data.parity import synthetic
 
 NUM_PICTURES = 16
+PANORAMA = 13
+"""The picture whose film has the smallest frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
