@@ -15,8 +15,6 @@ import hashlib
 import io
 import itertools
 import json
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,6 +33,7 @@ from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.serving.settings import Settings
+from tests.e2e.http_server import started_http_server
 
 NUM_PICTURES = 6
 FORMATS_ASKED = ("ply", "spz", "splat", "sog", "compressed_ply")
@@ -169,38 +168,22 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16, metavar="N", help="at once (default: 16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sharp_cog", "serve", "--http", "--model", "lift", "--port", str(port)]
-    service = subprocess.Popen(command)
-    try:
-        process, url = psutil.Process(service.pid), f"http://127.0.0.1:{port}"
-        wait_until_ready(service, url)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started_http_server(Path(folder), "--model", "lift") as server,
+    ):
+        server.wait_until_ready()
+        process = psutil.Process(server.process.pid)
         report = drive(
-            url,
+            server.url,
             num_requests=arguments.requests,
             num_clients=arguments.clients,
             measure=lambda: process.memory_info().rss,
         )
-    finally:
-        service.terminate()
-        service.wait(60)
     print(table(report, arguments.clients))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(vars(report), indent=2) + "\n", encoding="utf-8")
     return 1 if report.num_lost or report.num_wrong else 0
-
-
-def wait_until_ready(service: subprocess.Popen[bytes], url: str) -> None:
-    """Waits for the service's health."""
-    while True:
-        assert service.poll() is None, "the service ended"
-        try:
-            if requests.get(f"{url}/health", timeout=10).status_code == 200:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ blended front to back in tiles.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sharp_cog.gaussians import Gaussians
@@ -52,7 +55,24 @@ def rasterize(gaussians: Gaussians, view: View) -> Rendering:
         gaussians: In metres, OpenCV axes; colours are blended as they are, in linear RGB.
         view: Where from, and how large.
     """
+    with _torch_threads_kept():
+        return _rasterize(gaussians, view)
 
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Gives torch its number of threads back, which numba's OpenMP layer sets in the calling thread to its own.
+
+    Torch's results depend on it: a picture that one thread resizes differs in its last bits from one that two do.
+    """
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _rasterize(gaussians: Gaussians, view: View) -> Rendering:
     def array(tensor: object) -> Floats:
         return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float32)  # type: ignore[attr-defined]
 

@@ -31,7 +31,7 @@ from sharp_cog.prediction import Prediction
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
-from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.serving.settings import ServiceSettings, use_one_arena
 from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, reading_form, takes_gzip, unless_gone
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def create_app(
         door: What metrics call it.
         root: Path that a proxy in front of it takes away.
     """
+    use_one_arena()
     metrics = Metrics(door)
     dispatcher = Dispatcher(load, settings)
     metrics.watch(dispatcher)
@@ -202,6 +203,7 @@ class _Service:
             outcome = error.code
             raise
         except HTTPException:  # Of the form.
+            outcome = InputError.code
             raise
         except Exception as error:  # noqa: BLE001 - Starlette would raise it once more, for uvicorn to log all of it
             return _refusal(error)
@@ -214,7 +216,7 @@ class _Service:
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
         if kind is _JSON and takes_gzip(request.headers):
             path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
-        name = answers.file_name(files["file"].filename if files else None, kind.suffix)
+        name = answers.file_name(files["file"].filename if "file" in files else None, kind.suffix)
         return PassingFile(
             path,
             seconds=seconds,

@@ -9,7 +9,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
 import requests
+
+from tests.e2e.processes import anonymous_bytes, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 180.0
@@ -98,10 +98,8 @@ class CogServer:
         return sorted(path.name for path in self.temporary.rglob("*") if path.is_file())
 
     def anonymous_bytes(self) -> int:
-        """Resident memory of the server and its children, without pages of files: the kernel drops and reads those."""
-        server = psutil.Process(self.process.pid)
-        memory = [process.memory_info() for process in (server, *server.children(recursive=True))]
-        return sum(info.rss - info.shared for info in memory)
+        """Memory that the server and its children hold."""
+        return anonymous_bytes(self.process.pid)
 
 
 @contextlib.contextmanager
@@ -121,9 +119,7 @@ def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Ite
     (folder / "scripts" / "environment").write_text(environment_script, encoding="ascii")
     temporary = folder / "tmp"
     temporary.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("SHARP_", "COG_", "MALLOC_"))
     }
@@ -180,6 +176,12 @@ class Outside:
     files: dict[str, bytes] = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
     webhooks: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
+
+    def offer(self, content: bytes) -> str:
+        """Offers a file; returns its address, the same one for the same content."""
+        path = f"/{hashlib.sha256(content).hexdigest()}"
+        self.files[path] = content
+        return f"{self.url}{path}"
 
     def next_webhook(self) -> dict[str, Any]:
         return self.webhooks.get(timeout=ANSWER_SECONDS)

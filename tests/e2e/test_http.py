@@ -148,6 +148,14 @@ def test_a_url_in_place_of_a_file(service: Service, site: Site) -> None:
     assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
 
 
+def test_a_picture_by_url_and_its_depth_map_as_a_file(service: Service, site: Site) -> None:
+    form = {"image_url": site.url("/a.jpg", says(ROOM)), "max_gaussians": "100"}
+    answer = requests.post(f"{service.url}/predict/spz", data=form, files={"depth": DEPTH}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.content == post(service, "/predict/spz", max_gaussians=100).content
+    assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
+
+
 def test_what_a_phone_takes(service: Service) -> None:
     """HEIC, as an iPhone writes it."""
     file = io.BytesIO()
@@ -242,11 +250,14 @@ def test_metrics_count_by_outcome(lift: SharpPipeline) -> None:
     with serving(lambda: lift) as fresh:
         post(fresh, "/predict/splat", max_gaussians=10)
         post(fresh, "/predict/splat", {"file": b"text"})
+        no_form = {"Content-Type": "multipart/form-data; boundary=x"}
+        requests.post(f"{fresh.url}/predict/splat", data=b"--y\r\n{}", headers=no_form, timeout=10)
         answer = requests.get(f"{fresh.url}/metrics", timeout=10)
     assert answer.headers["Content-Type"].startswith("text/plain")
     lines = answer.text.splitlines()
     assert 'sharp_requests_total{door="http",outcome="ok"} 1.0' in lines
     assert 'sharp_requests_total{door="http",outcome="invalid_image"} 1.0' in lines
+    assert 'sharp_requests_total{door="http",outcome="invalid_input"} 1.0' in lines
     assert 'sharp_stage_seconds_count{stage="network"} 1.0' in lines
     assert "sharp_queue_requests 0.0" in lines
     assert "sharp_ready 1.0" in lines
@@ -321,6 +332,21 @@ def test_who_hangs_up_leaves_the_queue() -> None:
         assert first.result().status_code == 200
         assert pipeline.predicted == [5]
         assert 'outcome="hung_up"} 1.0' in requests.get(f"{busy.url}/metrics", timeout=10).text
+
+
+def test_who_hangs_up_before_the_upload_ends_counts_as_hung_up(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Gated) as service:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as sock:
+            sock.sendall(
+                b"POST /predict/splat HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                b'Content-Length: 1000\r\n\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            )
+        counted, deadline = "", time.monotonic() + 10
+        while "sharp_requests_total{" not in counted and time.monotonic() < deadline:
+            counted = requests.get(f"{service.url}/metrics", timeout=10).text
+    assert 'sharp_requests_total{door="http",outcome="hung_up"} 1.0' in counted
+    assert "internal_error" not in counted
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_request_has_a_deadline() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from sharp_cog.atomic import open_atomically, sweep
 from sharp_cog.scratch import ScratchFolder
 from tests.faults.disks import tree

@@ -1,6 +1,10 @@
 """Settings: what the environment says, what it may not say."""
 
 import dataclasses
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,3 +224,31 @@ def test_what_would_fail_later_is_refused_when_it_is_read(variable: str, text: s
         read.from_environment({variable: text})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+@pytest.mark.parametrize(
+    ("environment", "has_one"), [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False)], ids=["own", "given"]
+)
+def test_threads_share_one_arena_unless_the_environment_says_otherwise(
+    environment: dict[str, str], has_one: bool
+) -> None:
+    program = """\
+import ctypes, threading
+from sharp_cog.serving.settings import use_one_arena
+use_one_arena()
+libc, barrier = ctypes.CDLL(None), threading.Barrier(4)
+libc.malloc.restype = ctypes.c_void_p
+def work():
+    barrier.wait()
+    assert libc.malloc(ctypes.c_size_t(100_000))
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_stats()
+"""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, check=True).stderr
+    assert (told.count("Arena ") == 1) == has_one, told

@@ -131,3 +131,16 @@ def test_gsplat_renders_the_same_on_cuda(seed: int) -> None:
     same_picture, same_depth_m = render(on_cuda, view)
     assert np.abs(picture.astype(int) - same_picture).max() <= 4
     assert np.median(np.abs(depth_m - same_depth_m)) < 1e-3
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    """Its results depend on it, and a film must not change, by a bit, the splat of the next request."""
+    before = torch.get_num_threads()
+    gaussians = scene(10, seed=0)
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            rasterize(gaussians, View(width=32, height=32, focal_length_px=32.0))
+            assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)

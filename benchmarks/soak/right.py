@@ -1,0 +1,75 @@
+"""The right answers: what a pipeline in this process writes for the same bytes and options."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.soak.mix import ARRAYS, Request
+from sharp_cog import formats
+from sharp_cog.errors import NotInstalledError
+from sharp_cog.options import PredictOptions
+from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.serving import answers
+from sharp_cog.serving.settings import Settings
+
+_WRITERS = {"json": answers.write_json, "npz": answers.write_npz}
+assert set(_WRITERS) == set(ARRAYS)
+
+
+def digest_of(output: str, content: bytes) -> str:
+    """A hash of all that is the same in every right answer: of everything, but for timings and what a zip dates.
+
+    Args:
+        output: As `Request.output`.
+        content: The answer.
+    """
+    if output not in ARRAYS:
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    if output == "json":
+        parts = {name: json.dumps(values).encode() for name, values in json.loads(content).items()}
+        about = parts.pop("metadata")
+    else:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        about = parts.pop("metadata.json")
+    metadata = json.loads(about)
+    del metadata["timings"]
+    for name, part in [*parts.items(), ("metadata", json.dumps(metadata).encode())]:
+        digest.update(f"{name} {len(part)} ".encode() + part)
+    return digest.hexdigest()
+
+
+def missing_formats() -> list[str]:
+    """Formats for which something is not installed: the viewer of pages comes by npm."""
+    missing = []
+    for name in formats.FORMATS:
+        try:
+            formats.check(PredictOptions(output_format=name))
+        except NotInstalledError:
+            missing.append(name)
+    return missing
+
+
+def right_answers(good: Iterable[Request]) -> dict[int, str]:
+    """The digest of the right answer to each good request, by its place."""
+    pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, request in enumerate(good):
+            path = Path(folder) / "right"
+            assert isinstance(request.image, bytes)
+            named = {**request.options, "output_format": "ply" if request.output in ARRAYS else request.output}
+            prediction = pipeline(request.image, PredictOptions.from_mapping(named), depth_bytes=request.depth)
+            if request.output in ARRAYS:
+                _WRITERS[request.output](path, prediction)
+            else:
+                prediction.write(path)
+            found[number] = digest_of(request.output, path.read_bytes())
+    return found

@@ -1,0 +1,92 @@
+"""`sharp-cog serve --http` as a person starts it: a process of its own, and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from tests.e2e.processes import free_port
+
+READY_SECONDS = 120.0
+
+
+@dataclass(kw_only=True)
+class HttpServer:
+    """A server that the command has started.
+
+    Attributes:
+        url: Where it listens.
+        process: The server.
+        log_path: What it has printed.
+        temporary: The folder that takes all its temporary files.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    temporary: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_until_ready(self) -> None:
+        """Waits for its health.
+
+        Raises:
+            RuntimeError: It ended, its model cannot be loaded, or it took too long; the message holds its log.
+        """
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server exited with {self.process.returncode}:\n{self.log()}")
+            with contextlib.suppress(requests.ConnectionError):
+                health = requests.get(f"{self.url}/health", timeout=10)
+                if health.status_code == 200:
+                    return
+                if health.json()["status"] == "failed":
+                    raise RuntimeError(f"the model cannot be loaded:\n{self.log()}")
+            time.sleep(0.05)
+        raise RuntimeError(f"the server was not ready after {READY_SECONDS:.0f} s:\n{self.log()}")
+
+
+@contextlib.contextmanager
+def started_http_server(folder: Path, *flags: str, **environment: str) -> Iterator[HttpServer]:
+    """Starts the command and does not wait for it; kills it at the end.
+
+    Args:
+        folder: A folder for the log and all temporary files.
+        flags: Of `sharp-cog serve --http`.
+        environment: More environment variables.
+    """
+    port = free_port()
+    temporary, log_path = folder / "tmp", folder / "server.log"
+    temporary.mkdir(parents=True)
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sharp_cog", "serve", "--http", "--port", str(port), *flags],
+            env={**os.environ, "TMPDIR": str(temporary), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # A Ctrl-C on the terminal is not for it.
+            # A shell's background job ignores Ctrl-C, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    try:
+        yield HttpServer(url=f"http://127.0.0.1:{port}", process=process, log_path=log_path, temporary=temporary)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
