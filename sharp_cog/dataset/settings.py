@@ -39,10 +39,6 @@ def _setting(variable: str, default: Any, help_text: str, **rest: Any) -> Any:
     )
 
 
-_BOOLS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
-_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple[str, ...]": "A,B"}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSettings:
     """Settings of a run. Each field's metadata holds its variable and what it means.
