@@ -47,7 +47,8 @@ def require_writable(gaussians: Gaussians) -> None:
 
 
 def _lengths(gaussians: Gaussians) -> Tensor:
-    return torch.linalg.vector_norm(gaussians.quaternions_wxyz, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(gaussians.quaternions_wxyz, dim=1)
+    return lengths
 
 
 def _find(gaussians: Gaussians) -> None:

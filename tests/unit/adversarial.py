@@ -93,8 +93,8 @@ def ndc_gaussians(draw: st.DrawFn) -> NDCGaussians:
     num = draw(st.sampled_from(COUNTS))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     length = draw(st.sampled_from([0.0, 1e-45, 1e-30, 1e-3, 1.0, 1e6, 1e30]))
-    ranges = ([-3, 0], [-30, 30], [-12, 3])
-    exponents = rng.uniform(*ranges[draw(st.integers(0, 2))], (num, 3))
+    low, high = draw(st.sampled_from([(-3.0, 0.0), (-30.0, 30.0), (-12.0, 3.0)]))
+    exponents = rng.uniform(low, high, (num, 3))
     return NDCGaussians(
         means=_tensor(rng.normal(0, 3, (1, num, 3))),
         scales=_tensor(np.where(rng.random((1, num, 3)) < 0.1, 0.0, 10.0 ** exponents[None])),

@@ -49,10 +49,8 @@ def written(case: str, splat: Gaussians) -> bytes:
     option = options(case)
     format_ = formats.FORMATS[option.output_format]
     scene, frame = formats.placed(splat, option, default_axes=format_.axes)
-    more: dict[str, Any] = {"spz": {"version": option.spz_version}, "html": {"viewer_dir": _viewer()}}.get(
-        option.output_format, {}
-    )
-    format_.write(file, scene, CAMERA, frame, **more)
+    more: dict[str, dict[str, Any]] = {"spz": {"version": option.spz_version}, "html": {"viewer_dir": _viewer()}}
+    format_.write(file, scene, CAMERA, frame, **more.get(option.output_format, {}))
     return file.getvalue()
 
 
@@ -126,7 +124,8 @@ def _distances(seen: Floats, splat: Gaussians, case: str) -> Floats:
         **dict.fromkeys(("sog", "html"), 0.5 * np.ptp(means, axis=0) / 65535 + 3e-7 * np.abs(means).max(axis=0)),
         **dict.fromkeys(("spz", "spz4"), 0.5 / 2.0 ** _spz_fraction_bits(means)),
     }
-    return _differences(seen, means) / (1.001 * half_steps.get(case, 0.0) + _LEAST_LENGTH)
+    shares: Floats = _differences(seen, means) / (1.001 * half_steps.get(case, 0.0) + _LEAST_LENGTH)
+    return shares
 
 
 def _spz_fraction_bits(means: Floats) -> int:

@@ -19,6 +19,7 @@ from sharp_cog.camera import Camera
 from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import OutputError, PredictionError
 from sharp_cog.formats.limits import MAX_LENGTH_M
+from sharp_cog.formats.splat import read_splat
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.options import PredictOptions
 from sharp_cog.prediction import Prediction
@@ -94,7 +95,7 @@ def test_what_our_readers_read_can_be_written_again_and_stays(case: str, splat: 
 def read(case: str, content: bytes) -> Gaussians:
     """By the reader alone where the format has no mark."""
     if case == "splat":
-        return formats.read_splat(content).gaussians
+        return read_splat(content).gaussians
     return formats.read(content).gaussians
 
 
@@ -118,7 +119,7 @@ def test_what_is_no_gaussian_is_named_and_not_written(case: str, data: st.DataOb
     row = data.draw(st.integers(0, len(values) - 1))
     if fault == "not unit":
         values[row] = torch.tensor([0.5, 0.5, -0.5, 0.5])
-    values[row].view(-1)[-1:] = torch.from_numpy(np.float32([data.draw(st.sampled_from(BROKEN[fault]))]))
+    values[row].view(-1)[-1:] = torch.from_numpy(np.array([data.draw(st.sampled_from(BROKEN[fault]))], np.float32))
     splat = replace(splat, **{field: values})
     message = rf"1 of {len(splat)} Gaussians .*{fault}" + (f", in {field}:" if fault == "not finite" else "")
     with pytest.raises(PredictionError, match=message):
