@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import pytest
 import requests
 import torch
-from torch import Tensor
 
 import predict
 from sharp_cog.errors import PredictionError
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.config import IMAGE_SIZE
-from sharp_cog.network.given_depth import DepthUse
-from sharp_cog.network.sharp import Encoding, Sharp
 from sharp_cog.options import OutputOptions, PredictOptions
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Prediction
@@ -31,6 +25,7 @@ from sharp_cog.serving import modal_app, openapi
 from sharp_cog.serving.inputs import ALIASES
 from sharp_cog.serving.runpod import IMAGE_NAMES, create_handler
 from sharp_cog.serving.settings import ServiceSettings, Settings
+from tests.contract.stand_in import seen
 from tests.contract.test_doors import Doors, Reached, Request, npy, opened, png
 from tests.service import serving
 from tests.unit.test_fetch import Site, says
@@ -64,26 +59,6 @@ PREDICTED: dict[str, Row] = {
 KEPT: dict[str, Row] = {"save_internal_depth": ({}, True)}
 """Of what else is given: SHARP's own depth."""
 OPTIONS = {**WRITTEN, **PREDICTED, **KEPT}
-
-
-def seen(
-    image: Tensor, factor: Tensor, depth: Tensor | None, use: DepthUse, on_monodepth: Callable[[Tensor], None] | None
-) -> NDCGaussians:
-    """SHARP but for its weights: its own handling of a depth map, on a slope; one Gaussian for 64 x 64 pixels."""
-    disparity = torch.linspace(0.2, 0.6, IMAGE_SIZE).expand(1, 2, IMAGE_SIZE, IMAGE_SIZE)
-    disparity = disparity * torch.tensor([1.0, 0.8]).view(1, 2, 1, 1)
-    network = cast(Sharp, SimpleNamespace(depth_alignment=lambda own, given: (given / own).mean()))
-    encoding = Encoding(disparity=disparity, decoded=image)
-    z = Sharp.depth(network, encoding, factor, depth, use, on_monodepth)[:, :, ::64, ::64].flatten()
-    place = torch.linspace(-1, 1, len(z))
-    turn = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(1, len(z), 4)
-    return NDCGaussians(
-        means=torch.stack([place * z, place.flip(0) * z, z], dim=1).unsqueeze(0),
-        scales=(0.01 * z).view(1, -1, 1).expand(1, -1, 3),
-        quaternions_wxyz=turn,
-        colors_linear=torch.full((1, len(z), 3), 0.5),
-        opacities=torch.linspace(0, 1, len(z)).unsqueeze(0),
-    )
 
 
 @pytest.fixture(scope="module")
