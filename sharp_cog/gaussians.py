@@ -58,15 +58,18 @@ class NDCGaussians:
 class Gaussians:
     """Metric Gaussians of one scene, OpenCV axes (x right, y down, z forward): what writers accept.
 
+    Writers refuse what is not finite or not unit, and write the nearest value that is in range of what is beyond it:
+    `sharp_cog.formats.ply.vertex_block`.
+
     Attributes:
-        means: (N, 3), metres.
+        means: (N, 3), metres; all fields are float32.
         scales: (N, 3), standard deviations along the principal axes, metres, positive.
         quaternions_wxyz: (N, 4), unit, real part first, w >= 0; rotates the principal axes into the scene.
         colors_linear: (N, 3), linear RGB in [0, 1].
         opacities: (N,), in [0, 1].
 
     Raises:
-        ValueError: The shapes do not agree.
+        ValueError: The shapes do not agree, or a field is not float32.
     """
 
     means: torch.Tensor
@@ -77,6 +80,11 @@ class Gaussians:
 
     def __post_init__(self) -> None:
         _check_shapes(self, num_leading=1)
+        # Half precision has no logit of an opacity near 1, and doubles would be rounded where nobody sees it.
+        for field in fields(self):
+            dtype = str(getattr(self, field.name).dtype)
+            if dtype != "torch.float32":
+                raise ValueError(f"{field.name} is {dtype}, Gaussians are torch.float32: convert it with .float()")
 
     def __len__(self) -> int:
         return int(self.means.shape[0])

@@ -115,14 +115,15 @@ def _command(commands: Commands, name: str, *, help_text: str, example: str) -> 
     return command
 
 
-def _add_model_settings(command: argparse.ArgumentParser) -> None:
+def _add_model_settings(command: argparse.ArgumentParser, *, has_precision: bool = True) -> None:
     command.add_argument("--checkpoint", metavar="FILE", help="checkpoint file (else it is found or downloaded)")
     command.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
-    command.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="what SHARP computes in (default: auto, half where the device can)",
-    )
+    if has_precision:
+        command.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            help="what SHARP computes in (default: auto, half where the device can)",
+        )
 
 
 def _add_focal_length(command: argparse.ArgumentParser) -> None:
@@ -333,7 +334,7 @@ def _add_verify(commands: Commands) -> None:
     command.add_argument(
         "--tolerance", type=float, default=1e-3, metavar="E", help="largest relative difference (default: 0.001)"
     )
-    _add_model_settings(command)
+    _add_model_settings(command, has_precision=False)  # Apple's is in float32, and ours is compared in it.
 
 
 def _add_serve(commands: Commands) -> None:

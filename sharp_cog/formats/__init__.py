@@ -14,6 +14,7 @@ from sharp_cog.errors import OptionError, SplatError
 from sharp_cog.formats.compressed_ply import read_compressed_ply, write_compressed_ply
 from sharp_cog.formats.glb import write_glb
 from sharp_cog.formats.html import require_viewer, write_html
+from sharp_cog.formats.limits import MAX_LENGTH_M
 from sharp_cog.formats.ply import vertex_block, write_apple_ply, write_ply
 from sharp_cog.formats.read_ply import read_ply
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
@@ -238,6 +239,8 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
         gaussians = arrange.turn_about_x(gaussians)
     if not gaussians.means.isfinite().all():
         raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond what a float holds: it is broken")
+    if len(gaussians) and (farthest := gaussians.means.abs().max().item()) > MAX_LENGTH_M:
+        raise SplatError(f"a Gaussian is {farthest:.3g} m away, a splat ends at {MAX_LENGTH_M:g} m: it is broken")
     return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME)
 
 

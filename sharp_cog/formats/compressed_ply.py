@@ -57,7 +57,7 @@ _SPREAD = (
 )
 """Shifts and masks that leave two zeros between neighbouring bits (Morton, 1966; the masks follow from the shifts)."""
 
-_TINY, _HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_TINY = torch.finfo(torch.float32).tiny
 _PART = 1 << 15
 """Gaussians at a time, whole chunks: few enough for the caches."""
 
@@ -68,7 +68,8 @@ def write_compressed_ply(
     """Writes the splat in Morton order, so that a chunk's Gaussians are neighbours; comments hold the camera.
 
     Positions and logarithms of scales are exact to half of 1 / 2047 (y: 1 / 1023) of what their chunk spans, colours
-    to half of 1 / 255 of it, opacities to half of 1 / 255, components of quaternions to 0.0007.
+    to half of 1 / 255 of it, opacities to half of 1 / 255, components of quaternions to 0.0007. Scales below e^-20 m
+    and above e^20 m become these.
 
     Args:
         file: Where to.
@@ -120,7 +121,7 @@ def _morton_order(means: Tensor) -> Tensor:
     if not len(means):
         return torch.empty(0, dtype=torch.int64)
     low, high = means.amin(dim=0), means.amax(dim=0)
-    extent = (high - low).clamp_(_TINY, _HUGE)
+    extent = (high - low).clamp_(min=_TINY)
     codes = torch.empty(len(means), dtype=torch.int64)
     for start in range(0, len(means), _PART):
         part = slice(start, start + _PART)
@@ -143,8 +144,8 @@ def _within_chunks(columns: Tensor) -> tuple[Tensor, Tensor]:
     """
     chunked = columns.view(3, -1, CHUNK_SIZE)
     low, high = chunked.aminmax(dim=2, keepdim=True)
-    # What spans more than a float holds stays finite, and what spans nothing is not divided by it.
-    unit = (chunked - low).div_((high - low).clamp_(_TINY, _HUGE)).clamp_(0.0, 1.0)
+    # What spans nothing is not divided by it.
+    unit = (chunked - low).div_((high - low).clamp_(min=_TINY)).clamp_(0.0, 1.0)
     return unit.view(3, -1), torch.cat([low, high]).squeeze(2).t()
 
 

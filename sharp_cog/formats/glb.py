@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 import sharp_cog
 from sharp_cog.camera import Camera
 from sharp_cog.errors import OutputError
-from sharp_cog.formats.ply import MIN_SCALE_M, vertex_block
+from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
+from sharp_cog.formats.ply import vertex_block
 from sharp_cog.formats.scene import Frame
 from sharp_cog.gaussians import Gaussians
 
@@ -71,7 +72,7 @@ def _views(block: NDArray[np.float32], gaussians: Gaussians) -> dict[str, NDArra
     opacities = gaussians.opacities.cpu().unsqueeze(-1).numpy()
     # Outside of splats, glTF's colours are linear.
     rgba = np.concatenate([linear, opacities], axis=1).clip(0.0, 1.0) * np.float32(255.0)
-    scales = gaussians.scales.cpu().clamp(min=MIN_SCALE_M).numpy()
+    scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M).numpy()
     views: dict[str, NDArray[Any]] = {
         "POSITION": block[:, 0:3],
         "COLOR_0": np.rint(rgba).astype(np.uint8),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sharp_cog.camera import Camera
 from sharp_cog.color import linear_to_srgb
-from sharp_cog.errors import PredictionError
+from sharp_cog.formats.limits import MAX_LENGTH_M, MAX_OPACITY, MIN_OPACITY, MIN_SCALE_M, require_writable
 from sharp_cog.formats.ply_file import comments
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
 from sharp_cog.gaussians import Gaussians
@@ -29,11 +29,6 @@ PROPERTIES = (
 
 SH_C0 = math.sqrt(1.0 / (4.0 * math.pi))
 """The spherical harmonic of degree 0."""
-
-MIN_OPACITY = torch.finfo(torch.float32).tiny
-MAX_OPACITY = 1.0 - torch.finfo(torch.float32).eps / 2
-"""The largest float32 below 1; its logit is 16.6."""
-MIN_SCALE_M = torch.finfo(torch.float32).tiny
 
 MAX_DISPARITY_PER_M = 1e6
 """Where Apple's disparity quantiles stop, so that a Gaussian in the camera's centre does not make them infinite."""
@@ -54,18 +49,15 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
     Returns:
         (N, 14) float32, contiguous, in the order of `PROPERTIES`: position in metres, degree-0 spherical harmonics of
         the sRGB colour, logit of the opacity, natural logarithm of the scales in metres, unit quaternion w x y z.
-        Opacities of 0 and 1 and scales of 0 are moved to the nearest value whose logit or logarithm is finite.
+        What is out of range becomes the nearest value that is not: colours in [0, 1], opacities from `MIN_OPACITY` to
+        `MAX_OPACITY` and scales from `MIN_SCALE_M` to `MAX_LENGTH_M`, so that logits and logarithms are finite.
 
     Raises:
-        PredictionError: A value is not finite, or too large for the file.
+        PredictionError: As `sharp_cog.formats.limits.require_writable`.
     """
+    require_writable(gaussians)
     fused = fused_for(gaussians.means.device)
     block = _vertex_rows(gaussians) if fused is None else fused.vertex_rows(*_fields(gaussians))
-    # A sum sees every NaN and infinity, and is told from the device once; only then it is worth looking for them.
-    # The block alone does not show infinite opacities and scales, which have been clamped.
-    total = block.sum() + gaussians.opacities.sum() + gaussians.scales.sum()
-    if not math.isfinite(total.item()):
-        _check_finite(block, gaussians)
     return _to_host(block)
 
 
@@ -87,9 +79,9 @@ def _vertex_rows(gaussians: Gaussians) -> Tensor:
         part = slice(start, start + _CHUNK)
         rows = block[part]
         rows[:, 0:3] = gaussians.means[part]
-        rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part]).sub_(0.5).div_(SH_C0)
+        rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part].clamp(0.0, 1.0)).sub_(0.5).div_(SH_C0)
         rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
-        rows[:, 7:10] = gaussians.scales[part].clamp(min=MIN_SCALE_M).log_()
+        rows[:, 7:10] = gaussians.scales[part].clamp(MIN_SCALE_M, MAX_LENGTH_M).log_()
         rows[:, 10:14] = gaussians.quaternions_wxyz[part]
     return block
 
@@ -102,19 +94,6 @@ def _to_host(block: Tensor) -> NDArray[np.float32]:
     host.copy_(block, non_blocking=True)
     torch.cuda.current_stream(block.device).synchronize()
     return host.numpy()
-
-
-def _check_finite(block: Tensor, gaussians: Gaussians) -> None:
-    bad = ~block.isfinite()
-    bad[:, 6] |= ~gaussians.opacities.isfinite()
-    bad[:, 7:10] |= ~gaussians.scales.isfinite()
-    if not bad.any():  # The sum of finite values was too large.
-        return
-    names = [name for name, is_bad in zip(PROPERTIES, bad.any(dim=0).tolist(), strict=True) if is_bad]
-    raise PredictionError(
-        f"{int(bad.any(dim=1).sum())} of {len(block)} Gaussians are not finite, in {', '.join(names)}: nothing was "
-        "written; this is a fault of the model or the device, not of the picture"
-    )
 
 
 def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:

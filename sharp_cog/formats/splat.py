@@ -15,7 +15,8 @@ import torch
 from sharp_cog.camera import Camera
 from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import SplatError
-from sharp_cog.formats.ply import MIN_SCALE_M, SH_C0, vertex_block
+from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
+from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.gaussians import Gaussians
 
@@ -40,7 +41,7 @@ def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fra
     """
     del camera, frame
     block = torch.from_numpy(vertex_block(gaussians))
-    scales = gaussians.scales.cpu().clamp(min=MIN_SCALE_M)
+    scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M)
     opacities = gaussians.opacities.cpu()
     # By the logarithm: the product of three small scales would underflow.
     importance = block[:, 7:10].sum(dim=1).add_(opacities.clamp(min=MIN_SCALE_M).log())

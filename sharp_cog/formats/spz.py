@@ -61,8 +61,8 @@ def write_spz(
 ) -> None:
     """Writes a .spz; it has no place for the camera and the frame.
 
-    Positions are exact to 0.12 mm up to 2 km, and to fewer bits beyond; logarithms of scales to 1 / 32, and between
-    e^-10 and e^5.9 m; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007.
+    Positions are exact to 0.12 mm up to 2 km, and to fewer bits beyond; logarithms of scales to 1 / 32, and what is
+    beyond e^-10 m or e^5.9 m becomes these; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007.
 
     Args:
         file: Where to.

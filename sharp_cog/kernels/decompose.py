@@ -24,6 +24,7 @@ _CPU_CHUNK = 1 << 17
 """Gaussians at a time on a CPU: few enough for the caches, many enough that torch's calls and its threads' waiting for
 each other do not count; measured from 8,192 on, idle and beside busy processes."""
 _TINY, _LEAST_SQUARE = 1e-30, 1e-37
+_SMALL = 2.0**-64
 _GRID = 1024.0
 """Steps per unit of the grid on which products of quaternion components are exact, see `_stretched_axes`."""
 
@@ -70,8 +71,10 @@ def _stretched_axes(
     """
     whole = [component.contiguous() for component in quaternions_wxyz.unbind(-1)]
     largest = _largest(whole)
-    unit = _power_of_two(largest)
-    whole = [component / unit for component in whole]
+    # Subnormal numbers have no power of two of their own: up to where they are normal first.
+    lift = torch.where(largest < _SMALL, 1.0 / _SMALL, 1.0)
+    unit = _power_of_two(largest * lift)
+    whole = [component * lift / unit for component in whole]
     whole[0] += largest == 0  # The identity.
     coarse = [(component * _GRID).round_().div_(_GRID) for component in whole]
     fine = [component - part for component, part in zip(whole, coarse, strict=True)]

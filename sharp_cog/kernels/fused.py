@@ -20,7 +20,9 @@ _NUM_SWEEPS = tl.constexpr(4)
 _GRID = tl.constexpr(1024.0)
 _TINY = tl.constexpr(1e-30)
 _LEAST_SQUARE = tl.constexpr(1e-37)
+_SMALL = tl.constexpr(2.0**-64)
 _SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+_LARGEST_LENGTH = tl.constexpr(1e38)
 _LARGEST_BELOW_1 = tl.constexpr(1.0 - 2.0**-24)
 _SH_C0 = tl.constexpr(0.28209479177387814)
 _NUM_PROPERTIES = tl.constexpr(14)
@@ -170,9 +172,10 @@ def _unproject(
     y = tl.load(quaternion + 2 * quaternions_column, mask=inside, other=0.0)
     z = tl.load(quaternion + 3 * quaternions_column, mask=inside, other=0.0)
     largest = tl.maximum(tl.maximum(tl.abs(w), tl.abs(x)), tl.maximum(tl.abs(y), tl.abs(z)))
-    _, inverse = _power_of_two(largest)
-    w = tl.where(largest == 0, 1.0, w * inverse)
-    x, y, z = x * inverse, y * inverse, z * inverse
+    lift = tl.where(largest < _SMALL, 1.0 / _SMALL, 1.0)
+    _, inverse = _power_of_two(largest * lift)
+    w = tl.where(largest == 0, 1.0, w * lift * inverse)
+    x, y, z = x * lift * inverse, y * lift * inverse, z * lift * inverse
     cw, fw = _halves(w)
     cx, fx = _halves(x)
     cy, fy = _halves(y)
@@ -264,8 +267,10 @@ def _unproject(
 @triton.jit
 def _harmonic(linear: Any) -> Any:
     """Linear light to the degree-0 spherical harmonic of its sRGB value."""
-    curve = 1.055 * tl.exp(tl.log(tl.maximum(linear, 0.0031308)) * (1.0 / 2.4)) - 0.055
     # NaN is on neither side of a comparison, and must come through.
+    linear = tl.where(linear < 0.0, 0.0, linear)
+    linear = tl.where(linear > 1.0, 1.0, linear)
+    curve = 1.055 * tl.exp(tl.log(tl.maximum(linear, 0.0031308)) * (1.0 / 2.4)) - 0.055
     return (tl.where(linear > 0.0031308, curve, linear * 12.92) - 0.5) * (1.0 / _SH_C0)
 
 
@@ -299,7 +304,8 @@ def _vertex_rows(
         tl.store(row + 3 + axis, _harmonic(color), mask=inside)
         scale = tl.load(scales + index * scales_row + axis * scales_column, mask=inside, other=1.0)
         # Not tl.maximum, which would hide NaN.
-        tl.store(row + 7 + axis, tl.log(tl.where(scale < _SMALLEST_NORMAL, _SMALLEST_NORMAL, scale)), mask=inside)
+        scale = tl.where(scale < _SMALLEST_NORMAL, _SMALLEST_NORMAL, scale)
+        tl.store(row + 7 + axis, tl.log(tl.where(scale > _LARGEST_LENGTH, _LARGEST_LENGTH, scale)), mask=inside)
     opacity = tl.load(opacities + index * opacities_row, mask=inside, other=0.5)
     opacity = tl.where(opacity < _SMALLEST_NORMAL, _SMALLEST_NORMAL, opacity)
     opacity = tl.where(opacity > _LARGEST_BELOW_1, _LARGEST_BELOW_1, opacity)

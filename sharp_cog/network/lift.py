@@ -32,12 +32,13 @@ class Lift(nn.Module):
             disparity_factor: (B,); not needed, since the depth is metric.
             depth: (B, 1, 1536, 1536), metres, known everywhere; serves both layers, as a ratio of 1.
             use: As for `Sharp`; without depth of its own this model cannot align or fit.
-            on_monodepth: Not called: there is no such depth.
+            on_monodepth: None: there is no such depth.
 
         Raises:
-            DepthError: There is no depth map, or it is to be brought to SHARP's own.
+            DepthError: There is no depth map, or it is to be brought to SHARP's own, or that is asked for.
         """
-        del on_monodepth
+        if on_monodepth is not None:
+            raise DepthError("save_internal_depth is given, but the model 'lift' has no own depth: leave it out")
         if depth is None:
             raise DepthError("the model 'lift' needs a depth map: give one (--depth FILE), or choose the model 'sharp'")
         if use.mode == "align":

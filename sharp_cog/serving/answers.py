@@ -21,10 +21,10 @@ from sharp_cog.errors import (
     DeadlineError,
     InputError,
     NotInstalledError,
-    PredictionError,
     RequestTooLargeError,
     SharpError,
 )
+from sharp_cog.formats.limits import MAX_LENGTH_M, require_writable
 from sharp_cog.prediction import Prediction
 from sharp_cog.redact import redact, trace
 
@@ -59,21 +59,19 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
         `opacities` (N, 1) in 0 to 1, `colors` (N, 3) sRGB in 0 to 1; `internal_depth_m` where the options ask for it.
 
     Raises:
-        PredictionError: A value is not finite, or the device ran out of memory, or failed.
+        PredictionError: As `sharp_cog.formats.limits.require_writable`, or the device ran out of memory, or failed.
     """
     with translated(prediction.gaussians.means.device):
         placed, _ = formats.placed(prediction.gaussians, prediction.options, default_axes="opencv")
+        require_writable(placed)
         tensors = {
             "positions": placed.means,
-            "scales": placed.scales,
+            "scales": placed.scales.clamp(0.0, MAX_LENGTH_M),
             "rotations": placed.quaternions_wxyz,
-            "opacities": placed.opacities.unsqueeze(-1),
-            "colors": linear_to_srgb(placed.colors_linear),
+            "opacities": placed.opacities.unsqueeze(-1).clamp(0.0, 1.0),
+            "colors": linear_to_srgb(placed.colors_linear.clamp(0.0, 1.0)),
         }
-        found = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
-    for name, values in found.items():
-        if not np.isfinite(values).all():
-            raise PredictionError(f"{name} are not all finite: a fault of the model or the device, not of the picture")
+        found = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     if prediction.internal_depth_m is not None:
         found["internal_depth_m"] = prediction.internal_depth_m
     return found

@@ -18,7 +18,7 @@ from typing import Any
 import modal
 
 from sharp_cog import weights
-from sharp_cog.errors import InputError, SharpError
+from sharp_cog.errors import InputError, OptionError, SharpError
 from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Prediction
@@ -81,6 +81,8 @@ class Sharp:
         Args and errors are those of `predict`.
         """
         try:
+            if options.get("save_internal_depth"):
+                raise OptionError("save_internal_depth is given, but a splat has no place for it: call predict")
             prediction = self._predict(image_bytes, {"f_px": f_px, **options})
             with ScratchFolder() as folder:
                 suffix = FORMATS[prediction.options.output_format].suffix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gsply
@@ -304,6 +304,32 @@ def test_scenes_of_any_size_are_written(case: str, tmp_path: Path) -> None:
         expected = np.sort(gaussians.means[:, 0].double().numpy())
         error = np.abs(decoded.means[order][:, 0] - expected).max()
         assert error <= max(extent * 1e-3, 0.5 / 4096)
+
+
+def test_gaussians_are_float32() -> None:
+    gaussians = random_gaussians(3)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(ValueError, match=rf"scales is {dtype}, .*convert it with \.float\(\)"):
+            replace(gaussians, scales=gaussians.scales.to(dtype))
+
+
+def test_a_splat_that_reaches_beyond_what_is_written_is_refused(tmp_path: Path) -> None:
+    gaussians = random_gaussians(5)
+    gaussians.means[3, 1] = 12345.0
+    content = write("ply", gaussians, tmp_path).replace(np.float32(12345).tobytes(), np.float32(-3.4e38).tobytes())
+    with pytest.raises(SplatError, match=r"3\.4e\+38 m away, a splat ends at 1e\+38 m"):
+        read(content)
+
+
+def test_sog_keeps_apart_the_few_scales_that_are_far_out(tmp_path: Path) -> None:
+    """However many are alike: a sky of 400 m among grains, and one speck."""
+    gaussians = random_gaussians(60_000)
+    gaussians.scales.copy_(torch.rand(60_000, 3) * 0.02 + 0.001)
+    gaussians.scales[:3] = torch.tensor([[400.0, 30.0, 5.0], [120.0, 60.0, 9.0], [1e-8, 1e-7, 1e-6]])
+    seen = decode("sog", write("sog", gaussians, tmp_path)).scales
+    errors = np.abs(np.log(seen) - np.log(gaussians.scales.double().numpy()))
+    assert errors.max() < np.log(400 / 1e-8) / 62
+    assert np.median(errors) < 0.02
 
 
 def test_spz_ends_where_24_bits_do(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_no_input_in_range_becomes_infinite(values: np.ndarray, mean: float) -> 
     gaussians = Gaussians(
         means=table[:, 0:3] * mean,
         scales=table[:, 3:6],
-        quaternions_wxyz=table[:, 6:10],
+        quaternions_wxyz=torch.nn.functional.normalize(table[:, 6:10] + torch.tensor([0.5, 0.0, 0.0, 0.0]), dim=1),
         colors_linear=table[:, 10:13],
         opacities=table[:, 13],
     )
@@ -214,10 +214,12 @@ def test_apples_linear_colours_are_read_as_linear(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [1e-37, 1e-20, 1e20, 1e37])
 def test_quaternions_of_any_length_are_read_as_unit(tmp_path: Path, length: float) -> None:
     gaussians = random_gaussians(64)
-    expected = gaussians.quaternions_wxyz.clone()
-    gaussians.quaternions_wxyz.mul_(length)
-    back = read(formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions())).gaussians
-    torch.testing.assert_close(back.quaternions_wxyz, expected, rtol=0, atol=1e-5)
+    content = formats.write(tmp_path / "splat.ply", gaussians, CAMERA, OutputOptions()).read_bytes()
+    block = vertex_block(gaussians)
+    header = content.removesuffix(block.tobytes())
+    block[:, 10:14] *= np.float32(length)
+    back = read(header + block.tobytes()).gaussians
+    torch.testing.assert_close(back.quaternions_wxyz, gaussians.quaternions_wxyz, rtol=0, atol=1e-5)
 
 
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
@@ -256,31 +258,33 @@ def test_the_fused_kernel_lays_out_the_same_rows() -> None:
     colors, opacities, scales = gaussians.colors_linear.clone(), gaussians.opacities.clone(), gaussians.scales.clone()
     colors[:4] = torch.tensor([[0.0, 1.0, 0.0031308], [1e-6, 0.003, 0.0032], [0.5, 0.5, 0.5], [1.0, 0.0, 0.2]])
     opacities[:4] = torch.tensor([0.0, 1.0, 0.5, 1e-30])
+    colors[4:6] = torch.tensor([[-3e38, -0.1, 1.5], [3e38, -0.0, 1.0000001]])  # Out of range: the nearest in it.
+    opacities[4:6] = torch.tensor([-0.5, 1.5])
     scales[0] = 0
+    scales[4:6] = torch.tensor([[-1.0, 3.4e38, 1e38], [1e-45, 1.0, 2e38]])
     planar = gaussians.means.t().contiguous().t()  # As the network hands them over.
     fields = (planar, colors, opacities, scales, gaussians.quaternions_wxyz)
     rows = fused.vertex_rows(*(field.to(DEVICE) for field in fields)).cpu().double().numpy()
 
-    linear = colors.double().numpy()
+    linear = colors.double().numpy().clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
     opacity = np.clip(opacities.double().numpy(), 2.0**-126, 1 - 2.0**-24)
     np.testing.assert_array_equal(rows[:, 0:3], planar.double().numpy())
     np.testing.assert_allclose(rows[:, 3:6], (srgb - 0.5) * np.sqrt(4 * np.pi), rtol=0, atol=3e-6)
     np.testing.assert_allclose(rows[:, 6], np.log(opacity) - np.log1p(-opacity), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(rows[:, 7:10], np.log(np.maximum(scales.double().numpy(), 2.0**-126)), rtol=2e-6)
+    np.testing.assert_allclose(rows[:, 7:10], np.log(scales.double().numpy().clip(2.0**-126, 1e38)), rtol=2e-6)
     np.testing.assert_array_equal(rows[:, 10:14], gaussians.quaternions_wxyz.double().numpy())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("field", [0, 1, 3, 4])
-def test_the_fused_kernel_hides_nothing_that_is_not_finite(field: int, value: float) -> None:
+@pytest.mark.parametrize("field", range(5))
+def test_the_fused_kernel_hides_no_nan(field: int) -> None:
     gaussians = random_gaussians(10)
     fields = [
         *(gaussians.means, gaussians.colors_linear, gaussians.opacities),
         *(gaussians.scales, gaussians.quaternions_wxyz),
     ]
     fields[field] = fields[field].clone()
-    fields[field][7] = value
+    fields[field][7] = float("nan")
     rows = fused.vertex_rows(*(tensor.to(DEVICE) for tensor in fields)).cpu()
     assert not rows[7].isfinite().all()
     assert rows[:7].isfinite().all()

@@ -69,3 +69,8 @@ def test_a_batch_gives_what_its_pictures_give_alone(image: torch.Tensor) -> None
     second = Lift()(images[1:], torch.ones(1), depth_m[1:])
     torch.testing.assert_close(both.means[1:], second.means)
     torch.testing.assert_close(both.colors_linear[1:], second.colors_linear)
+
+
+def test_a_depth_of_its_own_is_refused_not_left_out() -> None:
+    with pytest.raises(DepthError, match="save_internal_depth is given, but the model 'lift' has no own depth"):
+        Lift()(torch.zeros(1, 3, 8, 8), torch.ones(1), torch.ones(1, 1, 8, 8), on_monodepth=print)
