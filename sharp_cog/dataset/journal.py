@@ -263,7 +263,9 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            raise OutputError(f"the journal {self._path} cannot be used: {error}: check the disk") from error
+            raise OutputError(
+                f"the journal {self._path} cannot be used: {plain(error, 200)}: check the disk"
+            ) from error
 
 
 def _marks(values: Collection[object]) -> str:

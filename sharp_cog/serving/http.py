@@ -89,6 +89,7 @@ def create_app(
         summary="One photograph in, one 3D Gaussian splat out, with Apple's SHARP model.",
         lifespan=lifespan,
         root_path=root,
+        redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=_refusal)
     for kind_of_error in (SharpError, Exception):
@@ -210,7 +211,8 @@ class _Service:
         finally:
             taken_s = time.monotonic() - start
             self._metrics.request(outcome, taken_s)
-            _LOG.info("%s %s: %s after %.2f s", request_id, request.url.path, outcome, taken_s)
+            # Not `request.url`, which fails for a query that is no UTF-8.
+            _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, taken_s)
         path, prediction = made
         self._metrics.stages(prediction.timings)
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}

@@ -242,7 +242,7 @@ def path_of(variable: str, text: str) -> Path:
         SettingError: There is nobody of the name behind `~`, or no path can be called so.
     """
     try:
-        path = Path(text).expanduser()
+        path = Path("" if "\0" in text else text).expanduser()
     except RuntimeError:
         raise SettingError(f"{variable} is {quoted(text)}, and nobody has that home: write the path out") from None
     if "\0" in text or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):

@@ -101,7 +101,7 @@ def judge(answer: Answer) -> None:
     Raises:
         InputError: The service has refused the request, as it should be told; with the answer's code.
     """
-    if answer.status in (200, 307):  # 307: to the path without a slash at its end.
+    if answer.status == 200:
         return
     told = json.loads(answer.body)
     assert told.keys() == {"error", "code"}, told

@@ -153,6 +153,13 @@ def test_a_charset_that_is_no_charset_of_forms_is_refused_before_it_is_used(char
     assert time.process_time() - begun < 2
 
 
+def test_a_query_that_is_no_text_is_no_fault_of_the_service() -> None:
+    body = form([("file", "a.jpg", b"abc")])
+    assert send(body, MULTIPART, "/predict/splat?x=\xff").status == 200
+    assert in_process().ask("GET", "/health?\xff").status == 200
+    assert in_process().ask("GET", "/health/?\xff").status == 404
+
+
 @pytest.mark.parametrize(
     "headers",
     [
