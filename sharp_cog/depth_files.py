@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin, TiffImagePlugin
 
-from sharp_cog.errors import DepthError, NotInstalledError, reason_of, shown
+from sharp_cog.errors import DepthError, NotInstalledError
+from sharp_cog.foreign import plain, reason_of
 from sharp_cog.guards import MeteredFile, prepare
 from sharp_cog.pixels import DECODER_ERRORS
 
@@ -99,15 +100,15 @@ def _read_array(file: IO[bytes], num_bytes: int) -> RawDepth:
     if is_metric:
         dtype = dtype[METRIC_FIELD]
     if dtype.kind not in "fiu":
-        raise DepthError(f"the .npy array holds {shown(str(dtype))}, not numbers: save floats or integers")
+        raise DepthError(f"the .npy array holds {plain(dtype)}, not numbers: save floats or integers")
     sides = [side for side in shape if side != 1]
     # Beyond 32 bits, where no map is, the numbers would become too long to be told.
     if len(sides) != 2 or min(sides) < 1 or max(sides) >= 1 << 31:
-        raise DepthError(f"the .npy array has shape {shown(str(shape))}: give one map of height x width")
+        raise DepthError(f"the .npy array has shape {plain(shape)}: give one map of height x width")
     offset, num_values = header.tell(), sides[0] * sides[1]
     if num_bytes - offset != num_values * dtype.itemsize:
         raise DepthError(
-            f"the .npy header promises {num_values * dtype.itemsize} bytes for shape {shown(str(shape))}, "
+            f"the .npy header promises {num_values * dtype.itemsize} bytes for shape {plain(shape)}, "
             f"and {num_bytes - offset} follow: the file is truncated or broken"
         )
     _check_size(sides[1], sides[0])
@@ -150,7 +151,7 @@ def _read_npz(depth_bytes: bytes) -> RawDepth:
             with archive.open(members[0]) as file:
                 if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
                     raise DepthError(
-                        f"the .npz holds {shown(members[0].filename)!r}, which is not an array: save it by numpy.savez"
+                        f"the .npz holds {plain(members[0].filename)!r}, which is not an array: save it by numpy.savez"
                     )
                 file.seek(0)
                 return _read_array(file, members[0].file_size)
@@ -216,7 +217,7 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
     # Before any pixel is read: all that the file promises would be given its memory.
     _check_size(int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1)
     if len(names) != 1 or kind not in (OpenEXR.scanlineimage, OpenEXR.tiledimage):
-        raise DepthError(f"the .exr has the channels {shown(', '.join(names))}: give one of depth alone, and not deep")
+        raise DepthError(f"the .exr has the channels {plain(', '.join(names))}: give one of depth alone, and not deep")
     try:
         with OpenEXR.File(io.BytesIO(depth_bytes)) as file:
             plane = np.array(file.channels()[names[0]].pixels)

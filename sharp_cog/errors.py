@@ -24,8 +24,6 @@
 A message names the value, the limit and the remedy. Foreign exceptions are translated where they enter.
 """
 
-_MAX_SHOWN_CHARS = 200
-
 
 class SharpError(Exception):
     """Base of all errors raised on purpose; `code` is stable and meant for programs."""
@@ -149,14 +147,3 @@ class DeadlineError(SharpError):
     """The request took longer than the service allows."""
 
     code = "deadline_exceeded"
-
-
-def shown(text: str) -> str:
-    """Words that are not ours, fit for a message: one line, printable, and cut where they are long."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-    return line if len(line) <= _MAX_SHOWN_CHARS else f"{line[:_MAX_SHOWN_CHARS]}..."
-
-
-def reason_of(error: BaseException) -> str:
-    """What a foreign exception says, fit for a message; its name where it says nothing."""
-    return shown(str(error)) or type(error).__name__

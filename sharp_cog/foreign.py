@@ -10,6 +10,8 @@ from sharp_cog.redact import redact
 
 MAX_CHARS = 80
 """Of a value in a message."""
+_MAX_REASON = 200
+"""Characters of what an exception says."""
 _MAX_TOLD = 10_000
 """Characters of a text that are looked at for secrets."""
 _MAX_BITS = 256
@@ -43,8 +45,15 @@ def quoted(value: object) -> str:
 
 
 def plain(text: object, limit: int = MAX_CHARS) -> str:
-    """Text without quotes or secrets, cut short, with spaces for what cannot be shown."""
-    return "".join(char if char.isprintable() else " " for char in redact(str(text)[:_MAX_TOLD])[:limit]).strip()
+    """Text without quotes or secrets, in one line, with spaces for what cannot be shown, and cut where it is long."""
+    told = redact(str(text)[:_MAX_TOLD])
+    line = " ".join("".join(char if char.isprintable() else " " for char in told).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """What a foreign exception says, fit for a message; its name where it says nothing."""
+    return plain(error, _MAX_REASON) or type(error).__name__
 
 
 def read_json(content: bytes | str) -> Any:

@@ -28,7 +28,8 @@ from PIL import (
 )
 
 from sharp_cog.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, FocalLengthSource, focal_length_px_from_mm
-from sharp_cog.errors import ImageError, reason_of
+from sharp_cog.errors import ImageError
+from sharp_cog.foreign import reason_of
 from sharp_cog.guards import MeteredFile, check_jpeg, prepare
 from sharp_cog.options import FOCAL_LENGTH_MM_RANGE, PredictOptions
 from sharp_cog.pixels import DECODER_ERRORS, to_srgb

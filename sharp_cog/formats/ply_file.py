@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 import sharp_cog
 from sharp_cog.camera import Camera
-from sharp_cog.errors import OptionError, SplatError, reason_of, shown
+from sharp_cog.errors import OptionError, SplatError
+from sharp_cog.foreign import plain, reason_of
 from sharp_cog.formats.scene import Frame
 
 _MAX_HEADER_BYTES = 1 << 16
@@ -72,7 +73,7 @@ def parse_header(content: bytes) -> Header:
             case _:
                 raise SplatError(f"the .ply header has a line that cannot be read: {line[:80]!r}")
     if format_name not in _BYTE_ORDERS:
-        raise SplatError(f"the .ply has the format {shown(format_name)!r}: use one of {', '.join(_BYTE_ORDERS)}")
+        raise SplatError(f"the .ply has the format {plain(format_name)!r}: use one of {', '.join(_BYTE_ORDERS)}")
     order = _BYTE_ORDERS[format_name]
     elements = [
         Element(
@@ -89,7 +90,7 @@ def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]
     rows = _Rows(content, header) if header.is_ascii else None
     position = header.num_bytes
     for element in header.elements:
-        name = shown(element.name)
+        name = plain(element.name)
         if element.name in arrays:
             raise SplatError(f"the .ply has the element {name!r} twice: it is broken")
         try:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sharp_cog.camera import Camera
 from sharp_cog.color import srgb_to_linear
-from sharp_cog.errors import NotInstalledError, OutputError, SplatError, reason_of
+from sharp_cog.errors import NotInstalledError, OutputError, SplatError
+from sharp_cog.foreign import reason_of
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import Frame, Splat
 from sharp_cog.gaussians import Gaussians
