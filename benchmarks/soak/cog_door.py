@@ -86,7 +86,7 @@ class CogDoor(Started):
         that the predictor itself does is to delete what lies in its folder, so we lay a file there and wait.
         """
         assert isinstance(case.request, Request)
-        (predictors,) = self._server.temporary.glob("sharp_cog_*")
+        (predictors,) = self._server.temporary.glob("sharp_cog-scratch-*")
         marker = predictors / "begun"
         marker.touch()
         prediction_id = uuid.uuid4().hex
