@@ -262,7 +262,7 @@ class Journal:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # Its errors repeat broken texts of the file.
             raise OutputError(
                 f"the journal {self._path} cannot be used: {plain(error, 200)}: check the disk"
             ) from error

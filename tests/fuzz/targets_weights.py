@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import json
-import tempfile
+import os
+import shutil
 from pathlib import Path
 
 import safetensors.torch
@@ -26,7 +27,13 @@ OFFER = Offer(num_bytes=1000, takes_ranges=True, validator='"1"')
 @functools.cache
 def folder() -> Path:
     """For files that are read by their path, which messages may name."""
-    return Path(tempfile.mkdtemp(prefix="sharp_cog_fuzz_", dir="/dev/shm"))
+    shared = Path("/dev/shm")
+    for left in shared.glob("sharp_cog_fuzz_*"):  # Campaigns end, and may be killed, without tidying up.
+        if not Path("/proc", left.name.rpartition("_")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    path = shared / f"sharp_cog_fuzz_{os.getpid()}"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def network() -> nn.Module:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from sharp_cog import depth_files
 from sharp_cog.errors import DepthError
+from tests.fuzz.hostile import STRIP, TILE, tiff, zeros
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_depth import DEPTH, HEIGHT, WIDTH, exr_seeds, read
 from tests.fuzz.targets_pictures import chunk, png
-from tests.fuzz.test_hostile_pictures import STRIP, TILE, tiff, zeros
 from tests.unit.test_depth import npy
 from tests.unit.test_depth_formats import exr, pfm
 

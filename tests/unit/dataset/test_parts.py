@@ -237,6 +237,13 @@ def test_an_error_that_names_a_file_of_an_old_disk_is_noted(tmp_path: Path) -> N
     assert entry.error == "caf .jpg cannot be read"
 
 
+def test_a_journal_whose_tables_have_names_that_are_no_text_is_told(tmp_path: Path) -> None:
+    path = changed_row(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE photos", b"CREATE TABLE \xf6hotos"))
+    with pytest.raises(OutputError, match=r"the journal .*journal\.sqlite cannot be used"):
+        Journal(path)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 def test_a_journal_that_was_cut_off_is_told(tmp_path: Path, share: float) -> None:
     path = changed_row(tmp_path)
