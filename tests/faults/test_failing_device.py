@@ -86,11 +86,13 @@ def test_memory_may_run_out_at_some_operations(pipeline: OnFailingDevice, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_may_run_out_at_every_operation(pipeline: OnFailingDevice, tmp_path: Path) -> None:
     check_every(pipeline, tmp_path, 1)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_network_goes_on_in_smaller_parts_wherever_memory_runs_out(tmp_path: Path) -> None:
     runner = SharpRunner(
         Weights(state=state("tiny"), is_folded=False),
