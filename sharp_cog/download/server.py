@@ -99,6 +99,7 @@ class Server:
         """
         try:
             with self._get({"Range": "bytes=0-0"}) as response:
+                self._check_begun(response)
                 headers = response.headers
                 unit, _, total = headers.get("Content-Range", "").rpartition("/")
                 if response.status_code == 206:
@@ -125,8 +126,10 @@ class Server:
             expected = f"bytes {start}-{end - 1}/{offer.num_bytes}"
             served = response.headers.get("Content-Range", "the whole file")
             if response.status_code != 206 or served != expected:
+                self._check_begun(response)
                 raise Changed(f"the server sends {served} when asked for {expected}")
             if _validator(response) != offer.validator:
+                self._check_begun(response)
                 raise Changed("the server's file changed")
             yield from self._blocks(response, end - start)
 
@@ -171,6 +174,15 @@ class Server:
             if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGE_TYPES:
                 raise self.refusal("answered with a web page instead of the file")
             yield response
+
+    def _check_begun(self, response: requests.Response) -> None:
+        """Checks that something follows an answer's head: of one that is cut short, numbers are too, and look whole.
+
+        Raises:
+            Passing: Nothing does.
+        """
+        if not next(self._blocks(response, 1), b""):
+            raise Passing("the connection ended before the file began")
 
     def _blocks(self, response: requests.Response, limit: int | None) -> Iterator[bytes]:
         """The body, up to `limit` bytes."""

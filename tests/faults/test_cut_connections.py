@@ -54,7 +54,23 @@ def test_a_download_that_is_cut_goes_on(server: CuttingServer, position: int, tm
     check_download(server, tmp_path, position)
 
 
+@pytest.mark.parametrize("text", ["Content-Length: ", "Content-Range: bytes 0-0/2", 'ETag: "o'])
+def test_a_head_that_is_cut_within_a_number_is_not_taken_for_another_file(
+    server: CuttingServer, text: str, tmp_path: Path
+) -> None:
+    """Nobody knows the length or the hash ahead, which would find it out."""
+    target = tmp_path / "model.pt"
+    for headers in (b"Range: bytes=0-0", b"Range: bytes=6000-11999"):
+        position = server.answer(headers).index(text.partition("0-0")[0].encode()) + len(text)
+        for cuts in ([position], [10_000, position]):
+            server.cuts = list(cuts)
+            download(server.url, target, sha256=None, effort=EFFORT)
+            assert target.read_bytes() == CONTENT
+            target.unlink()
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_download_that_is_cut_anywhere_goes_on(server: CuttingServer, tmp_path: Path) -> None:
     for position in EVERY_PERCENT:
         check_download(server, tmp_path, position)

@@ -13,17 +13,18 @@ import psutil
 import pytest
 import torch
 
-from sharp_cog import PredictOptions, Settings, SharpPipeline, formats
+from sharp_cog import PredictOptions, SharpPipeline, formats
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.local import LocalEngine
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import DeviceError, PredictionError
+from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.pyramid import NUM_TILES
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.serving import runpod
 from sharp_cog.weights import Weights
 from tests.faults.doors import DOORS, OPTIONS
-from tests.faults.failing_device import FAILURES, SHORTAGES, OnFailingDevice, small_pipeline
+from tests.faults.failing_device import FAILURES, SHORTAGES, FailingDevice, OnFailingDevice, small_pipeline
 from tests.unit.network.parity import state
 from tests.unit.test_pipeline import depth_map, picture
 
@@ -86,36 +87,37 @@ def test_memory_may_run_out_at_some_operations(pipeline: OnFailingDevice, tmp_pa
 
 
 @pytest.mark.slow
-def test_memory_may_run_out_at_every_operation(pipeline: OnFailingDevice, tmp_path: Path) -> None:
-    check_every(pipeline, tmp_path, 1)
+@pytest.mark.timeout(1800)
+def test_memory_may_run_out_at_any_of_two_hundred_operations(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+    check_every(pipeline, tmp_path, num_operations(pipeline, tmp_path) // 200)
 
 
 @pytest.mark.slow
-def test_the_network_goes_on_in_smaller_parts_wherever_memory_runs_out(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_the_network_goes_on_in_smaller_parts_wherever_memory_runs_out() -> None:
     runner = SharpRunner(
         Weights(state=state("tiny"), is_folded=False),
         device=torch.device("cpu"),
         dtype=torch.float32,
         keeps_encoding=False,
     )
-    encoder = runner.model.monodepth_model.monodepth_predictor.encoder
-    pipeline = OnFailingDevice(SharpPipeline(runner, device=runner.device, settings=Settings(device="cpu")))
-    encoder.num_tiles_at_once = NUM_TILES
-    expected = pipeline(picture()).gaussians
-    count = pipeline.failing.num_operations
-    num_met = 0
-    for number in range(5, count, count // 8):
-        encoder.num_tiles_at_once, before = NUM_TILES, runner.counters.memory_shortages
-        pipeline.failing.fail(number, SHORTAGES["torch"])
-        try:
-            found = pipeline(picture()).gaussians
-        except PredictionError:  # Before the network, or behind it: nothing there can be made smaller.
-            continue
-        finally:
-            pipeline.failing.mend()
-        num_met += runner.counters.memory_shortages - before
-        torch.testing.assert_close(found.means, expected.means, rtol=1e-3, atol=1e-5)
-    assert num_met >= 6
+    encoder, failing = runner.model.monodepth_model.monodepth_predictor.encoder, FailingDevice()
+    image, factor = torch.rand(1, 3, 1536, 1536, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+
+    def predicted() -> NDCGaussians:
+        encoder.num_tiles_at_once = NUM_TILES
+        with torch.inference_mode(), failing:
+            return runner(image, factor)
+
+    expected = predicted()
+    count = failing.num_operations
+    for number, step in enumerate(range(0, count, count // 5)):
+        failing.fail(step, SHORTAGES["torch"])
+        found = predicted()
+        failing.mend()
+        assert runner.counters.memory_shortages == number + 1
+        assert encoder.num_tiles_at_once == 12
+        torch.testing.assert_close(found.means, expected.means, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory there is cannot be limited here")

@@ -156,6 +156,7 @@ def test_a_run_ends_when_the_disk_is_full_and_goes_on_when_there_is_room(kind: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_may_meet_a_full_disk_anywhere(kind: str, tmp_path: Path) -> None:
     check_run(kind, tmp_path, list(range(0, 400_000, 5_000)))

@@ -115,6 +115,7 @@ def test_a_small_file_system_leaves_the_old_file_and_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WRITES)
 def test_a_disk_that_is_full_at_any_byte_leaves_the_old_file_and_no_other(
