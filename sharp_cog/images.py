@@ -126,13 +126,16 @@ def _translated() -> Iterator[None]:
 
 def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """Opens and decodes; says whether the picture is upright, or EXIF still has to turn it."""
+    image: Image.Image
     file = MeteredFile(image_bytes)
     brands = _brands(image_bytes)
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
         heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
         _check_size(heif.size[0], heif.size[1], max_pixels)
         # libheif has turned it by the file's own transformations, which by its standard outrank EXIF.
-        return heif.to_pillow(), True
+        image = heif.to_pillow()
+        _check_size(*image.size, max_pixels)  # A box may crop what another one tells the size of.
+        return image, True
     plugin: Callable[[io.BytesIO], ImageFile.ImageFile] | None = AvifImagePlugin.AvifImageFile
     if not brands & _AVIF_BRANDS:
         plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)

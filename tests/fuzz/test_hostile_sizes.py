@@ -28,7 +28,7 @@ from tests.fuzz.targets_pictures import (
     run_length_bmp,
     webp_seeds,
 )
-from tests.unit.test_images import encoded
+from tests.unit.test_images import encoded, heic
 
 JPEG, PROGRESSIVE = jpeg_seeds()[:2]
 GIF = gif_seeds()[0]
@@ -180,3 +180,11 @@ def test_of_thousands_of_frames_only_the_first_is_decoded(format_name: str) -> N
         many = whole + whole[frame:] * 5_000
         many = many[:4] + struct.pack("<I", len(many) - 8) + many[8:]
     np.testing.assert_array_equal(read(many).rgb, read(whole).rgb)
+
+
+def test_a_heic_that_is_cropped_to_less_than_it_says_is_refused() -> None:
+    whole = heic(np.zeros((33, 41, 3), np.uint8))  # Of odd sides: in the file is more, which a box crops.
+    offsets = whole.index(b"clap") + 4 + 16
+    beyond = whole[:offsets] + struct.pack(">iIiI", -90, 2, -90, 2) + whole[offsets + 16 :]
+    assert read(whole).rgb.shape == (33, 41, 3)
+    assert "the least is 32 px a side" in refused(beyond)
