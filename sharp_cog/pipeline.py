@@ -41,12 +41,20 @@ Predictor = Callable[[Tensor, Tensor, Tensor | None, DepthUse, Callable[[Tensor]
 
 
 class SharpPipeline:
-    """Decodes, predicts and unprojects. One prediction at a time; load it once and call it often."""
+    """Decodes, predicts and unprojects; load it once and call it often, from as many threads as you like.
+
+    The device takes one prediction at a time; the others wait. The same bytes, options and settings give the same splat
+    to the last bit, one after another, from many threads and in another process: on one machine, with the same build of
+    torch, the same number of threads (`OMP_NUM_THREADS`) and, on CUDA, the same driver. Nothing is promised between
+    machines, builds, numbers of threads, devices or precisions: sums of floats are then added in another order. What a
+    caller is told besides the splat, such as timings, differs every time.
+    """
 
     def __init__(self, predictor: Predictor, *, device: torch.device, settings: Settings) -> None:
         self.predictor = predictor
         self.device = device
         self.settings = settings
+        self._turn = threading.Lock()
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, source: NetworkSource | None = None) -> SharpPipeline:
@@ -115,7 +123,7 @@ class SharpPipeline:
         )
 
     def predict(self, decoded: Decoded) -> Prediction:
-        """The part of a prediction that needs the device, for one caller at a time.
+        """The part of a prediction that needs the device, which takes one caller at a time.
 
         Returns:
             The whole splat; `Prediction.with_output` keeps what the options ask for.
@@ -127,7 +135,8 @@ class SharpPipeline:
         """
         timings = {"decode": decoded.decode_s}
         monodepth: list[Tensor] = []
-        with translated(self.device):
+        # A predictor keeps what it made of the last picture, and graphs their buffers: two at once would mix them up.
+        with self._turn, translated(self.device):
             gaussians, precision = self._predict(
                 decoded.source,
                 decoded.depth_map,

@@ -11,7 +11,6 @@ The two functions need no GPU and pass on to the class `Sharp`, which loads the 
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ class Sharp:
     @modal.enter(snap=True)
     def load(self) -> None:
         """Reads the weights into memory; a snapshot holds them from then on."""
-        self.lock = threading.Lock()
         self.settings = Settings.from_environment()
         self.weights = weights.in_memory(self.settings) if self.settings.model == "sharp" else None
         if not modal.is_local():
@@ -98,9 +96,7 @@ class Sharp:
         options = inputs.options_from(values)
         # Several calls share a container: the device takes one, the others are decoded and written meanwhile.
         decoded = self.pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)
-        with self.lock:
-            prediction = self.pipeline.predict(decoded)
-        return prediction.with_output(options)
+        return self.pipeline.predict(decoded).with_output(options)
 
 
 def _foreign(error: Exception) -> Exception:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from plyfile import PlyData
 from sharp_cog import Gaussians, PredictOptions, Settings, SharpPipeline, formats
 from sharp_cog.devices import find_device
 from sharp_cog.errors import CheckpointError, DepthError, ImageError, PredictionError, SettingError
+from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.unproject import unproject
 from sharp_cog.weights import Weights
+from tests.contract.stand_in import seen
 from tests.data.parity import synthetic
 from tests.unit.network.parity import Reference, state
 
@@ -80,6 +84,24 @@ def test_same_input_same_bytes_one_after_another_and_at_once(lift: SharpPipeline
         together = list(executor.map(splat, range(4)))
     assert together == [alone[0], alone[1], alone[0], alone[1]]
     assert alone[0] != alone[1]
+
+
+def test_the_device_takes_one_prediction_at_a_time_however_many_threads_ask(lift: SharpPipeline) -> None:
+    """SHARP keeps the last picture's encoding, which another thread could otherwise take for its own picture's."""
+    at_once, most = 0, 0
+
+    def predictor(*arguments: Any) -> NDCGaussians:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        at_once -= 1
+        return seen(*arguments)
+
+    pipeline = SharpPipeline(predictor, device=lift.device, settings=lift.settings)
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda _: pipeline(picture()), range(4)))
+    assert most == 1
 
 
 def test_one_prediction_is_written_in_many_ways(lift: SharpPipeline, tmp_path: Path) -> None:
