@@ -40,7 +40,7 @@ def soak(
     report.memory_at_start, begun = door.memory(), time.monotonic()
     try:
         _check_probe(door, probe, right)
-        report.before = door.state()
+        report.before = _quiet_state(door)
         _drive(door, cases[:warm_up], right, num_clients, report, on_done)
         report.warm = _quiet_state(door, report.before)
         _drive(door, cases[warm_up:], right, num_clients, report, on_done)
@@ -109,14 +109,15 @@ def _num_silent(report: Report) -> int:
 
 
 def _quiet_state(door: Door, *earlier: State) -> State:
-    """The server's state once it has cleaned up, at the latest after some seconds."""
+    """The server's state once it has cleaned up and stays so, at the latest after some seconds."""
     deadline = time.monotonic() + QUIET_SECONDS
+    state = door.state()
     while True:
-        state = door.state()
-        is_clean = all(
+        time.sleep(0.2)
+        last, state = state, door.state()
+        is_clean = state.files == last.files and all(
             state.files == other.files and state.num_fds <= other.num_fds and state.num_processes <= other.num_processes
             for other in earlier
         )
         if is_clean or time.monotonic() > deadline:
             return state
-        time.sleep(0.2)

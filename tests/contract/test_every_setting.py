@@ -190,7 +190,7 @@ def deployed(environment: Environment, folder: Path) -> object:
         patch.setattr(modal, "concurrent", noted)
         found = runpy.run_module("sharp_cog.serving.modal_app")
     resources = modal_image.resources(found["SETTINGS"])
-    return asked, {name: value for name, value in resources.items() if name not in ("image", "volumes")}
+    return asked, {name: value for name, value in resources.items() if name not in ("image", "secrets", "volumes")}
 
 
 BUCKET = {

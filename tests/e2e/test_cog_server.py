@@ -323,6 +323,7 @@ def test_cog_has_nothing_to_deprecate_and_setup_reports_its_time(lift: CogServer
     assert "deprecated; use" not in log
 
 
+@pytest.mark.slow
 def test_thirty_predictions_in_a_row_leave_disk_and_memory_as_they_were(lift: CogServer, outside: Outside) -> None:
     anonymous_bytes = []
     for number in range(1, 31):

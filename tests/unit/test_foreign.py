@@ -64,9 +64,16 @@ def test_a_value_of_any_size_is_quoted_in_no_time(value: object) -> None:
 
 
 def test_plain_text_has_no_line_breaks_and_an_end() -> None:
-    assert plain("no\r\nanswer\x1b[31m\ud800") == "no  answer [31m"
-    assert plain("x" * 1000) == "x" * 80
-    assert plain(ValueError("why"), 2) == "wh"
+    assert plain("no\r\nanswer\x1b[31m\ud800") == "no answer [31m"
+    assert plain("x" * 80) == "x" * 80
+    assert plain("x" * 1000) == "x" * 77 + "..."
+    assert plain(ValueError("why not"), 6) == "why..."
+
+
+def test_plain_text_has_no_secrets() -> None:
+    assert plain("no answer from https://me:secret@example.com/a?signature=secret") == (
+        "no answer from https://example.com/a?..."
+    )
 
 
 @settings(max_examples=30)
