@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.redact import trace
 from sharp_cog.scratch import ScratchFolder
+from sharp_cog.serving.memory import give_back
 from sharp_cog.serving.settings import ServiceSettings
 
 _LOG = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Dispatcher:
         self._seconds = 1.0
         self._folder = ScratchFolder()
         self._loading: asyncio.Task[None] | None = None
+        self._tidying: Future[None] | None = None
         self._last_turn: asyncio.Future[None] | None = None
 
     def start(self) -> None:
@@ -178,6 +180,13 @@ class Dispatcher:
             except DeviceError as error:
                 self._fail(error, "the device failed")
                 raise
+            finally:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Gives back memory, once for all requests that end meanwhile."""
+        if (self._tidying is None or self._tidying.done()) and self.state != "stopping":
+            self._tidying = self._writers.submit(give_back)
 
     async def _made(
         self, read: Read, options: PredictOptions, write: Write, suffix: str, request_id: str

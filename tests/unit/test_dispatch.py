@@ -288,3 +288,18 @@ def test_stopping_refuses_what_comes_and_finishes_what_is_there() -> None:
         assert await task == 1
 
     run(pipeline, work)
+
+
+def test_memory_is_given_back_after_each_request_that_fails_or_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, times = Gated(), threading.Semaphore(0)
+    monkeypatch.setattr("sharp_cog.serving.dispatch.give_back", times.release)
+
+    async def work(dispatcher: Dispatcher) -> None:
+        await ask(dispatcher, 3)
+        assert await asyncio.to_thread(times.acquire, timeout=10)
+        pipeline.failure = PredictionError("no memory")
+        with pytest.raises(PredictionError):
+            await ask(dispatcher, 4)
+        assert await asyncio.to_thread(times.acquire, timeout=10)
+
+    run(pipeline, work)
