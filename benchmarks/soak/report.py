@@ -15,6 +15,8 @@ from benchmarks.soak.mix import BLOCK, Case
 WARM_UP = 100
 """Requests after which a server has seen everything once: its memory may grow until then, and hardly after it."""
 MAX_GROWTH = 0.05
+POOLED_FDS = 4
+"""Descriptors that may come after the warm-up: connections to who takes results, which clients keep for a while."""
 POOLED_THREADS = 8
 """Threads that may still come after the warm-up: pools start one only when all that they have happen to be busy."""
 SHOWN = 20
@@ -107,7 +109,7 @@ class Report:
                 found.append(f"the file {name} is gone")
             elif new != old:
                 found.append(f"the file {name} had {old} bytes, and has {new}")
-        for what, more in (("num_fds", 0), ("num_threads", POOLED_THREADS), ("num_processes", 0)):
+        for what, more in (("num_fds", POOLED_FDS), ("num_threads", POOLED_THREADS), ("num_processes", 0)):
             first, last = getattr(self.warm, what), getattr(self.after, what)
             if last > first + more:
                 found.append(f"{what} was {first} after the warm-up, and is {last}")

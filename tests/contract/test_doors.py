@@ -264,7 +264,10 @@ def test_every_door_refuses_the_same_options(
     assert pipeline.options == []
 
 
-@pytest.mark.parametrize("request_", SPLATS, ids=lambda request: str(request.options))
+@pytest.mark.parametrize(
+    "request_",
+    [pytest.param(each, id=str(each.options), marks=[pytest.mark.slow] * (each in SPLATS[4:6])) for each in SPLATS],
+)
 def test_every_door_gives_the_same_bytes(request_: Request, doors: Doors, tmp_path: Path) -> None:
     expected = by_python(request_, doors.pipeline, tmp_path)
     assert len(expected) > 1000

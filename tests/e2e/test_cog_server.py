@@ -148,6 +148,7 @@ def test_network_with_weights_answers_with_its_splat_inlined(
     assert_metrics(answer["metrics"], focal_length_px=28 * np.hypot(480, 320) / np.hypot(36, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_format", ["compressed_ply", "splat", "spz", "sog", "glb"])
 def test_every_format_is_what_the_pipeline_writes(
     output_format: str, lift: CogServer, outside: Outside, tmp_path: Path
@@ -163,6 +164,7 @@ def test_every_format_is_what_the_pipeline_writes(
     assert answer["metrics"]["num_gaussians"] == 1000
 
 
+@pytest.mark.slow
 def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
     answer = lift.predict({**INPUTS, "output_format": "mp4", "max_gaussians": 1000})
     assert answer["status"] == "succeeded", answer
@@ -171,6 +173,7 @@ def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
     assert upload.num_bytes > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [

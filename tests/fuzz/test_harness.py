@@ -117,6 +117,7 @@ def test_seeds_are_cut_at_every_hundredth() -> None:
     assert [len(content) for content in cut] == [*range(0, 200, 2), 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_campaign_prints_a_row_for_each_target_and_ends_with_its_verdict(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "depth-pfm", "--runs", "50", "--folder", str(tmp_path)]
     done = subprocess.run([*command, "--json", str(tmp_path / "all.json")], cwd=ROOT, capture_output=True, text=True)

@@ -30,7 +30,7 @@ from tests.unit.bounds import SORTING, SPZ_POSITION_LIMIT, WRITERS, assert_holds
 from tests.unit.splats import CAMERA, extreme_gaussians, random_gaussians
 from tests.unit.test_formats import FIELDS, READABLE
 
-FEW = settings(max_examples=200, deadline=None)
+FEW = settings(max_examples=100, deadline=None)
 FEWER = settings(max_examples=60, deadline=None)
 MANY = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -139,7 +139,7 @@ def test_a_cancelling_that_comes_too_late_must_have_the_right_answer_and_is_coun
         ({"files": {"tmp/last.ply": 7, "tmp/x.ply": 66}}, "the file tmp/x.ply of 66 bytes is left"),
         ({"files": {"tmp/last.ply": 8}}, "the file tmp/last.ply had 7 bytes, and has 8"),
         ({"files": {}}, "the file tmp/last.ply is gone"),
-        ({"num_fds": 11}, "num_fds was 10 after the warm-up, and is 11"),
+        ({"num_fds": 15}, "num_fds was 10 after the warm-up, and is 15"),
         ({"num_threads": 50}, "num_threads was 5 after the warm-up, and is 50"),
         ({"num_processes": 3}, "num_processes was 2 after the warm-up, and is 3"),
         ({"num_zombies": 1}, "1 children have ended and were not waited for"),

@@ -93,6 +93,7 @@ def results_of(engine: RayEngine, jobs: Iterable[Job]) -> Results:
     return [(job.photo.id, result) for job, result in engine.run(jobs)]
 
 
+@pytest.mark.slow
 def test_an_actor_that_is_killed_costs_no_photograph_and_doubles_none(tmp_path: Path, marks: Path) -> None:
     """A whole run with Lift on two actors, of which one is killed while it predicts."""
     settings = settings_of(tmp_path, count=6)

@@ -97,6 +97,7 @@ def test_half_of_the_gaussians_look_like_all(prediction: Prediction) -> None:
     assert psnr(movie.still(kept, prediction.camera, width=WIDTH), whole) > 35
 
 
+@pytest.mark.slow
 def test_films_keep_holes_out_of_sight_by_themselves(prediction: Prediction) -> None:
     """The example has much behind its things that nobody has seen, so its camera goes less far than it would."""
     depth_m = prediction.gaussians.means[:, 2].numpy()
