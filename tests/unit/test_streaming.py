@@ -126,7 +126,7 @@ def test_a_stream_gives_what_single_calls_give() -> None:
     source = Weights(state=state("tiny"), is_folded=False)
     runner = SharpRunner(source, device=cpu, dtype=torch.float32)
     pipeline = SharpPipeline(runner, device=cpu, settings=Settings(device="cpu"))
-    pictures = [picture(seed=1), picture(seed=2), picture(seed=1)]
+    pictures = [picture(seed=1), picture(seed=2)]
     for outcome, image in zip(pipeline.map(pictures), pictures, strict=True):
         assert isinstance(outcome, Prediction)
         alone = pipeline(image).gaussians

@@ -55,6 +55,7 @@ def test_a_copy_is_kept_beside_the_checkpoint_and_read_the_next_time(checkpoint_
     assert not list(checkpoint_path.parent.glob(".*")), "nothing half-written"
 
 
+@pytest.mark.slow
 def test_the_copy_gives_the_same_splat(checkpoint_path: Path) -> None:
     pictures = [picture(), picture(seed=1)]
     with_copy = settings(checkpoint_path, precision="auto")

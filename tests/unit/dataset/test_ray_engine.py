@@ -270,6 +270,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_results_come_as_soon_as_they_are_there_and_few_jobs_are_taken_ahead(tmp_path: Path, marks: Path) -> None:
     """On two actors, each of which has a GPU of its own and loads the model once."""
