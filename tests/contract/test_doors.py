@@ -264,10 +264,17 @@ def test_every_door_refuses_the_same_options(
     assert pipeline.options == []
 
 
+IN_THE_LONG_TESTS = ("splat", "glb", "compressed_ply")
+
+
 @pytest.mark.parametrize(
     "request_",
     [
-        pytest.param(each, id=str(each.options), marks=[pytest.mark.slow] * (each in SPLATS[2:3] + SPLATS[4:6]))
+        pytest.param(
+            each,
+            id=str(each.options),
+            marks=[pytest.mark.slow] if each.options.get("output_format") in IN_THE_LONG_TESTS else [],
+        )
         for each in SPLATS
     ],
 )

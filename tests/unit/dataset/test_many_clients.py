@@ -179,6 +179,7 @@ def test_clients_that_are_killed_in_ranges_of_a_list_finish_all_of_them(tmp_path
     assert done == {f"{start}-{start + 14}" for start in range(0, 120, 15)}, "the last one is not full"
 
 
+@pytest.mark.slow
 def test_four_clients_share_a_folder_without_a_hub(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     settings = {
