@@ -56,6 +56,11 @@ def reason_of(error: BaseException) -> str:
     return plain(error, _MAX_REASON) or type(error).__name__
 
 
+def first_line(error: object) -> str:
+    """The first line of what an exception says, without secrets and cut short; empty where it says nothing."""
+    return redact((str(error).strip().splitlines() or [""])[0])[:_MAX_REASON]
+
+
 def read_json(content: bytes | str) -> Any:
     """What JSON says.
 

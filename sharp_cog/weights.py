@@ -165,10 +165,11 @@ def keep(original: WeightsFile, dtype: torch.dtype) -> Path:
         OutputError: It cannot be written.
     """
     copy = converted_path(original.path, dtype)
-    state = dict(original.open().converted(dtype).state)
-    table = _digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items())
-    metadata = {"layout": _LAYOUT, "source": original.identity, "tensors": table}
-    with ScratchFolder(copy.parent) as folder:  # The library writes by temporary names of its own.
+    # Before anything is converted: a folder may be read alone. The library writes by temporary names of its own.
+    with ScratchFolder(copy.parent) as folder:
+        state = dict(original.open().converted(dtype).state)
+        table = _digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items())
+        metadata = {"layout": _LAYOUT, "source": original.identity, "tensors": table}
         written = folder / copy.name
         try:
             save_file(state, written, metadata=metadata)

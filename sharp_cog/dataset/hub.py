@@ -26,8 +26,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SettingError, SharpError
-from sharp_cog.foreign import plain, read_count
-from sharp_cog.redact import redact
+from sharp_cog.foreign import first_line, plain, read_count
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -229,7 +228,7 @@ class HubRepo:
                 else:
                     return result
             raise HubError(
-                f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {_first_line(failure)}"
+                f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {first_line(failure)}"
             ) from failure
 
     def _commit(self, change: Change, view: HubView) -> None:
@@ -268,7 +267,7 @@ class HubRepo:
             except _FAILURES as error:
                 failure = error
                 self._judge(error)
-        reason = f"{type(failure).__name__}: {_first_line(failure)}"
+        reason = f"{type(failure).__name__}: {first_line(failure)}"
         raise HubError(f"the hub cannot be reached: {reason}: try again later") from failure
 
     def _wait(self, num_failures: int) -> None:
@@ -284,15 +283,15 @@ class HubRepo:
         """
         response = error.response if isinstance(error, HfHubHTTPError) else None
         if response is None:  # The way to the hub: whether a commit was done, the next look tells.
-            _LOG.warning("the hub: %s: %s", type(error).__name__, _first_line(error))
+            _LOG.warning("the hub: %s: %s", type(error).__name__, first_line(error))
             return
         status = response.status_code
         if status in (408, 409, 412) or status >= 500:
-            _LOG.info("the hub: %s: %s", status, _first_line(error))
+            _LOG.info("the hub: %s: %s", status, first_line(error))
             return
         if status != 429:
             raise HubError(
-                f"the hub refuses ({status}): {_first_line(error)}: check HF_REPO_ID, and that HF_TOKEN may write there"
+                f"the hub refuses ({status}): {first_line(error)}: check HF_REPO_ID, and that HF_TOKEN may write there"
             ) from error
         wait_s = _seconds(response.headers.get("Retry-After"))
         _LOG.warning("the hub's rate limit is reached: going on in %.0f s", wait_s)
@@ -316,7 +315,3 @@ def _seconds(retry_after: str | None) -> float:
     """The time to wait that a header tells."""
     seconds = read_count((retry_after or "").strip())
     return RATE_LIMIT_SECONDS if seconds is None else min(float(seconds), MAX_WAIT_SECONDS)
-
-
-def _first_line(error: Exception | None) -> str:
-    return redact((str(error).strip().splitlines() or [""])[0])[:200]

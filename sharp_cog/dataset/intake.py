@@ -111,7 +111,7 @@ class Intake:
         """Notes what became of a photograph that failed; its claim is kept while there is another try."""
         has_another = self._journal.fail(
             photo.id,
-            redact(f"{getattr(error, 'code', type(error).__name__)}: {error}"),
+            f"{getattr(error, 'code', type(error).__name__)}: {error}",
             state="fetched" if is_fetched else "seen",
         )
         if not isinstance(error, SharpError):

@@ -35,6 +35,7 @@ from sharp_cog.dataset.make import make
 from sharp_cog.dataset.ray_feed import ClusterError, Feed, Feeder, FeedSource, one_row
 from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
+from sharp_cog.foreign import first_line
 from sharp_cog.pipeline import SharpPipeline
 from sharp_cog.redact import redact, trace
 from sharp_cog.scratch import ScratchFolder
@@ -111,7 +112,7 @@ class RayEngine:
             try:
                 yield from self._results(feed, feeder, pool, here)
             except ray.exceptions.RayError as error:
-                raise ClusterError(f"Ray failed: {type(error).__name__}: {_first_line(error)}") from error
+                raise ClusterError(f"Ray failed: {type(error).__name__}: {_reason(error)}") from error
             finally:
                 feeder.stop()
 
@@ -274,7 +275,7 @@ def _connected(address: str) -> Iterator[None]:
         ray.init(**options, log_to_driver=False, logging_level=logging.WARNING)
     except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} cannot be reached" if address else "Ray cannot be started"
-        raise ClusterError(f"{where}: {_first_line(error)}: check RAY_ADDRESS, or use --engine local") from error
+        raise ClusterError(f"{where}: {_reason(error)}: check RAY_ADDRESS, or use --engine local") from error
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
@@ -295,7 +296,7 @@ def _probe(address: str) -> None:
         socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_PROBE_S).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"the Ray cluster at {address} cannot be reached: {_first_line(error)}: check RAY_ADDRESS, host:port"
+            f"the Ray cluster at {address} cannot be reached: {_reason(error)}: check RAY_ADDRESS, host:port"
         ) from error
 
 
@@ -328,5 +329,5 @@ def _quiet_context() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
-    return redact((str(error).strip().splitlines() or ["no reason given"])[0])[:200]
+def _reason(error: BaseException) -> str:
+    return first_line(error) or "no reason given"
