@@ -6,8 +6,6 @@ what each step means is said there. This module needs triton; `sharp_cog.kernels
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -45,11 +43,12 @@ def unproject(
     num = len(means)
     outputs = [torch.empty(num, channels, device=means.device, dtype=torch.float32) for channels in (3, 3, 4)]
     if num:
-        _unproject[(triton.cdiv(num, _BLOCK),)](
-            *(means, *means.stride(), scales, *scales.stride(), quaternions_wxyz, *quaternions_wxyz.stride()),
-            *(*outputs, *stretch, num),
-            BLOCK=_BLOCK,
-        )
+        with torch.cuda.device_of(means):  # Triton launches on torch's current device.
+            _unproject[(triton.cdiv(num, _BLOCK),)](
+                *(means, *means.stride(), scales, *scales.stride(), quaternions_wxyz, *quaternions_wxyz.stride()),
+                *(*outputs, *stretch, num),
+                BLOCK=_BLOCK,
+            )
     return outputs[0], outputs[1], outputs[2]
 
 
@@ -71,17 +70,33 @@ def vertex_rows(
     num = len(means)
     rows = torch.empty(num, _NUM_PROPERTIES.value, device=means.device, dtype=torch.float32)
     if num:
-        _vertex_rows[(triton.cdiv(num, _BLOCK),)](
-            *(means, *means.stride(), colors_linear, *colors_linear.stride(), opacities, opacities.stride(0)),
-            *(scales, *scales.stride(), quaternions_wxyz, *quaternions_wxyz.stride()),
-            *(rows, num),
-            BLOCK=_BLOCK,
-        )
+        with torch.cuda.device_of(means):
+            _vertex_rows[(triton.cdiv(num, _BLOCK),)](
+                *(means, *means.stride(), colors_linear, *colors_linear.stride(), opacities, opacities.stride(0)),
+                *(scales, *scales.stride(), quaternions_wxyz, *quaternions_wxyz.stride()),
+                *(rows, num),
+                BLOCK=_BLOCK,
+            )
     return rows
 
 
+def try_out(device: torch.device) -> None:
+    """Builds the kernels for a device and runs them on sixteen Gaussians that lie in memory as the network's do.
+
+    Raises:
+        Exception: Whatever triton does, where it cannot build or run them.
+    """
+    num = 16  # As the network's number, a multiple of 16, for which triton builds a variant of its own.
+    by_channel = torch.ones(4, num, device=device)
+    vectors, opacities = by_channel[:3].T, by_channel[0]
+    means, scales, quaternions_wxyz = unproject(vectors, vectors, by_channel.T, (1.0, 1.0, 1.0))
+    rows = vertex_rows(means, vectors, 0.5 * opacities, scales, quaternions_wxyz)
+    if not rows.isfinite().all():
+        raise RuntimeError("the fused kernels compute what is not finite")
+
+
 @triton.jit
-def _power_of_two(values: Any) -> Any:
+def _power_of_two(values: tl.tensor) -> tl.tensor:
     """The power of two at or below, and its inverse."""
     bits = tl.maximum(values, _SMALLEST_NORMAL).to(tl.int32, bitcast=True) & 0x7F800000
     inverse = tl.maximum(0x7F000000 - bits, 0x00800000)
@@ -89,25 +104,34 @@ def _power_of_two(values: Any) -> Any:
 
 
 @triton.jit
-def _halves(component: Any) -> Any:
+def _halves(component: tl.tensor) -> tl.tensor:
     """A multiple of 1 / _GRID, and the rest."""
     coarse = tl.floor(component * _GRID + 0.5) * (1.0 / _GRID)
     return coarse, component - coarse
 
 
 @triton.jit
-def _product(coarse_a: Any, fine_a: Any, coarse_b: Any, fine_b: Any, b: Any) -> Any:
+def _product(coarse_a: tl.tensor, fine_a: tl.tensor, coarse_b: tl.tensor, fine_b: tl.tensor, b: tl.tensor) -> tl.tensor:
     """A product of two components: its exact part and the rest."""
     return coarse_a * coarse_b, coarse_a * fine_b + fine_a * b
 
 
 @triton.jit
-def _dot(ax: Any, ay: Any, az: Any, bx: Any, by: Any, bz: Any) -> Any:
+def _dot(ax: tl.tensor, ay: tl.tensor, az: tl.tensor, bx: tl.tensor, by: tl.tensor, bz: tl.tensor) -> tl.tensor:
     return ax * bx + ay * by + az * bz
 
 
 @triton.jit
-def _rotate(ax: Any, ay: Any, az: Any, bx: Any, by: Any, bz: Any, square_a: Any, square_b: Any) -> Any:
+def _rotate(
+    ax: tl.tensor,
+    ay: tl.tensor,
+    az: tl.tensor,
+    bx: tl.tensor,
+    by: tl.tensor,
+    bz: tl.tensor,
+    square_a: tl.tensor,
+    square_b: tl.tensor,
+) -> tl.tensor:
     """One Jacobi rotation of two columns; also of their squares."""
     dot = _dot(ax, ay, az, bx, by, bz)
     twice, gap = 2.0 * dot, square_b - square_a
@@ -120,7 +144,9 @@ def _rotate(ax: Any, ay: Any, az: Any, bx: Any, by: Any, bz: Any, square_a: Any,
 
 
 @triton.jit
-def _sort(ax: Any, ay: Any, az: Any, a: Any, bx: Any, by: Any, bz: Any, b: Any) -> Any:
+def _sort(
+    ax: tl.tensor, ay: tl.tensor, az: tl.tensor, a: tl.tensor, bx: tl.tensor, by: tl.tensor, bz: tl.tensor, b: tl.tensor
+) -> tl.tensor:
     """Two axes with their lengths, the longer first."""
     swaps = a < b
     return (
@@ -137,22 +163,22 @@ def _sort(ax: Any, ay: Any, az: Any, a: Any, bx: Any, by: Any, bz: Any, b: Any) 
 
 @triton.jit
 def _unproject(
-    means: Any,
-    means_row: Any,
-    means_column: Any,
-    scales: Any,
-    scales_row: Any,
-    scales_column: Any,
-    quaternions: Any,
-    quaternions_row: Any,
-    quaternions_column: Any,
-    means_out: Any,
-    scales_out: Any,
-    quaternions_out: Any,
-    stretch_x: Any,
-    stretch_y: Any,
-    stretch_z: Any,
-    num: Any,
+    means: tl.tensor,
+    means_row: tl.tensor,
+    means_column: tl.tensor,
+    scales: tl.tensor,
+    scales_row: tl.tensor,
+    scales_column: tl.tensor,
+    quaternions: tl.tensor,
+    quaternions_row: tl.tensor,
+    quaternions_column: tl.tensor,
+    means_out: tl.tensor,
+    scales_out: tl.tensor,
+    quaternions_out: tl.tensor,
+    stretch_x: tl.tensor,
+    stretch_y: tl.tensor,
+    stretch_z: tl.tensor,
+    num: tl.tensor,
     BLOCK: tl.constexpr,  # noqa: N803 - as Triton writes constants
 ) -> None:
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -265,7 +291,7 @@ def _unproject(
 
 
 @triton.jit
-def _harmonic(linear: Any) -> Any:
+def _harmonic(linear: tl.tensor) -> tl.tensor:
     """Linear light to the degree-0 spherical harmonic of its sRGB value."""
     # NaN is on neither side of a comparison, and must come through.
     linear = tl.where(linear < 0.0, 0.0, linear)
@@ -276,22 +302,22 @@ def _harmonic(linear: Any) -> Any:
 
 @triton.jit
 def _vertex_rows(
-    means: Any,
-    means_row: Any,
-    means_column: Any,
-    colors: Any,
-    colors_row: Any,
-    colors_column: Any,
-    opacities: Any,
-    opacities_row: Any,
-    scales: Any,
-    scales_row: Any,
-    scales_column: Any,
-    quaternions: Any,
-    quaternions_row: Any,
-    quaternions_column: Any,
-    rows: Any,
-    num: Any,
+    means: tl.tensor,
+    means_row: tl.tensor,
+    means_column: tl.tensor,
+    colors: tl.tensor,
+    colors_row: tl.tensor,
+    colors_column: tl.tensor,
+    opacities: tl.tensor,
+    opacities_row: tl.tensor,
+    scales: tl.tensor,
+    scales_row: tl.tensor,
+    scales_column: tl.tensor,
+    quaternions: tl.tensor,
+    quaternions_row: tl.tensor,
+    quaternions_column: tl.tensor,
+    rows: tl.tensor,
+    num: tl.tensor,
     BLOCK: tl.constexpr,  # noqa: N803 - as Triton writes constants
 ) -> None:
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
