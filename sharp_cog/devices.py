@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 
 from sharp_cog.errors import DeviceError, PredictionError, SettingError
-from sharp_cog.kernels.choose import fused_for
 
 _SHORTAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 """How the CUDA runtime, cuBLAS and cuDNN, and the CPU's allocator tell that there is no memory left."""
@@ -43,7 +42,6 @@ def start(device: torch.device) -> None:
     """Does what a device's first use takes seconds for."""
     if device.type == "cuda":
         torch.empty(1, device=device)
-        fused_for(device)
 
 
 def synchronize(device: torch.device) -> None:

@@ -20,6 +20,7 @@ from sharp_cog.camera import Camera
 from sharp_cog.devices import find_device, start, synchronize, translated
 from sharp_cog.errors import SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
+from sharp_cog.kernels.choose import fused_for
 from sharp_cog.network.config import IMAGE_SIZE
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.network.lift import Lift
@@ -283,7 +284,7 @@ def _load_predictor(settings: Settings, device: torch.device, source: NetworkSou
     if settings.model == "sharp":
         dtype = choose(settings.precision, device)
         # A download, or the first look at a slow disk, may take as long as CUDA's start.
-        starting = threading.Thread(target=start, args=(device,), daemon=True, name="start")
+        starting = threading.Thread(target=_start, args=(device,), daemon=True, name="start")
         starting.start()
         source = source or weights.find(settings, dtype)
         starting.join()
@@ -297,6 +298,11 @@ def _load_predictor(settings: Settings, device: torch.device, source: NetworkSou
     lift = settings.model == "lift"
     model = Lift() if lift else MLSharp(checkpoint.load_state(checkpoint.ensure(settings)))
     return cast(Predictor, model.to(device).eval().requires_grad_(False))
+
+
+def _start(device: torch.device) -> None:
+    start(device)
+    fused_for(device)
 
 
 def _are_finite(gaussians: Gaussians) -> Tensor:

@@ -22,6 +22,7 @@ def make_image() -> modal.Image:
     """Our dependencies with the torch of the Cog image, and this package as it is here."""
     image = (
         modal.Image.debian_slim(python_version="3.11")
+        .apt_install("gcc", "libc6-dev")  # Triton builds with them what launches its kernels.
         .pip_install_from_requirements(
             str(ROOT / "deploy" / "modal" / "requirements.txt"), extra_options="--require-hashes"
         )

@@ -100,6 +100,10 @@ def test_apple_package_is_pinned_to_the_commit_that_the_adapter_was_written_for(
     assert "git" in COG["build"]["system_packages"]
 
 
+def test_triton_can_build_what_launches_its_kernels() -> None:
+    assert {"gcc", "libc6-dev"} <= set(COG["build"]["system_packages"])
+
+
 def test_what_apple_imports_fits_the_torch_of_the_image() -> None:
     torch_minor = int(PROJECT["tool"]["sharp-cog"]["torch"]["image"].split(".")[1])
     installed = dict(line.split("==") for line in PROJECT["tool"]["sharp-cog"]["image"]["ml-sharp"])

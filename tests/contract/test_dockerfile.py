@@ -54,6 +54,13 @@ def test_bases_are_pinned_and_slim() -> None:
     assert bases[-1].startswith("python:3.11")
 
 
+def test_triton_can_build_what_launches_its_kernels() -> None:
+    """It calls a C compiler at the first start, and keeps what it built where the user may write."""
+    installs = next(rest for name, rest in last_stage() if name == "RUN" and "apt-get install" in rest)
+    assert {"gcc", "libc6-dev"} <= set(installs.split())
+    assert environment()["TRITON_CACHE_DIR"].startswith("/tmp/")
+
+
 def test_it_does_not_run_as_root() -> None:
     users = [rest for name, rest in last_stage() if name == "USER"]
     assert users[-1] == "1000"
