@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from contextlib import closing
+from typing import Any, Protocol, TypeVar
 
 from sharp_cog.errors import DeviceError, SharpError
 from sharp_cog.options import PredictOptions
 from sharp_cog.prediction import Decoded, Prediction
 
 NUM_READERS, NUM_ENCODERS = 2, 2
-NUM_UNDER_WAY = NUM_READERS + 1 + NUM_ENCODERS
-"""Pictures in memory at once: being read, on the device, being encoded."""
+
+NUM_UNDER_WAY = 2 * NUM_READERS + NUM_ENCODERS
+"""Pictures in memory at once at most: being read, waiting, on the device, being encoded."""
+
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 
 
 class _Pipeline(Protocol):
@@ -29,40 +34,65 @@ def mapped(
     encode: Callable[[Prediction], Any] | None,
 ) -> Iterator[Any]:
     """As `sharp_cog.SharpPipeline.map`."""
-    readers, device, encoders = (
-        ThreadPoolExecutor(number, thread_name_prefix=name)
-        for number, name in ((NUM_READERS, "read"), (1, "device"), (NUM_ENCODERS, "encode"))
-    )
 
-    def predict(decoded: Future[Decoded]) -> Prediction:
-        return pipeline.predict(decoded.result())
-
-    def finish(predicted: Future[Prediction]) -> Any:
-        prediction = predicted.result()
+    def finish(prediction: Prediction) -> Any:
         prediction = prediction.with_output(prediction.options)
         return prediction if encode is None else encode(prediction)
 
-    # A thread that waits for an earlier stage waits for a picture before its own: none waits for ever.
-    under_way: deque[Future[Any]] = deque()
-    try:
-        for image_bytes in images:
-            decoded = readers.submit(pipeline.decode, image_bytes, options)
-            under_way.append(encoders.submit(finish, device.submit(predict, decoded)))
-            if len(under_way) >= NUM_UNDER_WAY:
-                yield _outcome(under_way.popleft())
-        while under_way:
-            yield _outcome(under_way.popleft())
-    finally:
-        for executor in (readers, device, encoders):
-            executor.shutdown(wait=False, cancel_futures=True)
-        for executor in (readers, device, encoders):
-            executor.shutdown(wait=True)
+    with (
+        closing(ahead(images, unless_wrong(lambda image: pipeline.decode(image, options)), NUM_READERS)) as decoded,
+        closing(ahead(decoded, unless_wrong(pipeline.predict), 1, name="device")) as predicted,
+        closing(ahead(predicted, unless_wrong(finish), NUM_ENCODERS, name="encode")) as finished,
+    ):
+        yield from finished
 
 
-def _outcome(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except DeviceError:
-        raise
-    except SharpError as error:
-        return error
+def ahead(
+    items: Iterable[_S], function: Callable[[_S], _T], num_threads: int, *, name: str = "read", drops: bool = True
+) -> Generator[_T, None, None]:
+    """Calls a function of each item in threads, before its result is asked for.
+
+    Args:
+        items: Taken in the thread of who asks, as there are threads for them.
+        function: Many threads call it at once.
+        num_threads: How many; and how many items are under way while nobody asks.
+        name: Of the threads.
+        drops: Whether calls that have not begun are dropped when it ends early.
+
+    Yields:
+        The results, in order.
+
+    Raises:
+        BaseException: What the function, or taking an item, raises; once calls that have begun have ended.
+    """
+    under_way: deque[Future[_T]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix=name) as executor:
+        try:
+            for item in items:
+                under_way.append(executor.submit(function, item))
+                if len(under_way) > num_threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way if drops else ():
+                future.cancel()
+
+
+def unless_wrong(function: Callable[[_S], _T]) -> Callable[[_S | SharpError], _T | SharpError]:
+    """A function that returns its errors, so that the other pictures go on, and hands on those of earlier stages.
+
+    A device that failed will not do the others either: that is raised.
+    """
+
+    def called(item: _S | SharpError) -> _T | SharpError:
+        if isinstance(item, SharpError):
+            return item
+        try:
+            return function(item)
+        except DeviceError:
+            raise
+        except SharpError as error:
+            return error
+
+    return called

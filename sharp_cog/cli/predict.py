@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +25,9 @@ from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, Sh
 from sharp_cog.formats import FORMATS
 from sharp_cog.options import PredictOptions
 from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Prediction
+from sharp_cog.prediction import Decoded, Prediction
 from sharp_cog.preview import movie
+from sharp_cog.streaming import NUM_ENCODERS, NUM_READERS, ahead
 
 _SOURCES = {
     "caller": "as given",
@@ -70,28 +74,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.depth_from is not None:
         estimate = source_of(arguments.depth_from, settings, checkpoint=arguments.estimator_checkpoint)
     pipeline = SharpPipeline.load(settings)
-    exit_codes, num_written = set[int](), 0
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        for job in jobs:
-            try:
-                prediction = _predict(pipeline, job, options, has_preview=arguments.preview, estimate=estimate)
-            except SharpError as error:
-                bar.clear()
-                exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
-            except KeyboardInterrupt:
-                bar.close()
-                print(f"stopped: {num_written} of {len(jobs)} splats are written", file=sys.stderr)
-                return EXIT_INTERRUPTED
-            else:
-                num_written += 1
-                bar.clear()
-                _tell(job, prediction, has_preview=arguments.preview)
-            bar.update()
-    if num_written:
+        work = _Work(
+            pipeline, options, bar=bar, has_preview=arguments.preview, estimate=estimate, verbose=arguments.verbose
+        )
+        try:
+            work.do(jobs)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped: {work.num_written} of {len(jobs)} splats are written", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    if work.num_written:
         print(_LOOK.get(options.output_format, _LOOK_ELSEWHERE))
     if len(jobs) > 1:
-        print(f"{num_written} of {len(jobs)} pictures became splats")
-    return EXIT_FAILED if EXIT_FAILED in exit_codes else EXIT_BAD_INPUT if exit_codes else 0
+        print(f"{work.num_written} of {len(jobs)} pictures became splats")
+    return EXIT_FAILED if EXIT_FAILED in work.exit_codes else EXIT_BAD_INPUT if work.exit_codes else 0
 
 
 def _format_of_output(output: str | None) -> str:
@@ -104,27 +101,98 @@ def _format_of_output(output: str | None) -> str:
         return "ply"
 
 
-def _predict(
-    pipeline: SharpPipeline, job: Job, options: PredictOptions, *, has_preview: bool, estimate: Source | None = None
-) -> Prediction:
-    image_bytes = _read(job.image, ImageError)
-    depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
-    is_estimated = False
-    if estimate is not None:
-        photograph = images.decode(image_bytes, options, max_pixels=pipeline.settings.max_pixels)
-        found = estimate(image_bytes, photograph)
-        depth_bytes = metric_npy(found)
-        if photograph.camera.focal_length_source == "default" and found.focal_length_px is not None:
-            options, is_estimated = replace(options, focal_length_px=found.focal_length_px), True
-    prediction = pipeline(image_bytes, options, depth_bytes=depth_bytes)
-    if is_estimated:
-        prediction = replace(prediction, camera=replace(prediction.camera, focal_length_source="estimated"))
-    prediction.write(job.target)
-    if prediction.internal_depth_m is not None:
-        _write_internal_depth(job, prediction.internal_depth_m)
-    if has_preview:
-        movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
-    return prediction
+class _Work:
+    """Pictures in, splats out: the next is read and the last is written while the device is at work.
+
+    The device's part is done in the calling thread, so that Ctrl-C stops it, and what has been predicted is written.
+
+    Attributes:
+        exit_codes: Of what went wrong.
+        num_written: Splats.
+    """
+
+    def __init__(
+        self,
+        pipeline: SharpPipeline,
+        options: PredictOptions,
+        *,
+        bar: tqdm[Any],
+        has_preview: bool,
+        estimate: Source | None,
+        verbose: bool,
+    ) -> None:
+        self.exit_codes, self.num_written = set[int](), 0
+        self._pipeline, self._options, self._bar = pipeline, options, bar
+        self._has_preview, self._estimate, self._verbose = has_preview, estimate, verbose
+
+    def do(self, jobs: list[Job]) -> None:
+        """Does them all, and tells of each what became of it."""
+        with (
+            closing(ahead(jobs, self._read, NUM_READERS)) as read,
+            closing(ahead(map(self._predict, read), self._write, NUM_ENCODERS, name="write", drops=False)) as written,
+        ):
+            for _ in written:
+                pass
+
+    def _read(self, job: Job) -> tuple[Job, Decoded | bytes] | None:
+        """The picture, decoded with its depth map; its bytes where the depth has to be estimated first."""
+        with self._told_of(job):
+            image_bytes = _read(job.image, ImageError)
+            if self._estimate is not None:
+                return job, image_bytes
+            depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
+            return job, self._pipeline.decode(image_bytes, self._options, depth_bytes=depth_bytes)
+        return None
+
+    def _predict(self, read: tuple[Job, Decoded | bytes] | None) -> tuple[Job, Prediction] | None:
+        if read is not None:
+            job, decoded = read
+            with self._told_of(job):
+                if isinstance(decoded, bytes):
+                    decoded = self._estimated(decoded)
+                return job, self._pipeline.predict(decoded)
+        return None
+
+    def _estimated(self, image_bytes: bytes) -> Decoded:
+        """The picture, with the depth and, unless the picture tells it, the focal length that the estimator finds."""
+        assert self._estimate is not None
+        options, max_pixels = self._options, self._pipeline.settings.max_pixels
+        photograph = images.decode(image_bytes, options, max_pixels=max_pixels)
+        found = self._estimate(image_bytes, photograph)
+        is_estimated = photograph.camera.focal_length_source == "default" and found.focal_length_px is not None
+        if is_estimated:
+            options = replace(options, focal_length_px=found.focal_length_px)
+        decoded = self._pipeline.decode(image_bytes, options, depth_bytes=metric_npy(found))
+        if is_estimated:
+            camera = replace(decoded.source.camera, focal_length_source="estimated")
+            decoded = replace(decoded, source=replace(decoded.source, camera=camera))
+        return decoded
+
+    def _write(self, predicted: tuple[Job, Prediction] | None) -> None:
+        if predicted is None:
+            return
+        job, prediction = predicted
+        with self._told_of(job):
+            prediction = prediction.with_output(prediction.options)
+            prediction.write(job.target)
+            if prediction.internal_depth_m is not None:
+                _write_internal_depth(job, prediction.internal_depth_m)
+            if self._has_preview:
+                movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
+            with tqdm.external_write_mode():
+                self.num_written += 1
+                _tell(job, prediction, has_preview=self._has_preview)
+            self._bar.update()
+
+    @contextmanager
+    def _told_of(self, job: Job) -> Iterator[None]:
+        """Tells what is wrong with a picture, so that the others go on."""
+        try:
+            yield
+        except SharpError as error:
+            with tqdm.external_write_mode():
+                self.exit_codes.add(report(error, verbose=self._verbose, about=f"{job.image}: "))
+            self._bar.update()
 
 
 def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
