@@ -50,12 +50,12 @@ def mapped(
 def ahead(
     items: Iterable[_S], function: Callable[[_S], _T], num_threads: int, *, name: str = "read", drops: bool = True
 ) -> Generator[_T, None, None]:
-    """Calls a function of each item in threads, before its result is asked for.
+    """Calls a function of each item, in threads before its result is asked for.
 
     Args:
         items: Taken in the thread of who asks, as there are threads for them.
         function: Many threads call it at once.
-        num_threads: How many; and how many items are under way while nobody asks.
+        num_threads: How many; and how many items are under way while nobody asks. 0 calls it when asked, and where.
         name: Of the threads.
         drops: Whether calls that have not begun are dropped when it ends early.
 
@@ -65,6 +65,9 @@ def ahead(
     Raises:
         BaseException: What the function, or taking an item, raises; once calls that have begun have ended.
     """
+    if not num_threads:
+        yield from map(function, items)
+        return
     under_way: deque[Future[_T]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix=name) as executor:
         try:

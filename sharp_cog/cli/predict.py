@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -102,7 +103,7 @@ def _format_of_output(output: str | None) -> str:
 
 
 class _Work:
-    """Pictures in, splats out: the next is read and the last is written while the device is at work.
+    """Pictures in, splats out; where the device is no CPU, the next is read and the last written while it is at work.
 
     The device's part is done in the calling thread, so that Ctrl-C stops it, and what has been predicted is written.
 
@@ -127,9 +128,10 @@ class _Work:
 
     def do(self, jobs: list[Job]) -> None:
         """Does them all, and tells of each what became of it."""
+        num_readers, num_writers = (NUM_READERS, NUM_ENCODERS) if _works_beside(self._pipeline.device) else (0, 0)
         with (
-            closing(ahead(jobs, self._read, NUM_READERS)) as read,
-            closing(ahead(map(self._predict, read), self._write, NUM_ENCODERS, name="write", drops=False)) as written,
+            closing(ahead(jobs, self._read, num_readers)) as read,
+            closing(ahead(map(self._predict, read), self._write, num_writers, name="write", drops=False)) as written,
         ):
             for _ in written:
                 pass
@@ -193,6 +195,11 @@ class _Work:
             with tqdm.external_write_mode():
                 self.exit_codes.add(report(error, verbose=self._verbose, about=f"{job.image}: "))
             self._bar.update()
+
+
+def _works_beside(device: torch.device) -> bool:
+    """Whether a device leaves the CPU free for others; on the CPU, torch keeps all cores busy itself."""
+    return device.type != "cpu"
 
 
 def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:

@@ -3,8 +3,11 @@
 import hashlib
 import io
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plyfile
@@ -19,6 +22,7 @@ from sharp_cog.formats.ply import PROPERTIES
 from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
 from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.prediction import Prediction
 from sharp_cog.serving.settings import Settings
 
 FOCAL_LENGTH_35MM_TAG = 0xA405
@@ -85,6 +89,14 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"SHARP_{name}", raising=False)
 
 
+@pytest.fixture(params=[False, True], ids=["one after the other", "beside the device"])
+def works_beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether pictures are read and splats written while the device works, as on a GPU."""
+    works_beside: bool = request.param
+    monkeypatch.setattr("sharp_cog.cli.predict._works_beside", lambda device: works_beside)
+    return works_beside
+
+
 def predict(*arguments: object) -> int:
     return main(["predict", *map(str, arguments)])
 
@@ -134,6 +146,7 @@ def test_an_existing_splat_is_replaced(predictor: FourGaussians, tmp_path: Path)
     assert plyfile.PlyData.read(tmp_path / "photo.ply")["vertex"].count == 4
 
 
+@pytest.mark.usefixtures("works_beside")
 def test_one_bad_picture_does_not_stop_the_rest(
     predictor: FourGaussians, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +167,7 @@ def test_one_bad_picture_does_not_stop_the_rest(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.usefixtures("works_beside")
 def test_a_failure_that_is_not_the_pictures_fault_is_exit_code_1(
     predictor: FourGaussians, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +178,7 @@ def test_a_failure_that_is_not_the_pictures_fault_is_exit_code_1(
     assert "[prediction_failed]" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("works_beside")
 def test_ctrl_c_says_what_was_written(
     predictor: FourGaussians, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +187,54 @@ def test_ctrl_c_says_what_was_written(
     assert predict(*photos) == 130
     assert names(tmp_path) == ["a.jpg", "a.ply", "b.jpg", "b.ply", "c.jpg", "d.jpg"]
     assert "2 of 4" in capsys.readouterr().err
+
+
+def test_the_next_is_read_and_the_last_written_while_the_device_works(
+    predictor: FourGaussians, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the other: one after the other, this would wait for ever."""
+    monkeypatch.setattr("sharp_cog.cli.predict._works_beside", lambda device: True)
+    writes, threads = threading.Event(), set()
+    write = Prediction.write
+
+    def seen(prediction: Prediction, path: Path) -> Path:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        writes.set()
+        return write(prediction, path)
+
+    class Waiting(FourGaussians):
+        def __call__(self, *args: Any, **kwargs: Any) -> NDCGaussians:
+            assert threading.current_thread() is threading.main_thread()
+            if len(self.depths_m) == 1:
+                assert writes.wait(20)
+            return super().__call__(*args, **kwargs)
+
+    monkeypatch.setattr(Prediction, "write", seen)
+    monkeypatch.setattr(
+        SharpPipeline,
+        "load",
+        lambda settings: SharpPipeline(Waiting(), device=torch.device("cpu"), settings=settings),
+    )
+    assert predict(*(picture(tmp_path / f"{name}.jpg") for name in "abc")) == 0
+    assert {"a.ply", "b.ply", "c.ply"} <= set(names(tmp_path))
+    assert threads == {"write"}
+
+
+def test_ctrl_c_loses_nothing_that_was_predicted(
+    predictor: FourGaussians, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sharp_cog.cli.predict._works_beside", lambda device: True)
+    write = Prediction.write
+
+    def slow(prediction: Prediction, path: Path) -> Path:
+        time.sleep(0.3)
+        return write(prediction, path)
+
+    monkeypatch.setattr(Prediction, "write", slow)
+    predictor.fails[6] = KeyboardInterrupt()
+    assert predict(*(picture(tmp_path / f"{name}.jpg") for name in "abcdefgh")) == 130
+    assert {path.stem for path in tmp_path.glob("*.ply")} == set("abcde")
+    assert "5 of 8" in capsys.readouterr().err
 
 
 def test_pictures_of_one_name_keep_their_whole_names(predictor: FourGaussians, tmp_path: Path) -> None:

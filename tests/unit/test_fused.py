@@ -53,7 +53,7 @@ def test_the_kernels_are_tried_before_they_are_used() -> None:
 
 @pytest.mark.usefixtures("_anew")
 def test_a_device_that_runs_them_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
+    tried: list[torch.device] = []
     monkeypatch.setattr(fused, "try_out", tried.append)
     assert choose.fused_for(torch.device("cpu")) is None
     assert [choose.fused_for(CUDA) for _ in range(3)] == [fused] * 3
