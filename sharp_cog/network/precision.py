@@ -64,4 +64,9 @@ def exact_sums(device: torch.device) -> Iterator[None]:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or cpu_has_amx())
+
+
+def cpu_has_amx() -> bool:
+    """Whether the CPU multiplies whole tiles of bfloat16 at once, as Intel's do since 2023."""
+    return bool(torch.cpu._is_amx_tile_supported())

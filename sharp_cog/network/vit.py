@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharp_cog.network.config import ViTConfig
+from sharp_cog.network.precision import cpu_has_amx
 
 TILE_SIZE = 384
 PATCH_SIZE = 16
@@ -83,8 +84,9 @@ class Attention(nn.Module):
         batch, num_tokens, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, num_tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = _attend_by_tile if tokens.dtype == torch.bfloat16 and tokens.is_cpu else _attend
-        mixed: Tensor = self.proj(attended(query, key, value).transpose(1, 2).reshape(batch, num_tokens, width))
+        by_tile = tokens.dtype == torch.bfloat16 and tokens.is_cpu and not cpu_has_amx()
+        attended = (_attend_by_tile if by_tile else _attend)(query, key, value)
+        mixed: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, num_tokens, width))
         return mixed
 
 
@@ -94,7 +96,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attend_by_tile(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same on a CPU with bfloat16 instructions, which torch's own kernel makes little use of.
+    """The same on a CPU whose bfloat16 instructions torch's own kernel makes little use of: all but AMX.
 
     Tile by tile, so that the scores of one (16 x 577 x 577) stay in the caches; the softmax is float32 inside. Twice as
     fast, and as close to float32: rounding the scores adds nothing to what rounding queries and keys does.
