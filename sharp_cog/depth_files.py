@@ -24,6 +24,8 @@ Values = NDArray[np.float32]
 
 MAX_PIXELS = 100_000_000
 FORMATS = "give a .npy, .npz, 16-bit PNG, float TIFF, .exr or .pfm"
+SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
+"""What is taken for a depth map in a folder, the first that is there."""
 METRIC_FIELD = "depth_m"
 """The field's name by which a .npy says that it holds metres."""
 

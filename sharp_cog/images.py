@@ -37,6 +37,13 @@ from sharp_cog.pixels import DECODER_ERRORS, to_srgb
 _LOG = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "HEIC", "AVIF")
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+        *(".heic", ".heif", ".hif", ".avif"),
+    }
+)
+"""What is taken for a picture in a folder; a file that is named is read whatever its name."""
 DEFAULT_MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 32
 MAX_ASPECT = 10

@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharp_cog.atomic import sweep
+from sharp_cog.depth_files import SUFFIXES as DEPTH_SUFFIXES
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
+from sharp_cog.images import SUFFIXES as PICTURE_SUFFIXES
 
 _LOG = logging.getLogger(__name__)
-
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
-    *(".heic", ".heif", ".hif", ".avif"),
-)
-"""What is taken for a picture in a folder; a file that is named is read whatever its name."""
-DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,27 +8,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from sharp_cog import depth_files, images
 from sharp_cog.dataset.photo import MAX_PICTURE_BYTES, Photo, SourceError
 from sharp_cog.errors import SettingError
 from sharp_cog.foreign import plain
 
 _LOG = logging.getLogger(__name__)
-
-DEPTH_SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
-PICTURE_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".hif",
-    ".avif",
-}
 
 
 class Folder:
@@ -55,6 +40,9 @@ class Folder:
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """As `Source.photos`."""
         paths = sorted(path for path in self._folder.rglob("*") if _is_picture(path))
+        if not paths:
+            suffixes = " ".join(sorted(images.SUFFIXES))
+            _LOG.warning("no picture is below %s: taken are files that end in %s", plain(self._folder, 300), suffixes)
         paths = paths[: self._max_scan or None]
         self.num_photos = len(paths)
         for path in paths:
@@ -96,10 +84,10 @@ def id_of(relative: str, num_bytes: int) -> str:
 
 
 def _is_picture(path: Path) -> bool:
-    is_named_so = path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    is_named_so = path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".")
     return is_named_so and not path.stem.endswith(".depth") and path.is_file()
 
 
 def _depths(path: Path) -> Iterator[Path]:
-    for suffix in DEPTH_SUFFIXES:
+    for suffix in depth_files.SUFFIXES:
         yield path.with_name(f"{path.stem}.depth{suffix}").absolute()

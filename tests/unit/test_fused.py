@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("capability", [75, 80, 86, 89, 90])
+@pytest.mark.parametrize(
+    "capability", [75, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 86, 89, 90))]
+)
 def test_the_kernels_compile_for_every_gpu(capability: int, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)

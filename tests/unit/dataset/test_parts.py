@@ -333,6 +333,14 @@ def test_a_name_that_is_no_utf8_is_a_photograph_like_others(tmp_path: Path) -> N
     assert folder.fetch(entry.photo) == b"picture"
 
 
+def test_a_folder_without_pictures_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "room.depth.png").write_bytes(b"a depth map")
+    assert list(Folder(tmp_path).photos(lambda _: False)) == []
+    assert f"no picture is below {tmp_path}" in caplog.text
+    assert ".jpg" in caplog.text
+
+
 def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.jpg").open("wb") as file:
         file.truncate(10**12)
