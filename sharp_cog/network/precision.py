@@ -46,17 +46,21 @@ def choose(precision: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def exact_sums(device: torch.device) -> Iterator[None]:
+def exact_sums(device: torch.device, *, is_lasting: bool = True) -> Iterator[None]:
     """Computes float32 with all its digits, and sums of half-precision products in float32 from first to last.
 
-    By default cuDNN rounds float32 to 10 bits (tf32), and cuBLAS adds partial sums in half precision. On CUDA cuDNN
-    also tries which of its algorithms is the fastest, once for each shape, as shapes never change here.
+    By default cuDNN rounds float32 to 10 bits (tf32), and cuBLAS adds partial sums in half precision.
+
+    Args:
+        device: Where.
+        is_lasting: Whether the same shapes come again: on CUDA cuDNN tries which of its algorithms is the fastest, once
+            for each shape.
     """
     flags = torch.backends.cuda.matmul
     before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
     flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=device.type == "cuda", allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=is_lasting and device.type == "cuda", allow_tf32=False):
             yield
     finally:
         flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before

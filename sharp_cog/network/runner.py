@@ -109,7 +109,7 @@ class SharpRunner:
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # Of a converted copy.
             convert(model, device=self.device, dtype=torch.float32, packs=False)
         model.to(self.device)
-        with exact_sums(self.device):
+        with exact_sums(self.device, is_lasting=False):
             exact = probe(model, device=self.device)
             convert(model, device=self.device, dtype=self.dtype)
             self.error = exact.error(probe(model, device=self.device))
@@ -198,7 +198,8 @@ class SharpRunner:
         self._release()
         model = self._load(torch.float32)
         model.monodepth_model.monodepth_predictor.encoder.num_tiles_at_once = self._encoder.num_tiles_at_once
-        gaussians: NDCGaussians = model(image, disparity_factor, depth, use, on_monodepth)
+        with exact_sums(self.device, is_lasting=False):
+            gaussians: NDCGaussians = model(image, disparity_factor, depth, use, on_monodepth)
         return gaussians
 
     def _encode(self, image: Tensor, image_key: str | None) -> Encoding:

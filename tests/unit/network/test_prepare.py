@@ -20,7 +20,7 @@ from sharp_cog.network.sharp import Sharp
 from sharp_cog.network.vit import Block, ViT
 from tests.unit.network.parity import Reference, network, run
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def prepared(variant: str, dtype: torch.dtype) -> Sharp:
@@ -156,3 +156,13 @@ def test_a_precision_is_chosen_by_what_the_device_has(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(SettingError, match="'bfloat16', which Tesla T4 does not have: choose float16"):
         precision.choose("bfloat16", torch.device("cuda"))
+
+
+def test_what_comes_but_once_is_not_tuned_for() -> None:
+    """Trying all of cuDNN's algorithms takes longer than any of them."""
+    before = torch.backends.cudnn.benchmark
+    for device, is_lasting, expected in ((CUDA, True, True), (CUDA, False, False), (CPU, True, False)):
+        with precision.exact_sums(CUDA), precision.exact_sums(device, is_lasting=is_lasting):
+            assert torch.backends.cudnn.benchmark == expected
+            assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark == before
