@@ -52,6 +52,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def finish(device: torch.device) -> None:
+    """Waits until a device has done what the thread's own stream was asked for; other threads' may go on."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    else:
+        synchronize(device)
+
+
 def is_shortage(error: BaseException) -> bool:
     """Whether an error tells that memory ran out; what was asked for did not happen, and nothing is broken."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
-from sharp_cog.devices import find_device, start, synchronize, translated
+from sharp_cog.devices import find_device, finish, start, synchronize, translated
 from sharp_cog.errors import SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.kernels.choose import fused_for
@@ -56,6 +56,8 @@ class SharpPipeline:
         self.device = device
         self.settings = settings
         self._turn = threading.Lock()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        synchronize(device)  # What was loaded came by another stream.
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, source: NetworkSource | None = None) -> SharpPipeline:
@@ -138,13 +140,15 @@ class SharpPipeline:
         monodepth: list[Tensor] = []
         # A predictor keeps what it made of the last picture, and graphs their buffers: two at once would mix them up.
         with self._turn, translated(self.device):
-            gaussians, precision = self._predict(
-                decoded.source,
-                decoded.depth_map,
-                timings,
-                use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, SharpRunner)),
-                on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
-                image_key=decoded.image_key,
+            gaussians, precision = self._beside_others(
+                lambda: self._predict(
+                    decoded.source,
+                    decoded.depth_map,
+                    timings,
+                    use=_depth_use(decoded.options, decoded.depth_map, has_own=isinstance(self.predictor, SharpRunner)),
+                    on_monodepth=monodepth.append if decoded.options.save_internal_depth else None,
+                    image_key=decoded.image_key,
+                )
             )
             internal_depth_m = monodepth[-1][0].float().cpu().numpy() if monodepth else None
         return Prediction(
@@ -208,7 +212,7 @@ class SharpPipeline:
         needs_depth = isinstance(self.predictor, Lift)
         source = images.SourceImage(rgb=grey, camera=camera, image_format="none")
         with translated(self.device):
-            gaussians, _ = self._predict(source, flat if needs_depth else None, {})
+            gaussians, _ = self._beside_others(lambda: self._predict(source, flat if needs_depth else None, {}))
             formats.vertex_block(gaussians)
         return time.perf_counter() - begun
 
@@ -216,6 +220,21 @@ class SharpPipeline:
         depth_map = depth.decode(depth_bytes, source.camera, depth_format=options.depth_format, turn=source.turn)
         # What is unknown, SHARP fills from its own depth, which the other models do not have or do not show.
         return depth.known_everywhere(depth_map) if isinstance(self.predictor, (Lift, MLSharp)) else depth_map
+
+    def _beside_others(self, predict: Callable[[], tuple[Gaussians, str]]) -> tuple[Gaussians, str]:
+        """Predicts in a stream of its own, on CUDA, and waits for it.
+
+        Threads that write the last splat have another: in one, each of their steps would wait for the next picture.
+        """
+        if self._stream is None:
+            return predict()
+        others = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._stream):
+            gaussians, precision = predict()
+        # Their memory must not be used again while others still read it.
+        for field in fields(gaussians):
+            getattr(gaussians, field.name).record_stream(others)
+        return gaussians, precision
 
     @torch.inference_mode()
     def _predict(
@@ -257,10 +276,10 @@ class SharpPipeline:
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
         """Records a stage's seconds, waiting for the device's work on both sides."""
-        synchronize(self.device)
+        finish(self.device)
         begun = time.perf_counter()
         yield
-        synchronize(self.device)
+        finish(self.device)
         timings[stage] = time.perf_counter() - begun
 
 

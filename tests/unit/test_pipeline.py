@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,32 @@ def test_the_device_takes_one_prediction_at_a_time_however_many_threads_ask(lift
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(lambda _: pipeline(picture()), range(4)))
     assert most == 1
+
+
+def test_on_cuda_a_prediction_has_a_stream_of_its_own(lift: SharpPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here by torch's calls alone. Whoever writes the last splat must not wait for the next one's network."""
+    streams, kept = ["others'"], []
+
+    @contextmanager
+    def entered(stream: str) -> Iterator[None]:
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    def predictor(*arguments: Any) -> NDCGaussians:
+        assert streams == ["others'", "its own"]
+        return seen(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: kept.append((tensor, stream)))
+    pipeline = SharpPipeline(predictor, device=lift.device, settings=lift.settings)
+    assert pipeline._stream is None, "of a CPU"
+    pipeline._stream = "its own"  # type: ignore[assignment]
+    gaussians = pipeline(picture()).gaussians
+    for value in (gaussians.means, gaussians.scales, gaussians.quaternions_wxyz, gaussians.opacities):
+        assert any(tensor is value and stream == "others'" for tensor, stream in kept)
+    assert len(kept) == 5
 
 
 def test_one_prediction_is_written_in_many_ways(lift: SharpPipeline, tmp_path: Path) -> None:
