@@ -130,9 +130,9 @@ def import_seconds() -> float:
     return float(result.stdout)
 
 
-def made_picture() -> bytes:
+def made_picture(seed: int = 0) -> bytes:
     """A JPEG of smooth noise, which compresses about as a photograph does."""
-    coarse = np.random.default_rng(0).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
     return file.getvalue()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from sharp_cog.weights import Weights
 from tests.unit.gated import Gated, write
 from tests.unit.network.parity import state
 from tests.unit.test_pipeline import picture
+
+ROOT = Path(__file__).parents[2]
 
 
 def refusing(*_: object) -> NoReturn:
@@ -132,3 +137,13 @@ def test_a_stream_gives_what_single_calls_give() -> None:
         alone = pipeline(image).gaussians
         assert (outcome.gaussians.means == alone.means).all()
         assert (outcome.gaussians.colors_linear == alone.colors_linear).all()
+
+
+@pytest.mark.slow
+def test_the_benchmark_tells_how_long_the_device_waits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.stream", "--model", "random-tiny", "--device", "cpu", "--num", "2"]
+    subprocess.run([*command, "--json", str(tmp_path / "report.json")], check=True, timeout=600, cwd=ROOT)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["num"] == 2
+    assert report["busy_s"] > 0
+    assert 0 <= report["idle_share"] < 1

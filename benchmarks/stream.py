@@ -1,0 +1,103 @@
+"""Many photographs through `SharpPipeline.map`, to files: how long the device waits for the rest.
+
+    scripts/benchmark --stream
+    scripts/benchmark --stream --model random --device cuda --num 200 --json stream.json
+
+Each is a JPEG of 12 MP of its own. What the device works on is timed from its first copy to the end of the
+unprojection; it is idle for the rest of the time between the first and the last of these ends that count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.stages import RANDOM_MODELS, device_name, load, made_picture
+from sharp_cog import Prediction, PredictOptions
+from sharp_cog.errors import SharpError
+from sharp_cog.prediction import Decoded
+
+_NUM_UNCOUNTED = 6
+"""Until reading, predicting and writing all overlap."""
+_ON_DEVICE = ("preprocess", "network", "unproject")
+_NUM_PICTURES = 8
+
+
+def run(model: str, device: str | None, *, num: int, output_format: str) -> dict[str, Any]:
+    """Maps photographs to files, and reports.
+
+    Raises:
+        SharpError: The model cannot be loaded, or a prediction fails.
+    """
+    pictures = [made_picture(seed) for seed in range(_NUM_PICTURES)]
+    pipeline = load(model, device)
+    pipeline.warm_up()
+    predict = pipeline.predict
+    ends: list[float] = []
+    busy_s: list[float] = []
+
+    def timed(decoded: Decoded) -> Prediction:
+        prediction = predict(decoded)
+        ends.append(time.perf_counter())
+        busy_s.append(sum(prediction.timings[stage] for stage in _ON_DEVICE))
+        return prediction
+
+    setattr(pipeline, "predict", timed)  # noqa: B010 - a method of this one alone
+    with tempfile.TemporaryDirectory() as folder:
+
+        def encode(prediction: Prediction) -> None:
+            with tempfile.NamedTemporaryFile(dir=folder, suffix=".ply") as file:
+                prediction.write(file.name)
+
+        images = (pictures[number % _NUM_PICTURES] for number in range(_NUM_UNCOUNTED + num))
+        for outcome in pipeline.map(images, PredictOptions(output_format=output_format), encode=encode):
+            if isinstance(outcome, SharpError):
+                raise outcome
+    wall_s, total_busy_s = ends[-1] - ends[_NUM_UNCOUNTED - 1], sum(busy_s[_NUM_UNCOUNTED:])
+    return {
+        "model": model,
+        "device": str(pipeline.device),
+        "device_name": device_name(pipeline.device),
+        "format": output_format,
+        "num": num,
+        "wall_s": wall_s,
+        "busy_s": total_busy_s,
+        "pictures_per_s": num / wall_s,
+        "idle_share": 1.0 - total_busy_s / wall_s,
+    }
+
+
+def main() -> int:
+    """Measures, prints a line, writes JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=["sharp", *RANDOM_MODELS], default="sharp", help="default: sharp")
+    parser.add_argument("--device", metavar="DEVICE", help="default: SHARP_DEVICE, else what there is")
+    parser.add_argument("--num", type=int, default=50, metavar="N", help="photographs that count (default: 50)")
+    parser.add_argument("--format", default="ply", help="of the files (default: ply)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    args = parser.parse_args()
+    if args.num < 1:
+        parser.error(f"--num is {args.num}: give at least 1")
+    try:
+        report = run(args.model, args.device, num=args.num, output_format=args.format)
+    except SharpError as error:
+        print(f"error: {error} [{error.code}]", file=sys.stderr)
+        return 1
+    print(
+        f"{report['model']} on {report['device']} ({report['device_name']}): {report['num']} photographs of 12 MP to "
+        f".{report['format']} in {report['wall_s']:.2f} s, {report['pictures_per_s']:.2f} a second; the device is idle "
+        f"for {report['idle_share']:.1%} of it"
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
