@@ -264,7 +264,7 @@ def test_every_door_refuses_the_same_options(
     assert pipeline.options == []
 
 
-IN_THE_LONG_TESTS = ("splat", "glb", "compressed_ply")
+IN_THE_LONG_TESTS = ("splat", "spz", "glb", "compressed_ply")
 
 
 @pytest.mark.parametrize(

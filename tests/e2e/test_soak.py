@@ -26,8 +26,9 @@ def prepared() -> Prepared:
     return good, right_answers(good)
 
 
-@pytest.mark.parametrize("door", sorted(DOORS))
+@pytest.mark.parametrize("door", [pytest.param("cog", marks=pytest.mark.slow), "http"])
 def test_a_few_requests_are_answered_right_and_leave_nothing(door: str, prepared: Prepared, tmp_path: Path) -> None:
+    """By Cog's server, which starts slowly, in the long tests."""
     report = run(door, tmp_path, *prepared, num_requests=20, num_clients=3, bad_share=0.6, cancelled_share=0.2)
     print(report.table())
     assert report.wrongs() == []
