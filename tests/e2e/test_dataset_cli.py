@@ -121,7 +121,8 @@ def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_goes_on(tmp_path: Pa
     assert counts(tmp_path) == {"done": 4}
 
 
-@pytest.mark.parametrize("how", [pytest.param("second Ctrl-C", marks=pytest.mark.slow), "SIGKILL"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["second Ctrl-C", "SIGKILL"])
 def test_what_stops_at_once_loses_nothing(tmp_path: Path, pictures: Path, how: str) -> None:
     process = started(tmp_path, *ARGUMENTS)
     wait_until_one_is_under_way(tmp_path, process)

@@ -74,6 +74,7 @@ def test_lift_gives_eight_threads_the_same_bytes(tmp_path: Path) -> None:
     assert_the_same_at_once(lift(), tmp_path, num_requests=16)
 
 
+@pytest.mark.slow
 def test_eight_clients_of_the_service_get_the_same_bytes_as_python(tmp_path: Path) -> None:
     """Pictures and formats mixed; kept predictions, which others may have asked for, among them."""
     pipeline = lift()
