@@ -78,8 +78,7 @@ class SharpPipeline:
         settings = settings or Settings.from_environment()
         found = find_device(settings.device)
         with translated(found):
-            predictor = _load_predictor(settings, found, source)
-        return cls(predictor, device=found, settings=settings)
+            return cls(_load_predictor(settings, found, source), device=found, settings=settings)
 
     @property
     def counters(self) -> Counters:
@@ -185,7 +184,7 @@ class SharpPipeline:
         """Predicts many pictures, reading the next and encoding the last while the device is at work.
 
         Args:
-            images: Pictures, taken as they are needed: some five are under way at once.
+            images: Pictures, taken as they are needed: some six are under way at once.
             options: Of all of them.
             encode: What becomes of a prediction, such as a file; in a thread beside others.
 
@@ -321,7 +320,7 @@ def _load_predictor(settings: Settings, device: torch.device, source: NetworkSou
 
 def _start(device: torch.device) -> None:
     start(device)
-    fused_for(device)
+    fused_for(torch.empty(0, device=device).device)  # By its number, as tensors have it.
 
 
 def _are_finite(gaussians: Gaussians) -> Tensor:

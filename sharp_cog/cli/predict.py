@@ -103,7 +103,7 @@ def _format_of_output(output: str | None) -> str:
 
 
 class _Work:
-    """Pictures in, splats out; where the device is no CPU, the next is read and the last written while it is at work.
+    """Pictures in, splats out; on CUDA the next is read and the last written while the device is at work.
 
     The device's part is done in the calling thread, so that Ctrl-C stops it, and what has been predicted is written.
 
@@ -198,8 +198,11 @@ class _Work:
 
 
 def _works_beside(device: torch.device) -> bool:
-    """Whether a device leaves the CPU free for others; on the CPU, torch keeps all cores busy itself."""
-    return device.type != "cpu"
+    """Whether a device leaves the CPU free, and takes work from other threads meanwhile.
+
+    On the CPU torch keeps all cores busy itself; Metal has one queue for all threads.
+    """
+    return device.type == "cuda"
 
 
 def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
