@@ -3,7 +3,7 @@
     scripts/benchmark --stream
     scripts/benchmark --stream --model random --device cuda --num 200 --json stream.json
 
-Each is a JPEG of 12 MP of its own. What the device works on is timed from its first copy to the end of the
+Eight JPEGs of 12 MP in turn. What the device works on is timed from its first copy to the end of the
 unprojection; it is idle for the rest of the time between the first and the last of these ends that count.
 """
 
@@ -34,6 +34,7 @@ def run(model: str, device: str | None, *, num: int, output_format: str) -> dict
     Raises:
         SharpError: The model cannot be loaded, or a prediction fails.
     """
+    options = PredictOptions(output_format=output_format)
     pictures = [made_picture(seed) for seed in range(_NUM_PICTURES)]
     pipeline = load(model, device)
     pipeline.warm_up()
@@ -55,7 +56,7 @@ def run(model: str, device: str | None, *, num: int, output_format: str) -> dict
                 prediction.write(file.name)
 
         images = (pictures[number % _NUM_PICTURES] for number in range(_NUM_UNCOUNTED + num))
-        for outcome in pipeline.map(images, PredictOptions(output_format=output_format), encode=encode):
+        for outcome in pipeline.map(images, options, encode=encode):
             if isinstance(outcome, SharpError):
                 raise outcome
     wall_s, total_busy_s = ends[-1] - ends[_NUM_UNCOUNTED - 1], sum(busy_s[_NUM_UNCOUNTED:])

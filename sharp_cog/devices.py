@@ -38,12 +38,6 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def start(device: torch.device) -> None:
-    """Does what a device's first use takes seconds for."""
-    if device.type == "cuda":
-        torch.empty(1, device=device)
-
-
 def synchronize(device: torch.device) -> None:
     """Waits until a device has done all that it was asked for."""
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sharp_cog import checkpoint, depth, formats, images, weights
 from sharp_cog.camera import Camera
-from sharp_cog.devices import find_device, finish, start, synchronize, translated
+from sharp_cog.devices import find_device, finish, synchronize, translated
 from sharp_cog.errors import SharpError
 from sharp_cog.gaussians import Gaussians, NDCGaussians
 from sharp_cog.kernels.choose import fused_for
@@ -319,8 +319,9 @@ def _load_predictor(settings: Settings, device: torch.device, source: NetworkSou
 
 
 def _start(device: torch.device) -> None:
-    start(device)
-    fused_for(torch.empty(0, device=device).device)  # By its number, as tensors have it.
+    """Does what CUDA's first use takes seconds for."""
+    if device.type == "cuda":
+        fused_for(torch.empty(1, device=device).device)  # By its number, as tensors have it.
 
 
 def _are_finite(gaussians: Gaussians) -> Tensor:

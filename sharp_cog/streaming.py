@@ -14,9 +14,6 @@ from sharp_cog.prediction import Decoded, Prediction
 
 NUM_READERS, NUM_ENCODERS = 2, 2
 
-NUM_UNDER_WAY = 2 * NUM_READERS + NUM_ENCODERS
-"""Pictures in memory at once at most: being read, waiting, on the device, being encoded."""
-
 _S = TypeVar("_S")
 _T = TypeVar("_T")
 

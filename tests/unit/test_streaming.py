@@ -18,13 +18,15 @@ from sharp_cog import Settings, SharpPipeline
 from sharp_cog.errors import DeviceError, ImageError, PredictionError
 from sharp_cog.network.runner import SharpRunner
 from sharp_cog.prediction import Decoded, Prediction
-from sharp_cog.streaming import NUM_UNDER_WAY
+from sharp_cog.streaming import NUM_ENCODERS, NUM_READERS
 from sharp_cog.weights import Weights
 from tests.unit.gated import Gated, write
 from tests.unit.network.parity import state
 from tests.unit.test_pipeline import picture
 
 ROOT = Path(__file__).parents[2]
+NUM_UNDER_WAY = NUM_READERS + 1 + NUM_ENCODERS + 1
+"""Pictures in memory at once: being read, on the device, being encoded, and the one that is given."""
 
 
 def refusing(*_: object) -> NoReturn:
