@@ -21,12 +21,17 @@ _MOMENT_S = 5.0
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """All files below a folder, hidden ones too, by their hash; of folders, that they are there."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        content = path.read_bytes() if path.is_file() else None
-        found[str(path.relative_to(folder))] = "" if content is None else hashlib.sha256(content).hexdigest()
-    return found
+    """All files below a folder, hidden ones too, by their hash; of folders, that they are there.
+
+    Looks again where a service deletes a file in the meantime.
+    """
+    while True:
+        found = {}
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(folder.rglob("*")):
+                content = path.read_bytes() if path.is_file() else None
+                found[str(path.relative_to(folder))] = "" if content is None else hashlib.sha256(content).hexdigest()
+            return found
 
 
 @contextmanager
@@ -38,9 +43,9 @@ def unchanged(*folders: Path) -> Iterator[None]:
     before = [tree(folder) for folder in folders]
     yield
     deadline = time.monotonic() + _MOMENT_S
-    while [tree(folder) for folder in folders] != before and time.monotonic() < deadline:
+    while (after := [tree(folder) for folder in folders]) != before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert [tree(folder) for folder in folders] == before
+    assert after == before
 
 
 class LimitedFiles:

@@ -56,6 +56,9 @@ def raw_server() -> RawServer:
 
 
 def raw(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """An answer as it goes over the wire."""
-    head = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", ""]
+    """An answer as it goes over the wire.
+
+    It says that the server hangs up, as it does: else a client might ask on a connection that is about to end.
+    """
+    head = [f"HTTP/1.1 {status}", "Connection: close", *headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(head).encode("latin-1") + body
