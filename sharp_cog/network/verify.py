@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sharp_cog.gaussians import NDCGaussians
 from sharp_cog.network.given_depth import DepthUse
 
 STAGES = {
@@ -77,14 +76,17 @@ def compare(
         expected[stage] = value.detach().float().cpu().clone()
 
     def check(stage: str, value: Tensor) -> None:
-        differences.append(difference(stage, value, expected.pop(stage)))
+        reference_value = expected.pop(stage)
+        if stage == "quaternions_wxyz":
+            value = of_same_sign(value.detach().float().cpu(), reference_value)
+        differences.append(difference(stage, value, reference_value))
 
     with torch.inference_mode():
         for predictor, stages, observe in ((reference, reference_stages, remember), (candidate, candidate, check)):
             with observed(stages, observe):
                 gaussians = predictor(image, disparity_factor, depth, _AS_APPLES)
             for name in GAUSSIAN_FIELDS:
-                observe(name, _comparable(gaussians, name))
+                observe(name, getattr(gaussians, name))
     return differences
 
 
@@ -105,6 +107,14 @@ def difference(stage: str, value: Tensor, expected: Tensor) -> Difference:
         squared_norm += expected_piece.double().square().sum().item()
         maximum = max(maximum, delta.abs().max().item())
     return Difference(stage=stage, relative=math.sqrt(squared_error / (squared_norm or 1.0)), maximum=maximum)
+
+
+def of_same_sign(quaternions: Tensor, reference: Tensor) -> Tensor:
+    """Quaternions (..., 4), each with the sign that is nearer to the reference's: q and -q are one rotation.
+
+    Signs of their own, such as w >= 0, would turn where w is about zero and make two of what is one.
+    """
+    return torch.where((quaternions * reference).sum(-1, keepdim=True) < 0, -quaternions, quaternions)
 
 
 @contextmanager
@@ -133,12 +143,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
     elif isinstance(output, Iterable):
         for item in output:
             yield from _tensors(item)
-
-
-def _comparable(gaussians: NDCGaussians, name: str) -> Tensor:
-    """A field of the Gaussians; quaternions with w >= 0 and unit length, since q and -q are one rotation."""
-    value: Tensor = getattr(gaussians, name)
-    if name != "quaternions_wxyz":
-        return value
-    sign = torch.where(value[..., :1] < 0, -1.0, 1.0)
-    return torch.nn.functional.normalize(value * sign, dim=-1)

@@ -22,7 +22,7 @@ from sharp_cog.network.config import SharpConfig
 from sharp_cog.network.given_depth import DepthUse
 from sharp_cog.network.ml_sharp import COMMIT, MLSharp
 from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
-from sharp_cog.network.verify import compare
+from sharp_cog.network.verify import compare, of_same_sign
 from tests.unit.network.parity import Reference, network, state
 
 
@@ -109,6 +109,16 @@ def test_comparison_finds_the_stages_that_differ(reference: Reference) -> None:
     unchanged |= {"features 1", "means"}  # Geometry and positions do not depend on the texture head.
     for stage, relative in changed.items():
         assert (relative < 1e-6) == (stage in unchanged), f"{stage}: {relative}"
+
+
+def test_one_rotation_is_no_difference_whatever_its_sign() -> None:
+    """About w = 0 a rounding decides the sign of w."""
+    reference = torch.tensor([[1e-7, 0.6, 0.8, 0.0], [-1e-7, 0.6, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    rounded = reference + torch.tensor([[-2e-7, 0.0, 0.0, 0.0], [2e-7, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    for value in (reference, -reference, rounded, -rounded):
+        assert (of_same_sign(value, reference) - reference).abs().max() < 1e-6
+    other = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
+    assert torch.equal(of_same_sign(other, reference[:1]), other)
 
 
 @pytest.mark.usefixtures("apple")
