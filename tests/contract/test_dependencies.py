@@ -34,6 +34,7 @@ SERVES = {
 """Where each extra is needed; the core is ''."""
 WITHOUT_IMPORT = {
     "pytest-timeout": ("pyproject.toml", "timeout ="),
+    "pytest-xdist": ("scripts/test", "--numprocesses"),
     "datasets": ("tests/unit/dataset/test_publish.py", "import datasets"),  # In a process of its own.
     "ruff": ("scripts/check", "ruff check"),
     "mypy": ("scripts/check", "mypy"),
