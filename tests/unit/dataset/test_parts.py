@@ -257,6 +257,22 @@ def test_a_journal_that_was_cut_off_is_told(tmp_path: Path, share: float) -> Non
         read_all()
 
 
+def test_a_journal_whose_index_misses_a_photograph_is_told(tmp_path: Path) -> None:
+    """Whose table has it: it would be worked on, and not be there when that is noted."""
+    path = changed_row(tmp_path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        where = "WHERE name = 'photos_by_state'"
+        index = connection.execute(f"SELECT * FROM sqlite_schema {where}").fetchone()
+        connection.execute(f"DELETE FROM sqlite_schema {where}")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO photos (id, state, photo, changed) VALUES ('c', 'seen', '{}', 0)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", index)
+    with pytest.raises(OutputError, match=r"journal\.sqlite is damaged \(row 3 missing from index photos_by_state\)"):
+        Journal(path)
+
+
 # ---- the folder as a store
 
 
