@@ -107,12 +107,13 @@ def _image_size(count: int) -> tuple[int, int]:
 def _pack_means(means: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]:
     """Low and high bytes of 16-bit positions between the least and the greatest, on a symmetric logarithmic scale."""
     logs = means.abs().log1p_().copysign_(means)
-    mins = logs.amin(dim=0) if len(logs) else torch.zeros(3)
-    maxs = logs.amax(dim=0) if len(logs) else torch.zeros(3)
+    mins = (logs.amin(dim=0) if len(logs) else torch.zeros(3)).double()
+    maxs = (logs.amax(dim=0) if len(logs) else torch.zeros(3)).double()
     steps = (maxs - mins) / 65535.0
-    # Where all positions agree, or differ by less than a step of float32, any step does: they all get the code 0.
+    # Where all positions agree any step does: they all get the code 0.
     steps = torch.where(steps > 0, steps, 1.0)
-    codes = logs.sub_(mins).div_(steps).round_().clamp_(0.0, 65535.0).to(torch.int32).numpy()
+    # In float64: float32's roundings would be some hundredths of a code.
+    codes = logs.sub(mins).div_(steps).round_().clamp_(0.0, 65535.0).to(torch.int32).numpy()
     pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 3, 2)
     meta = {"mins": mins.tolist(), "maxs": maxs.tolist(), "files": ["means_l.webp", "means_u.webp"]}
     return pairs[..., 0], pairs[..., 1], meta

@@ -113,9 +113,10 @@ def write_npz(path: Path, prediction: Prediction) -> None:
 
     with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, values in arrays(prediction).items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            # With a fixed date, so that the same splat gives the same bytes.
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
-        archive.writestr("metadata.json", orjson.dumps(metadata(prediction)))
+        archive.writestr(zipfile.ZipInfo("metadata.json"), orjson.dumps(metadata(prediction)))
 
 
 def error_body(error: BaseException) -> dict[str, str]:

@@ -54,8 +54,18 @@ def environment(**more: str) -> dict[str, str]:
 def started(folder: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
     with (folder.parent / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=folder, env=environment(**more), stdout=log, stderr=log
+            [sys.executable, "-m", *arguments],
+            cwd=folder,
+            env=environment(**more),
+            stdout=log,
+            stderr=log,
+            preexec_fn=obeys_ctrl_c,
         )
+
+
+def obeys_ctrl_c() -> None:
+    """What a shell starts in the background, these tests perhaps, ignores it, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def temporary_files(folder: Path) -> list[Path]:

@@ -339,6 +339,16 @@ def test_spz_ends_where_24_bits_do(tmp_path: Path) -> None:
         write("spz", gaussians, tmp_path)
 
 
+def test_sog_positions_are_within_half_a_step(tmp_path: Path) -> None:
+    """On both sides of zero, where a difference of float32's logarithms is rounded most."""
+    gaussians = random_gaussians(100_000)
+    means = np.random.default_rng(0).uniform(-6.2, 10.3, (100_000, 3)).astype(np.float32)
+    seen = decode("sog", write("sog", replace(gaussians, means=torch.from_numpy(means)), tmp_path)).means
+    stored, given = (np.copysign(np.log1p(np.abs(values)), values) for values in (seen, means.astype(np.float64)))
+    # A logarithm in float32 has its own rounding; all else is exact.
+    assert np.abs(stored - given).max() <= 0.5 * np.ptp(given) / 65535 + np.finfo(np.float32).eps * np.abs(given).max()
+
+
 def test_sog_is_told_where_it_ends() -> None:
     with pytest.raises(OutputError, match="max_gaussians"):
         formats.sog._image_size(16383**2 + 1)

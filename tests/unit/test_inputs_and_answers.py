@@ -135,6 +135,14 @@ def test_json_and_npz_hold_the_arrays(tmp_path: Path) -> None:
     }
 
 
+def test_an_npz_does_not_tell_when_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prediction()
+    answers.write_npz(tmp_path / "a.npz", made)
+    monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)
+    answers.write_npz(tmp_path / "b.npz", made)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
 def test_no_gaussians_are_empty_lists(tmp_path: Path) -> None:
     answers.write_json(tmp_path / "a.json", prediction(0))
     assert json.loads((tmp_path / "a.json").read_bytes())["positions"] == []
