@@ -32,12 +32,12 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: The folder does not exist or cannot be written, or the disk is full.
     """
-    temporary: Path | None = None
+    # Its name is known before it is there: Ctrl-C may come as soon as it is.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     held: int | None = None
     try:
         try:
-            temporary, file = _created(path)
-            with file:
+            with _created(temporary) as file:
                 # Until it has its name; and a file that is open cannot be renamed on Windows.
                 held = os.dup(file.fileno()) if sys.platform != "win32" else None
                 yield file
@@ -47,8 +47,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     finally:
         if held is not None:
             os.close(held)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # It has its name, or could not be made.
+            temporary.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
@@ -87,12 +87,11 @@ def lock(descriptor: int) -> bool:
     return True
 
 
-def _created(path: Path) -> tuple[Path, BinaryIO]:
-    """A temporary file beside `path`, and locked."""
+def _created(path: Path) -> BinaryIO:
+    """A file that is new, and locked."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        file = temporary.open("xb")
+        file = path.open("xb")
         lock(file.fileno())
-        if temporary.exists():
-            return temporary, file
+        if path.exists():
+            return file
         file.close()  # Swept before it was locked.

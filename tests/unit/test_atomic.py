@@ -1,11 +1,16 @@
 """Files appear whole or not at all, whatever happens in between."""
 
+import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from sharp_cog import atomic
 from sharp_cog.atomic import open_atomically
 from sharp_cog.errors import OutputError
 
@@ -94,3 +99,37 @@ except OutputError as error:
     assert result.stdout.strip() == "cannot_write"
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["a.ply"]
+
+
+def test_ctrl_c_leaves_nothing_at_whatever_line_it_comes(tmp_path: Path) -> None:
+    """Until the block begins: what is made on the way to it is nobody else's to remove."""
+    lines = itertools.count()
+
+    def trace(number: int | None) -> Callable[[FrameType, str, Any], Any]:
+        def trace_line(frame: FrameType, event: str, argument: object) -> object:
+            if frame.f_code.co_filename != atomic.__file__:
+                return None
+            if event == "line" and next(lines) == number:
+                raise KeyboardInterrupt
+            return trace_line
+
+        return trace_line
+
+    def begin(number: int | None) -> None:
+        nonlocal lines
+        lines, before = itertools.count(), sys.gettrace()
+        sys.settrace(trace(number))
+        try:
+            with open_atomically(tmp_path / "a.ply"):
+                sys.settrace(before)
+        finally:
+            sys.settrace(before)
+
+    begin(None)
+    num_lines = next(lines)
+    assert num_lines > 10
+    (tmp_path / "a.ply").unlink()
+    for number in range(num_lines):
+        with pytest.raises(KeyboardInterrupt):
+            begin(number)
+        assert list(tmp_path.iterdir()) == [], number
