@@ -113,7 +113,7 @@ def write_npz(path: Path, prediction: Prediction) -> None:
 
     with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, values in arrays(prediction).items():
-            # With a fixed date, so that the same splat gives the same bytes.
+            # With a fixed date: only its timings differ where a splat is the same.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
         archive.writestr(zipfile.ZipInfo("metadata.json"), orjson.dumps(metadata(prediction)))
