@@ -78,7 +78,7 @@ def compare(
     def check(stage: str, value: Tensor) -> None:
         reference_value = expected.pop(stage)
         if stage == "quaternions_wxyz":
-            value = of_same_sign(value.detach().float().cpu(), reference_value)
+            value = of_same_sign(value.cpu(), reference_value)
         differences.append(difference(stage, value, reference_value))
 
     with torch.inference_mode():
