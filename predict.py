@@ -1,7 +1,7 @@
 """The Cog predictor: what Replicate, `cog run` and `scripts/serve` serve.
 
 Cog reads the signature of `run` without executing it, so every default, limit, choice and description here is one
-literal; tests hold them against `sharp_cog.options`. After a change of the signature run `scripts/schema`.
+literal; tests hold them against `sharp_cog.config.options`. After a change of the signature run `scripts/schema`.
 """
 
 import re
@@ -15,10 +15,10 @@ from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
 from sharp_cog.errors import DeviceError
+from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
-from sharp_cog.redact import redact, trace
-from sharp_cog.scratch import ScratchFolder
 from sharp_cog.serving.answers import file_name
+from sharp_cog.text import redact, trace
 
 
 class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
@@ -140,8 +140,9 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                 }
             )
             depth_bytes = None if depth is None else _content("depth", depth)
-            prediction = self.pipeline(_content("image", image), options, depth_bytes=depth_bytes)
-            output = prediction.write(folder / _output_name(image, FORMATS[options.output_format].suffix))
+            prediction = self.pipeline(_content("image", image), options, depth=depth_bytes)
+            name = _output_name(image, FORMATS[output_format].suffix)
+            output = prediction.write(folder / name, output_format=output_format)
         except SharpError as error:
             self.has_failed |= isinstance(error, DeviceError)
             raise RuntimeError(f"{error.code}: {error}") from error

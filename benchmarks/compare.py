@@ -35,16 +35,18 @@ import torch
 
 from benchmarks.stages import MeasuredPipeline, device_name, made_picture, peak_rss, reset_peak_rss
 from benchmarks.unproject import covariance_svd
-from sharp_cog import PredictOptions, Settings, checkpoint, images
-from sharp_cog.color import linear_to_srgb
-from sharp_cog.devices import find_device
+from sharp_cog import PredictOptions, Settings
 from sharp_cog.errors import SettingError
 from sharp_cog.formats.ply import vertex_block
-from sharp_cog.gaussians import Gaussians, NDCGaussians
-from sharp_cog.network.config import SharpConfig
-from sharp_cog.network.precision import DTYPES, choose, exact_sums
-from sharp_cog.network.sharp import UNUSED_PARAMETERS, Sharp
-from sharp_cog.preprocess import preprocess
+from sharp_cog.geometry.gaussians import Gaussians, NDCGaussians
+from sharp_cog.imaging import images
+from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.model.config import SharpConfig
+from sharp_cog.model.sharp import UNUSED_PARAMETERS, Sharp
+from sharp_cog.runtime import checkpoint
+from sharp_cog.runtime.device import find_device
+from sharp_cog.runtime.precision import DTYPES, choose, exact_sums
+from sharp_cog.runtime.preprocess import preprocess
 from tests.data.parity import synthetic
 
 TERA_FLOP = 21.5

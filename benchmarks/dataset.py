@@ -29,16 +29,16 @@ import psutil
 import torch
 from PIL import Image
 
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.dataset.build import build
 from sharp_cog.dataset.engine import Engine, Job
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.local import LocalEngine
-from sharp_cog.dataset.settings import DatasetSettings
-from sharp_cog.gaussians import Gaussians
-from sharp_cog.network.lift import Lift
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
-from sharp_cog.serving.settings import Settings
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.model.lift import Lift
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Decoded, Prediction
 
 NUM_GAUSSIANS = 100
 NUM_PARTS = 10

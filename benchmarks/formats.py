@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline, formats
-from sharp_cog.camera import Camera
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import NotInstalledError
-from sharp_cog.gaussians import Gaussians
-from sharp_cog.options import OUTPUT_FORMATS, OutputOptions
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -29,10 +29,10 @@ import psutil
 import requests
 from PIL import Image
 
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import Settings
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.serving.settings import Settings
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from tests.e2e.http_server import started_http_server
 
 NUM_PICTURES = 6

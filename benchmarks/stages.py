@@ -35,16 +35,16 @@ import torch
 from PIL import Image
 
 from sharp_cog import __version__
-from sharp_cog.devices import find_device
+from sharp_cog.config.settings import MODELS, Settings
 from sharp_cog.errors import SharpError
-from sharp_cog.network.config import SharpConfig
-from sharp_cog.network.precision import choose
-from sharp_cog.network.runner import SharpRunner
-from sharp_cog.network.sharp import Sharp
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded
-from sharp_cog.serving.settings import MODELS, Settings
-from sharp_cog.weights import Weights
+from sharp_cog.model.config import SharpConfig
+from sharp_cog.model.sharp import Sharp
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Decoded
+from sharp_cog.runtime.device import find_device
+from sharp_cog.runtime.precision import choose
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.weights import Weights
 
 RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}
 """Models with random weights, by name: their splats are noise, their speed is the real one's."""
@@ -125,7 +125,8 @@ def load(model: str, device: str | None) -> MeasuredPipeline:
 
 def import_seconds() -> float:
     """Seconds that a fresh interpreter takes to import the pipeline."""
-    program = "import time; start = time.perf_counter(); import sharp_cog.pipeline; print(time.perf_counter() - start)"
+    module = "sharp_cog.pipeline.pipeline"
+    program = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(result.stdout)
 

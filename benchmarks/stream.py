@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.stages import RANDOM_MODELS, device_name, load, made_picture
 from sharp_cog import Prediction, PredictOptions
 from sharp_cog.errors import SharpError
-from sharp_cog.prediction import Decoded
+from sharp_cog.pipeline.prediction import Decoded
 
 _NUM_UNCOUNTED = 6
 """Until reading, predicting and writing all overlap."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from sharp_cog.kernels.decompose import decompose
+from sharp_cog.runtime.kernels.decompose import decompose
 
 STRETCH = (0.52, 0.35, 1.0)
 

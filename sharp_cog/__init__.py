@@ -9,25 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharp_cog.camera import Camera
+    from sharp_cog.config.options import PredictOptions
+    from sharp_cog.config.settings import Settings
     from sharp_cog.errors import InputError, SharpError
-    from sharp_cog.gaussians import Gaussians
-    from sharp_cog.options import PredictOptions
-    from sharp_cog.pipeline import SharpPipeline
-    from sharp_cog.prediction import Prediction
-    from sharp_cog.serving.settings import Settings
+    from sharp_cog.geometry.camera import Camera
+    from sharp_cog.geometry.gaussians import Gaussians
+    from sharp_cog.pipeline.pipeline import SharpPipeline
+    from sharp_cog.pipeline.prediction import Prediction
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Camera": "sharp_cog.camera",
-    "Gaussians": "sharp_cog.gaussians",
+    "Camera": "sharp_cog.geometry.camera",
+    "Gaussians": "sharp_cog.geometry.gaussians",
     "InputError": "sharp_cog.errors",
-    "PredictOptions": "sharp_cog.options",
-    "Prediction": "sharp_cog.prediction",
-    "Settings": "sharp_cog.serving.settings",
+    "PredictOptions": "sharp_cog.config.options",
+    "Prediction": "sharp_cog.pipeline.prediction",
+    "Settings": "sharp_cog.config.settings",
     "SharpError": "sharp_cog.errors",
-    "SharpPipeline": "sharp_cog.pipeline",
+    "SharpPipeline": "sharp_cog.pipeline.pipeline",
 }
 
 __all__ = [

@@ -13,9 +13,9 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
-from sharp_cog.serving.settings import ServiceSettings
 
 
 @dataclass(kw_only=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from benchmarks.soak.mix import ARRAYS, Request
 from sharp_cog import formats
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import Settings
 from sharp_cog.errors import NotInstalledError
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import answers
-from sharp_cog.serving.settings import Settings
 
 _WRITERS = {"json": answers.write_json, "npz": answers.write_npz}
 assert set(_WRITERS) == set(ARRAYS)

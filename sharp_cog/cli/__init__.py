@@ -17,11 +17,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import sharp_cog
-from sharp_cog.dataset.settings import add_flags
+from sharp_cog.config.dataset import add_flags
+from sharp_cog.config.options import (
+    AXES,
+    DEPTH_FITS,
+    DEPTH_FORMATS,
+    DEPTH_MODES,
+    ESTIMATORS,
+    SPZ_VERSIONS,
+)
+from sharp_cog.config.output_formats import OUTPUT_FORMATS
+from sharp_cog.config.settings import MODELS, PRECISIONS
 from sharp_cog.errors import InputError, SharpError
-from sharp_cog.options import AXES, DEPTH_FITS, DEPTH_FORMATS, DEPTH_MODES, ESTIMATORS, OUTPUT_FORMATS, SPZ_VERSIONS
-from sharp_cog.redact import trace
-from sharp_cog.serving.settings import MODELS, PRECISIONS
+from sharp_cog.text import trace
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -138,7 +146,7 @@ def _add_focal_length(command: argparse.ArgumentParser) -> None:
 
 def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--format", choices=OUTPUT_FORMATS, help="default: what the suffix of the output file says, else ply"
+        "--format", choices=tuple(OUTPUT_FORMATS), help="default: what the suffix of the output file says, else ply"
     )
     command.add_argument(
         "--max-gaussians", type=int, metavar="N", help="keep the N Gaussians that add most to the photograph's view"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from sharp_cog import images
-from sharp_cog.atomic import open_atomically
 from sharp_cog.cli.depth import in_colors, metric_npy, read_picture, source_of, write
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.config.options import ESTIMATORS
 from sharp_cog.errors import OptionError, OutputError
-from sharp_cog.options import ESTIMATORS
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.imaging import images
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.preview import movie
 
 _WIDTH, _TEXT_HEIGHT = 480, 24
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         del estimator
         target = folder / f"{path.stem}.{name}.npy"
         write(target, estimate)
-        prediction = pipeline(image_bytes, depth_bytes=metric_npy(estimate))
+        prediction = pipeline(image_bytes, depth=metric_npy(estimate))
         prediction.write(folder / f"{path.stem}.{name}.ply")
         movie.write_preview(folder / f"{path.stem}.{name}.preview.webp", prediction.gaussians, prediction.camera)
         seen = Image.fromarray(movie.still(prediction.gaussians, prediction.camera, width=_WIDTH))

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 
 from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED
-from sharp_cog.dataset.settings import UNUSED_VARIABLES, DatasetSettings
+from sharp_cog.config.dataset import UNUSED_VARIABLES, DatasetSettings
+from sharp_cog.config.settings import Settings, process_environment
 from sharp_cog.errors import NotInstalledError, OutputError, SettingError
-from sharp_cog.serving.settings import Settings, process_environment
 
 _LOG = logging.getLogger(__name__)
 

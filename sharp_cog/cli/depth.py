@@ -15,20 +15,21 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from sharp_cog import estimators, images
-from sharp_cog.arrange import FAR_SHARE, NEAR_SHARE
-from sharp_cog.atomic import open_atomically
 from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, report
 from sharp_cog.cli.plan import plan
 from sharp_cog.cli.settings import settings_from
-from sharp_cog.depth_files import METRIC_FIELD
-from sharp_cog.devices import find_device
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import Settings
+from sharp_cog.depth import estimators
+from sharp_cog.depth.estimators import Estimate
+from sharp_cog.depth.files import METRIC_FIELD
 from sharp_cog.errors import ImageError, OptionError, SharpError
-from sharp_cog.estimators import Estimate
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.geometry.transform import FAR_SHARE, NEAR_SHARE
+from sharp_cog.imaging import images
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.preview import movie
-from sharp_cog.serving.settings import Settings
+from sharp_cog.runtime.device import find_device
 
 Source = Callable[[bytes, images.SourceImage], Estimate]
 """From a picture's bytes, and the picture, to its depth."""
@@ -77,8 +78,8 @@ def source_of(
 
 def _by_sharp(pipeline: SharpPipeline, image_bytes: bytes, photograph: images.SourceImage) -> Estimate:
     prediction = pipeline(image_bytes, PredictOptions(save_internal_depth=True))
-    assert prediction.internal_depth_m is not None
-    front_m = torch.from_numpy(prediction.internal_depth_m[:1]).unsqueeze(0)
+    assert prediction.monodepth_m is not None
+    front_m = torch.from_numpy(prediction.monodepth_m[:1]).unsqueeze(0)
     size = (photograph.camera.height, photograph.camera.width)
     return Estimate(depth_m=F.interpolate(front_m, size=size, mode="bilinear", align_corners=True)[0, 0].numpy())
 

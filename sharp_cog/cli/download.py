@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from sharp_cog import checkpoint
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.runtime import checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:

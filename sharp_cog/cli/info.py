@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from sharp_cog import formats, images
-from sharp_cog.camera import FULL_FRAME_DIAGONAL_MM, Camera
+from sharp_cog import formats
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import InputError
 from sharp_cog.formats import Splat
+from sharp_cog.geometry.camera import FULL_FRAME_DIAGONAL_MM, Camera
+from sharp_cog.imaging import images
 
 Report = dict[str, object]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharp_cog.atomic import sweep
-from sharp_cog.depth_files import SUFFIXES as DEPTH_SUFFIXES
+from sharp_cog.depth.files import SUFFIXES as DEPTH_SUFFIXES
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
-from sharp_cog.images import SUFFIXES as PICTURE_SUFFIXES
+from sharp_cog.files.atomic import sweep
+from sharp_cog.imaging.images import SUFFIXES as PICTURE_SUFFIXES
 
 _LOG = logging.getLogger(__name__)
 

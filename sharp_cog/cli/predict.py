@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sharp_cog import checkpoint, formats, images
-from sharp_cog.arrange import FAR_SHARE, NEAR_SHARE
-from sharp_cog.atomic import open_atomically
+from sharp_cog import formats
 from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
-from sharp_cog.cli.depth import Source, metric_npy, source_of
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import depth_options, output_options, settings_from
-from sharp_cog.errors import DepthError, ImageError, InputError, OptionError, SharpError
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.depth import estimators
+from sharp_cog.depth.estimators import Estimator
+from sharp_cog.errors import ImageError, OptionError, SharpError
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.files.read import read_bytes
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
+from sharp_cog.geometry.transform import FAR_SHARE, NEAR_SHARE
+from sharp_cog.imaging import images
+from sharp_cog.pipeline import output
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
 from sharp_cog.preview import movie
-from sharp_cog.streaming import NUM_ENCODERS, NUM_READERS, ahead
+from sharp_cog.runtime import checkpoint
+from sharp_cog.runtime.device import find_device
 
 _SOURCES = {
     "caller": "as given",
@@ -37,13 +40,6 @@ _SOURCES = {
     "estimated": "estimated from the picture",
     "default": "assumed, 30 mm equivalent",
 }
-
-_LOOK = {
-    "html": "look: open it in a browser",
-    "mp4": "look: play it",
-    "glb": "look: open it in a viewer of glTF that knows KHR_gaussian_splatting",
-}
-_LOOK_ELSEWHERE = "look: drop it on https://superspl.at/editor, or open it in any viewer of 3D Gaussian splats"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
-    formats.check(options, viewer_dir=settings.viewer_dir)
+    output.check(options, viewer_dir=settings.viewer_dir)
     if arguments.preview:
         movie.require_renderer()
     jobs = plan(
@@ -70,23 +66,22 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
         # A broken picture should be known before gigabytes are fetched for it.
-        images.decode(_read(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
+        images.decode(read_bytes(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
     estimate = None
     if arguments.depth_from is not None:
-        estimate = source_of(arguments.depth_from, settings, checkpoint=arguments.estimator_checkpoint)
+        device = find_device(settings.device)
+        estimate = estimators.load(arguments.depth_from, checkpoint=arguments.estimator_checkpoint, device=device)
     pipeline = SharpPipeline.load(settings)
     with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        work = _Work(
-            pipeline, options, bar=bar, has_preview=arguments.preview, estimate=estimate, verbose=arguments.verbose
-        )
+        work = _Work(pipeline, jobs, bar=bar, has_preview=arguments.preview, verbose=arguments.verbose)
         try:
-            work.do(jobs)
+            work.run(options, estimate)
         except KeyboardInterrupt:
             bar.close()
             print(f"stopped: {work.num_written} of {len(jobs)} splats are written", file=sys.stderr)
             return EXIT_INTERRUPTED
     if work.num_written:
-        print(_LOOK.get(options.output_format, _LOOK_ELSEWHERE))
+        print(FORMATS[options.output_format].viewing_hint)
     if len(jobs) > 1:
         print(f"{work.num_written} of {len(jobs)} pictures became splats")
     return EXIT_FAILED if EXIT_FAILED in work.exit_codes else EXIT_BAD_INPUT if work.exit_codes else 0
@@ -103,106 +98,56 @@ def _format_of_output(output: str | None) -> str:
 
 
 class _Work:
-    """Pictures in, splats out; on CUDA the next is read and the last written while the device is at work.
-
-    The device's part is done in the calling thread, so that Ctrl-C stops it, and what has been predicted is written.
+    """Turns the planned images into splats, and reports each of them.
 
     Attributes:
-        exit_codes: Of what went wrong.
-        num_written: Splats.
+        exit_codes: Exit codes of the images that failed.
+        num_written: Number of splats written.
     """
 
     def __init__(
         self,
         pipeline: SharpPipeline,
-        options: PredictOptions,
+        jobs: list[Job],
         *,
         bar: tqdm[Any],
         has_preview: bool,
-        estimate: Source | None,
         verbose: bool,
     ) -> None:
         self.exit_codes, self.num_written = set[int](), 0
-        self._pipeline, self._options, self._bar = pipeline, options, bar
-        self._has_preview, self._estimate, self._verbose = has_preview, estimate, verbose
+        self._pipeline, self._jobs, self._bar = pipeline, jobs, bar
+        self._has_preview, self._verbose = has_preview, verbose
 
-    def do(self, jobs: list[Job]) -> None:
-        """Does them all, and tells of each what became of it."""
-        num_readers, num_writers = (NUM_READERS, NUM_ENCODERS) if _works_beside(self._pipeline.device) else (0, 0)
-        with (
-            closing(ahead(jobs, self._read, num_readers)) as read,
-            closing(ahead(map(self._predict, read), self._write, num_writers, name="write", drops=False)) as written,
-        ):
-            for _ in written:
-                pass
+    def run(self, options: PredictOptions, estimate: Estimator | None) -> None:
+        """Predict and write all images; what is wrong with one does not stop the others.
 
-    def _read(self, job: Job) -> tuple[Job, Decoded | bytes] | None:
-        """The picture, decoded with its depth map; its bytes where the depth has to be estimated first."""
-        with self._told_of(job):
-            image_bytes = _read(job.image, ImageError)
-            if self._estimate is not None:
-                return job, image_bytes
-            depth_bytes = None if job.depth is None else _read(job.depth, DepthError)
-            return job, self._pipeline.decode(image_bytes, self._options, depth_bytes=depth_bytes)
-        return None
+        Args:
+            options: Options of all predictions.
+            estimate: Network that estimates the depth; None uses the planned depth maps, if there are any.
+        """
+        requests = (
+            Request(image=job.image, depth=estimate or job.depth, options=options, key=str(index))
+            for index, job in enumerate(self._jobs)
+        )
+        with closing(self._pipeline.map(requests, encode=self._write)) as outcomes:  # type: ignore[type-var]
+            for job, outcome in zip(self._jobs, outcomes, strict=True):
+                with tqdm.external_write_mode():
+                    if isinstance(outcome, SharpError):
+                        self.exit_codes.add(report(outcome, verbose=self._verbose, about=f"{job.image}: "))
+                    else:
+                        _print_written(job, outcome, has_preview=self._has_preview)
+                self._bar.update()
 
-    def _predict(self, read: tuple[Job, Decoded | bytes] | None) -> tuple[Job, Prediction] | None:
-        if read is not None:
-            job, decoded = read
-            with self._told_of(job):
-                if isinstance(decoded, bytes):
-                    decoded = self._estimated(decoded)
-                return job, self._pipeline.predict(decoded)
-        return None
-
-    def _estimated(self, image_bytes: bytes) -> Decoded:
-        """The picture, with the depth and, unless the picture tells it, the focal length that the estimator finds."""
-        assert self._estimate is not None
-        options, max_pixels = self._options, self._pipeline.settings.max_pixels
-        photograph = images.decode(image_bytes, options, max_pixels=max_pixels)
-        found = self._estimate(image_bytes, photograph)
-        is_estimated = photograph.camera.focal_length_source == "default" and found.focal_length_px is not None
-        if is_estimated:
-            options = replace(options, focal_length_px=found.focal_length_px)
-        decoded = self._pipeline.decode(image_bytes, options, depth_bytes=metric_npy(found))
-        if is_estimated:
-            camera = replace(decoded.source.camera, focal_length_source="estimated")
-            decoded = replace(decoded, source=replace(decoded.source, camera=camera))
-        return decoded
-
-    def _write(self, predicted: tuple[Job, Prediction] | None) -> None:
-        if predicted is None:
-            return
-        job, prediction = predicted
-        with self._told_of(job):
-            prediction = prediction.with_output(prediction.options)
-            prediction.write(job.target)
-            if prediction.internal_depth_m is not None:
-                _write_internal_depth(job, prediction.internal_depth_m)
-            if self._has_preview:
-                movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
-            with tqdm.external_write_mode():
-                self.num_written += 1
-                _tell(job, prediction, has_preview=self._has_preview)
-            self._bar.update()
-
-    @contextmanager
-    def _told_of(self, job: Job) -> Iterator[None]:
-        """Tells what is wrong with a picture, so that the others go on."""
-        try:
-            yield
-        except SharpError as error:
-            with tqdm.external_write_mode():
-                self.exit_codes.add(report(error, verbose=self._verbose, about=f"{job.image}: "))
-            self._bar.update()
-
-
-def _works_beside(device: torch.device) -> bool:
-    """Whether a device leaves the CPU free, and takes work from other threads meanwhile.
-
-    On the CPU torch keeps all cores busy itself; Metal has one queue for all threads.
-    """
-    return device.type == "cuda"
+    def _write(self, prediction: Prediction) -> Prediction:
+        """Write one image's splat and what belongs beside it; on CUDA in a thread beside the device's."""
+        job = self._jobs[int(prediction.key)]
+        prediction.write(job.target, output_format=prediction.options.output_format)
+        if prediction.monodepth_m is not None:
+            _write_internal_depth(job, prediction.monodepth_m)
+        if self._has_preview:
+            movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
+        self.num_written += 1
+        return prediction
 
 
 def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
@@ -215,14 +160,7 @@ def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
     )
 
 
-def _read(path: Path, error_type: type[InputError]) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise error_type(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _tell(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
+def _print_written(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
     """A line of what was written, and one of how long each stage took."""
     target = job.target
     camera, megabytes = prediction.camera, target.stat().st_size / 1e6
@@ -231,7 +169,7 @@ def _tell(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
         f"{camera.focal_length_px:.0f} px ({_SOURCES[camera.focal_length_source]})"
     )
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
-    if prediction.internal_depth_m is not None:
+    if prediction.monodepth_m is not None:
         print(f"  {job.internal_depth}: SHARP's own depth, front and back")
     if has_preview:
         print(f"  {job.preview}: a preview")

@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sharp_cog import formats
-from sharp_cog.atomic import sweep
 from sharp_cog.cli.splats import camera_of
 from sharp_cog.errors import OptionError
+from sharp_cog.files.atomic import sweep
 from sharp_cog.preview import movie
 
 

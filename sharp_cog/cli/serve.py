@@ -8,8 +8,8 @@ import os
 import socket
 
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import NotInstalledError, SettingError
-from sharp_cog.serving.settings import ServiceSettings
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise NotInstalledError(
             f"the HTTP service needs {error.name}: .venv/bin/pip install -e '.[http]', or use scripts/serve --http"
         ) from error
-    from sharp_cog.pipeline import SharpPipeline  # What takes long comes after what may fail.
+    from sharp_cog.pipeline.pipeline import SharpPipeline  # What takes long comes after what may fail.
 
     settings, service = settings_from(arguments), ServiceSettings.from_environment()
     app = create_app(lambda: SharpPipeline.load(settings), service)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sharp_cog.serving.settings import Settings
+from sharp_cog.config.settings import Settings
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
@@ -31,13 +31,13 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 
 def depth_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags about depth of `sharp_cog.options.PredictOptions`, by the option's name."""
+    """The flags about depth of `sharp_cog.config.options.PredictOptions`, by the option's name."""
     names = ("depth_format", "depth_mode", "back_surface_factor", "depth_fit", "depth_scale", "depth_offset")
     return {name: getattr(arguments, name) for name in (*names, "save_internal_depth")}
 
 
 def output_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `sharp_cog.options.OutputOptions` but for the format, by the option's name."""
+    """The flags of `sharp_cog.config.options.OutputOptions` but for the format, by the option's name."""
     return {
         name: getattr(arguments, name)
         for name in ("axes", "max_gaussians", "min_opacity", "scale", "center", "spz_version")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sharp_cog.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, focal_length_px_from_mm
 from sharp_cog.formats import Splat
+from sharp_cog.geometry.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, focal_length_px_from_mm
 
 _ASSUMED_SIZE = (1200, 800)
 

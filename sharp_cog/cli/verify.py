@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from sharp_cog import images
 from sharp_cog.cli import EXIT_FAILED
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
-from sharp_cog.network.ml_sharp import MLSharp
-from sharp_cog.network.runner import SharpRunner
-from sharp_cog.network.verify import compare
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.preprocess import preprocess
+from sharp_cog.imaging import images
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.runtime.ml_sharp import MLSharp
+from sharp_cog.runtime.preprocess import preprocess
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.verify import compare
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,15 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     source = images.decode(image_bytes, options, max_pixels=settings.max_pixels)
     apples = SharpPipeline.load(replace(settings, model="ml-sharp"))
     ours = SharpPipeline.load(replace(settings, model="sharp", precision="float32"))
-    model_input = preprocess(source, None, device=ours.device)
-    apples_model = cast(MLSharp, apples.predictor)
-    differences = compare(
-        apples_model,
-        apples_model.predictor,
-        cast(SharpRunner, ours.predictor).model,
-        image=model_input.image,
-        disparity_factor=model_input.disparity_factor,
-    )
+    model_input = preprocess(source, None, size=ours.predictor.image_size, device=ours.device)
+    apples_network, our_network = cast(MLSharp, apples.predictor).network, cast(SharpRunner, ours.predictor).model
+    differences = compare(apples.predictor, apples_network, ours.predictor, our_network, model_input)
     print(f"{'stage':<20} {'relative':>10} {'largest':>10}")
     for difference in differences:
         is_worse = not difference.relative <= arguments.tolerance

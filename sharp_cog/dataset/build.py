@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Engine
 from sharp_cog.dataset.folder import Folder
@@ -20,13 +22,11 @@ from sharp_cog.dataset.photo import RateLimitError, Source
 from sharp_cog.dataset.publish import Publisher
 from sharp_cog.dataset.ranges import RangeDirs, Ranges
 from sharp_cog.dataset.run import Run
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.store import Store
 from sharp_cog.dataset.unsplash import Unsplash
 from sharp_cog.dataset.unsplash_api import UnsplashApi
 from sharp_cog.errors import NotInstalledError
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.serving.settings import Settings
+from sharp_cog.pipeline.pipeline import SharpPipeline
 
 
 def build(settings: DatasetSettings, journal: Journal, sharp: Settings, *, engine: Engine | None = None) -> Run:

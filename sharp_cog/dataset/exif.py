@@ -10,7 +10,7 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
-from sharp_cog.pixels import DECODER_ERRORS
+from sharp_cog.imaging.pixels import DECODER_ERRORS
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from sharp_cog import depth_files, images
 from sharp_cog.dataset.photo import MAX_PICTURE_BYTES, Photo, SourceError
+from sharp_cog.depth import files as depth_files
 from sharp_cog.errors import SettingError
-from sharp_cog.foreign import plain
+from sharp_cog.imaging import images
+from sharp_cog.text import plain
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sharp_cog.atomic import cannot_write
+from sharp_cog.files.atomic import cannot_write
 
 _COLUMNS = ("time", "photo", "allocated_bytes", "reserved_bytes", "peak_bytes", "free_bytes")
 

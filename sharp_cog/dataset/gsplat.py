@@ -19,13 +19,14 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from sharp_cog import __version__, arrange, formats
+from sharp_cog import __version__, formats
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.options import OutputOptions
 from sharp_cog.dataset.gsplat_api import ANSWER_S, Calls, GsplatError, TransientError
 from sharp_cog.dataset.photo import Photo
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import SettingError, SharpError
-from sharp_cog.options import OutputOptions
-from sharp_cog.redact import redact, trace
+from sharp_cog.geometry import simplify
+from sharp_cog.text import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class Gsplat:
         """Writes the most visible Gaussians, as a plain .ply."""
         source = _first(splats, READABLE_FORMATS)
         splat = formats.read(source)
-        kept = arrange.keep_visible(splat.gaussians, max_gaussians=self._num_gaussians)
+        kept = simplify.prune(splat.gaussians, max_gaussians=self._num_gaussians)
         path = source.with_name(f"{photo.id}.small.gsplat.ply")
         return formats.write(path, kept, splat.camera, OutputOptions(output_format="ply"))
 

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from sharp_cog.errors import SharpError
-from sharp_cog.foreign import plain, read_count, read_json
+from sharp_cog.text import plain, read_count, read_json
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_TRIES = 4

@@ -26,7 +26,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SettingError, SharpError
-from sharp_cog.foreign import first_line, plain, read_count
+from sharp_cog.text import first_line, plain, read_count
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")

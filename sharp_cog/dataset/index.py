@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sharp_cog.atomic import cannot_write, open_atomically
 from sharp_cog.dataset.hub import HubError, HubView
-from sharp_cog.foreign import plain, quoted, read_json
+from sharp_cog.files.atomic import cannot_write, open_atomically
+from sharp_cog.text import plain, quoted, read_json
 
 PUBLIC_FIELDS = (
     *("image_id", "image_url", "ply_url", "spz_url", "gsplat_url", "gsplat_share_id", "gsplat_order_id"),
@@ -45,13 +45,13 @@ class Index:
         self.ids: set[str] = set()
         self._cache = cache
         self._size = 0
-        with self._translated():
+        with self._translate_errors():
             for left in cache.parent.glob(f"{cache.name}*"):
                 left.unlink()
             cache.touch()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -77,7 +77,7 @@ class Index:
             self._note(content)
 
     def _write(self, content: bytes, *, is_new: bool) -> None:
-        with self._translated(), self._cache.open("wb" if is_new else "ab") as file:
+        with self._translate_errors(), self._cache.open("wb" if is_new else "ab") as file:
             file.write(content)
             self._size = file.tell()
 
@@ -115,7 +115,7 @@ class Index:
 
     def keep(self, path: Path, ids: Collection[str]) -> None:
         """Once an index with more rows is committed."""
-        with self._translated():
+        with self._translate_errors():
             os.replace(path, self._cache)
             self._size = self._cache.stat().st_size
         self.ids.update(ids)

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from sharp_cog.atomic import open_atomically
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.journal import Entry, Journal
@@ -16,7 +15,8 @@ from sharp_cog.dataset.make import image_suffix
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source
 from sharp_cog.dataset.progress import Progress
 from sharp_cog.errors import SettingError, SharpError
-from sharp_cog.redact import redact, trace
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.text import redact, trace
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import OutputError
-from sharp_cog.foreign import plain, quoted, read_json
+from sharp_cog.text import plain, quoted, read_json
 
 MAX_TRIES = 2
 """A photograph that failed so often is not tried again."""
@@ -74,7 +74,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        with self._translated():
+        with self._translate_errors():
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
@@ -136,7 +136,7 @@ class Journal:
 
     def fail(self, photo_id: str, error: str, *, state: Literal["seen", "fetched"]) -> bool:
         """Notes a failure; returns whether another try is left, from a state on."""
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             (tries,) = self._connection.execute(
                 "UPDATE photos SET tries = tries + 1, error = ?, changed = ?, "
                 "state = CASE WHEN tries + 1 >= ? THEN 'failed' ELSE ? END WHERE id = ? RETURNING tries",
@@ -151,7 +151,7 @@ class Journal:
 
     def is_known(self, photo_id: str) -> bool:
         """Whether a photograph is in the journal."""
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             return self._connection.execute("SELECT 1 FROM photos WHERE id = ?", (photo_id,)).fetchone() is not None
 
     def states(self, photo_ids: Collection[str]) -> dict[str, State]:
@@ -160,7 +160,7 @@ class Journal:
         found: dict[str, State] = {}
         for start in range(0, len(listed), PAGE_ROWS):
             part = listed[start : start + PAGE_ROWS]
-            with self._lock, self._translated():
+            with self._lock, self._translate_errors():
                 query = f"SELECT id, state FROM photos WHERE id IN ({_marks(part)})"  # noqa: S608 - question marks
                 found.update(self._connection.execute(query, part).fetchall())
         return found
@@ -179,7 +179,7 @@ class Journal:
 
     def counts(self) -> dict[str, int]:
         """How many photographs are in each state."""
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             return dict(self._connection.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
     def num_listed(self, max_gap: int) -> int:
@@ -191,12 +191,12 @@ class Journal:
                 ) WHERE place IS NOT NULL
             ) WHERE next IS NULL OR next - place > ?
         """
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             return int(self._connection.execute(query, (max_gap,)).fetchone()[0])
 
     def last_done(self) -> float | None:
         """When the last photograph was done, as Unix time; None where none is."""
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             row = self._connection.execute("SELECT MAX(changed) FROM photos WHERE state = 'done'").fetchone()
         return None if row[0] is None else float(row[0])
 
@@ -208,7 +208,7 @@ class Journal:
             return str(connection.execute("SELECT value FROM facts WHERE name = 'owner'").fetchone()[0])
 
     def _select(self, condition: str, values: tuple[Any, ...]) -> list[tuple[int, Entry]]:
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             rows = self._connection.execute(
                 f"SELECT rowid, id, state, tries, photo, about, error FROM photos {condition}",  # noqa: S608 - our own words
                 values,
@@ -257,7 +257,7 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
+        with self._lock, self._translate_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -268,7 +268,7 @@ class Journal:
                 raise
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:  # Its errors repeat broken texts of the file.

@@ -1,34 +1,33 @@
-"""The engine on this machine: the model loaded once, one picture at a time on the device, its neighbours beside it."""
+"""The engine on this machine: the model is loaded once; decoding, prediction and writing overlap."""
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.make import decoded, written
-from sharp_cog.dataset.pipe import Pipe
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
+from sharp_cog.pipeline.conveyor import Conveyor, Stage
+from sharp_cog.pipeline.pipeline import SharpPipeline
 
 NUM_WRITERS = 2
-"""A splat takes longer to write in small formats than to predict on a good GPU."""
-
-_Result = dict[str, Any] | Exception
+"""Threads that write: small formats take longer to write than a good GPU takes to predict."""
+MAX_UNDER_WAY = 4
+"""Photographs that are decoded, predicted or written at once."""
 
 
 class LocalEngine:
-    """Makes splats in this process; the model is loaded when the first picture is there.
-
-    While one picture is on the device, the next one is decoded and the last ones are written.
+    """Makes splats in this process; see `sharp_cog.dataset.engine.Engine`.
 
     Args:
-        load: Gives the model.
-        gaussians: The folder of splats.
-        formats: Their formats.
-        stopping: Set when nothing new is to be begun: what is not on the device yet is left out.
+        load: Loads the model; called when the first photograph is there.
+        gaussians: Folder of the splats.
+        formats: Formats of the splats.
+        stopping: Set when nothing new is to be begun: photographs that have not reached the device are left out.
     """
 
     def __init__(
@@ -39,104 +38,39 @@ class LocalEngine:
         *,
         stopping: threading.Event | None = None,
     ) -> None:
-        self._load, self._gaussians, self._formats = load, gaussians, formats
+        self._load, self._gaussians, self._formats = functools.cache(load), gaussians, formats
         self._stopping = stopping or threading.Event()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, _Result]]:
-        """As `sharp_cog.dataset.engine.Engine.run`."""
-        work = _Work(self._load, self._gaussians, self._formats, self._stopping)
-        try:
-            yield from work.results(jobs)
-        finally:
-            work.end()
-        if work.failure is not None:
-            raise work.failure
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
+        """Make the splats of photographs as they come; see `Engine.run`."""
 
+        def decode(job: Job) -> tuple[Job, Any]:
+            pipeline = self._load()
+            return _attempt(job, lambda: decoded(pipeline, job.photo, job.image, self._formats))
 
-class _Work:
-    """One call of `LocalEngine.run`: three steps, each in its thread, but for two who write.
-
-    Attributes:
-        failure: What ended a step, if anything did.
-    """
-
-    def __init__(
-        self, load: Callable[[], SharpPipeline], gaussians: Path, formats: tuple[str, ...], stopping: threading.Event
-    ) -> None:
-        self.failure: Exception | None = None
-        self._load, self._gaussians, self._formats, self._stopping = load, gaussians, formats, stopping
-        self._decoded: Pipe[tuple[SharpPipeline, Job, Decoded]] = Pipe(1)
-        self._predicted: Pipe[tuple[SharpPipeline, Job, Prediction]] = Pipe(1)
-        self._results: Pipe[tuple[Job, _Result]] = Pipe(1)
-
-    def results(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, _Result]]:
-        """What became of jobs, in the order in which it is known."""
-        self._started(lambda: self._decode(jobs))
-        self._started(self._predict)
-        writers = [self._started(self._write) for _ in range(NUM_WRITERS)]
-
-        def close() -> None:
-            for writer in writers:
-                writer.join()
-            self._results.close()
-
-        self._started(close)
-        while (result := self._results.take()) is not None:
-            yield result
-
-    def end(self) -> None:
-        """Ends all steps, whether they are through or not."""
-        for pipe in (self._decoded, self._predicted, self._results):
-            pipe.break_off()
-
-    def _started(self, work: Callable[[], None]) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - raised again by `run`
-                self.failure = self.failure or error
-                self.end()
-
-        thread = threading.Thread(target=guarded, daemon=True, name="engine")
-        thread.start()
-        return thread
-
-    def _decode(self, jobs: Iterable[Job]) -> None:
-        pipeline: SharpPipeline | None = None
-        for job in jobs:
-            pipeline = pipeline or self._load()
-            try:
-                picture = decoded(pipeline, job.photo, job.image, self._formats)
-            except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
-                is_taken = self._results.put((job, error))
-            else:
-                is_taken = self._decoded.put((pipeline, job, picture))
-            if not is_taken:
-                return
-        self._decoded.close()
-
-    def _predict(self) -> None:
-        while (item := self._decoded.take()) is not None:
-            pipeline, job, picture = item
+        def predict(item: tuple[Job, Any]) -> tuple[Job, Any]:
+            job, request = item
             if self._stopping.is_set():
-                continue
-            try:
-                prediction = pipeline.predict(picture)
-            except Exception as error:  # noqa: BLE001
-                is_taken = self._results.put((job, error))
-            else:
-                is_taken = self._predicted.put((pipeline, job, prediction))
-            if not is_taken:
-                return
-        self._predicted.close()
+                raise CancelledError
+            return item if isinstance(request, Exception) else _attempt(job, lambda: self._load().predict(request))
 
-    def _write(self) -> None:
-        while (item := self._predicted.take()) is not None:
-            pipeline, job, prediction = item
-            result: _Result
-            try:
-                result = written(pipeline, job.photo, prediction, self._gaussians, self._formats)
-            except Exception as error:  # noqa: BLE001
-                result = error
-            if not self._results.put((job, result)):
-                return
+        def write(item: tuple[Job, Any]) -> tuple[Job, Any]:
+            job, prediction = item
+            if isinstance(prediction, Exception):
+                return item
+            return _attempt(job, lambda: written(self._load(), job.photo, prediction, self._gaussians, self._formats))
+
+        stages = (Stage(decode, 1, "decode"), Stage(predict, 1, "device"), Stage(write, NUM_WRITERS, "write"))
+        conveyor: Conveyor[tuple[Job, dict[str, Any] | Exception]] = Conveyor(*stages, max_items=MAX_UNDER_WAY)
+        try:
+            yield from conveyor.run(jobs, ordered=False)
+        finally:
+            conveyor.close()
+
+
+def _attempt(job: Job, work: Callable[[], Any]) -> tuple[Job, Any]:
+    """Return the job with the result of the work, or with its error: one photograph does not end the run."""
+    try:
+        return job, work()
+    except Exception as error:  # noqa: BLE001 - reported as the job's result
+        return job, error

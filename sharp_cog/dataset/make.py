@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sharp_cog import __version__, images
+from sharp_cog import __version__
+from sharp_cog.config.options import PredictOptions
 from sharp_cog.dataset.photo import Photo
-from sharp_cog.errors import DepthError, ImageError
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
+from sharp_cog.imaging import images
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
 
 SUFFIXES = {
     "JPEG": ".jpg",
@@ -58,16 +58,19 @@ def make(pipeline: SharpPipeline, photo: Photo, image: Path, folder: Path, forma
     return written(pipeline, photo, pipeline.predict(decoded(pipeline, photo, image, formats)), folder, formats)
 
 
-def decoded(pipeline: SharpPipeline, photo: Photo, image: Path, formats: tuple[str, ...]) -> Decoded:
+def decoded(pipeline: SharpPipeline, photo: Photo, image: Path, formats: tuple[str, ...]) -> Request:
     """The part of `make` before the device.
 
     Raises:
         InputError: The picture or its depth map cannot be used.
     """
     return pipeline.decode(
-        _read(image, ImageError),
-        PredictOptions(output_format=formats[0]),
-        depth_bytes=_read(Path(photo.depth), DepthError) if photo.depth else None,
+        Request(
+            image=image,
+            depth=Path(photo.depth) if photo.depth else None,
+            options=PredictOptions(output_format=formats[0]),
+            key=photo.id,
+        )
     )
 
 
@@ -82,7 +85,7 @@ def written(
     splats, sha256 = {}, {}
     for name in formats:
         path = folder / f"{photo.id}{FORMATS[name].suffix}"
-        prediction.with_output(replace(prediction.options, output_format=name)).write(path)
+        prediction.write(path, output_format=name)
         with path.open("rb") as file:
             splats[name], sha256[name] = path.name, hashlib.file_digest(file, "sha256").hexdigest()
     camera = prediction.camera
@@ -97,10 +100,3 @@ def written(
         "model": pipeline.settings.model,
         "sharp_cog": __version__,
     }
-
-
-def _read(path: Path, error_type: type[ImageError] | type[DepthError]) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise error_type(f"{path} cannot be read: {error.strerror or error}") from error

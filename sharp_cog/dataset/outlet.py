@@ -6,10 +6,10 @@ import json
 import time
 from pathlib import Path
 
+from sharp_cog.dataset.bounded_queue import BoundedQueue
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Share
 from sharp_cog.dataset.journal import Entry, Journal
-from sharp_cog.dataset.pipe import Pipe
 from sharp_cog.dataset.publish import Finished, Publisher
 
 MAX_BATCHES = 10
@@ -51,7 +51,7 @@ class Outlet:
         # Without what was noted about them they could not be published.
         return {"splats", "sha256", *_KEPT} <= entry.about.keys() and all(path.is_file() for path in files)
 
-    def share_all(self, made: Pipe[str], shared: Pipe[str]) -> None:
+    def share_all(self, made: BoundedQueue[str], shared: BoundedQueue[str]) -> None:
         """Shares and sends ahead, one photograph after the other; many threads do so at once."""
         while (photo_id := made.take()) is not None:
             entry = self._entry(photo_id)
@@ -64,7 +64,7 @@ class Outlet:
             if not shared.put(photo_id):
                 return
 
-    def publish_all(self, shared: Pipe[str], *, every: int, seconds: float) -> None:
+    def publish_all(self, shared: BoundedQueue[str], *, every: int, seconds: float) -> None:
         """Publishes whenever so many photographs wait, or one of them for so long; and all that is left at the end."""
         every = every if self._publisher is not None else 1
         batch: list[str] = []

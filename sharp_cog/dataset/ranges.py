@@ -14,7 +14,7 @@ from typing import Any
 
 from sharp_cog.dataset.claims import Lock
 from sharp_cog.dataset.store import Change, Delete, Put, Store, View
-from sharp_cog.foreign import read_json
+from sharp_cog.text import read_json
 
 _NAME = re.compile(r"(\d+)-(\d+)(?:\.json)?")
 

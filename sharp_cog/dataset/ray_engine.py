@@ -35,10 +35,9 @@ from sharp_cog.dataset.make import make
 from sharp_cog.dataset.ray_feed import ClusterError, Feed, Feeder, FeedSource, one_row
 from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
-from sharp_cog.foreign import first_line
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.redact import redact, trace
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.text import first_line, redact, trace
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sharp_cog.atomic import cannot_write
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.dataset.bounded_queue import BoundedQueue
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.engine import Engine, Job, Share
 from sharp_cog.dataset.gpu import GpuLog
@@ -19,12 +20,11 @@ from sharp_cog.dataset.intake import Intake
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.outlet import Outlet
 from sharp_cog.dataset.photo import Source
-from sharp_cog.dataset.pipe import Pipe
 from sharp_cog.dataset.progress import Progress
 from sharp_cog.dataset.publish import Publisher
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import CheckpointError, DeviceError, NotInstalledError, OutputError, SettingError
-from sharp_cog.redact import trace
+from sharp_cog.files.atomic import cannot_write
+from sharp_cog.text import trace
 
 __all__ = ["Engine", "Job", "Run", "Share"]
 
@@ -95,9 +95,9 @@ class Run:
             journal, settings.run_dir, claims=claims, publisher=publisher, share=share, formats=settings.hf_formats
         )
         self._gpu_log = GpuLog(settings.run_dir / "gpu_mem_log.csv") if settings.log_gpu_mem else None
-        self._jobs: Pipe[Job] = Pipe(settings.download_queue_max)
-        self._made: Pipe[str] = Pipe(settings.upload_queue_max)
-        self._shared: Pipe[str] = Pipe(settings.upload_queue_max)
+        self._jobs: BoundedQueue[Job] = BoundedQueue(settings.download_queue_max)
+        self._made: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
+        self._shared: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
         self._control = Path(settings.control_dir).expanduser() if settings.control_dir else settings.run_dir
         self._is_over = threading.Event()
         self._failure: Exception | None = None
@@ -143,12 +143,14 @@ class Run:
         if self._failure is not None:
             raise self._failure
 
-    def _started(self, name: str, work: Callable[[], None], source: Pipe[str] | None = None) -> threading.Thread:
+    def _started(
+        self, name: str, work: Callable[[], None], source: BoundedQueue[str] | None = None
+    ) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(work, source), name=name, daemon=True)
         thread.start()
         return thread
 
-    def _guarded(self, work: Callable[[], None], source: Pipe[Job] | Pipe[str] | None = None) -> None:
+    def _guarded(self, work: Callable[[], None], source: BoundedQueue[Job] | BoundedQueue[str] | None = None) -> None:
         """Runs a step; what it raises ends the run, and is raised by `work` at the end."""
         try:
             work()

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import urlencode
 
+from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.photo import Photo, RateLimitError, SourceError
 from sharp_cog.dataset.unsplash_api import UnsplashApi, origin
-from sharp_cog.foreign import read_count
-from sharp_cog.options import FOCAL_LENGTH_MM_RANGE
+from sharp_cog.text import read_count
 
 _LOG = logging.getLogger(__name__)
 

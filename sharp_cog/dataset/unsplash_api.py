@@ -13,7 +13,7 @@ import requests
 from sharp_cog import __version__
 from sharp_cog.dataset.photo import MAX_PICTURE_BYTES, RateLimitError, SourceError
 from sharp_cog.errors import SettingError
-from sharp_cog.foreign import read_count, read_json
+from sharp_cog.text import read_count, read_json
 
 _LOG = logging.getLogger(__name__)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharp_cog import arrange
-from sharp_cog.atomic import open_atomically
-from sharp_cog.camera import Camera
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError, SplatError
+from sharp_cog.files.atomic import open_atomically
 from sharp_cog.formats.compressed_ply import read_compressed_ply, write_compressed_ply
 from sharp_cog.formats.glb import write_glb
 from sharp_cog.formats.html import require_viewer, write_html
@@ -21,110 +20,39 @@ from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.formats.sog import write_sog
 from sharp_cog.formats.splat import read_splat, write_splat
 from sharp_cog.formats.spz import read_spz, require_zstandard, write_spz
-from sharp_cog.gaussians import Gaussians
-from sharp_cog.options import OutputOptions
-from sharp_cog.preview.movie import require_ffmpeg, write_mp4
+from sharp_cog.geometry import transform
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
 
 __all__ = [
     "FORMATS",
-    "NEEDING_CAMERA",
-    "Format",
     "Splat",
     "check",
     "detect",
     "format_of",
-    "placed",
     "read",
+    "to_output_frame",
     "vertex_block",
     "write",
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Format:
-    """A way to write a splat.
+FORMATS = OUTPUT_FORMATS
 
-    Attributes:
-        name: As users write it.
-        suffix: Of a file's name, with the dot.
-        description: What it is good for, in a line.
-        write: Writes Gaussians, the photograph's camera and their frame to a binary file; some take more by name.
-        axes: What it has unless asked otherwise; `sharp_cog.options.FIXED_AXES` tells where nothing else is possible.
-        media_type: What HTTP calls it.
-    """
-
-    name: str
-    suffix: str
-    description: str
-    write: Callable[..., None]
-    axes: str = "opencv"
-    media_type: str = "application/octet-stream"
-
-
-FORMATS = {
-    format_.name: format_
-    for format_ in (
-        Format(
-            name="ply",
-            suffix=".ply",
-            description="vertices alone, read by every viewer; focal length and size in comments",
-            write=write_ply,
-        ),
-        Format(
-            name="apple_ply",
-            suffix=".ply",
-            description="Apple's layout with its extra elements, for its own render command; some viewers refuse it",
-            write=write_apple_ply,
-        ),
-        Format(
-            name="compressed_ply",
-            suffix=".compressed.ply",
-            description="PlayCanvas' .ply of 16 bytes a Gaussian, for SuperSplat and its viewers",
-            write=write_compressed_ply,
-        ),
-        Format(
-            name="splat",
-            suffix=".splat",
-            description="32 bytes a Gaussian, most important first, for pages that show it as it comes",
-            write=write_splat,
-        ),
-        Format(
-            name="spz",
-            suffix=".spz",
-            description="Niantic's compressed form, for Scaniverse and many engines",
-            write=write_spz,
-            axes="opengl",
-        ),
-        Format(name="sog", suffix=".sog", description="PlayCanvas' pictures in a zip: the smallest", write=write_sog),
-        Format(
-            name="glb",
-            suffix=".glb",
-            description="binary glTF with KHR_gaussian_splatting, which travels as any 3D model",
-            write=write_glb,
-            axes="opengl",
-            media_type="model/gltf-binary",
-        ),
-        Format(
-            name="html",
-            suffix=".html",
-            description="a page with the splat and its viewer inside, which opens anywhere, offline",
-            write=write_html,
-            media_type="text/html; charset=utf-8",
-        ),
-        Format(
-            name="mp4",
-            suffix=".mp4",
-            description="a short film of the splat, the camera moving a little",
-            write=write_mp4,
-            media_type="video/mp4",
-        ),
-    )
+_WRITERS: dict[str, Callable[..., None]] = {
+    "ply": write_ply,
+    "apple_ply": write_apple_ply,
+    "compressed_ply": write_compressed_ply,
+    "splat": write_splat,
+    "spz": write_spz,
+    "sog": write_sog,
+    "glb": write_glb,
+    "html": write_html,
 }
-"""All formats by name; the names are `sharp_cog.options.OUTPUT_FORMATS`."""
+"""Functions that write Gaussians, the photograph's camera and their frame to a binary file, by the format's name.
 
-
-NEEDING_CAMERA = ("apple_ply", "html", "mp4")
-"""Formats that show the photograph's own view."""
+A film is written by `sharp_cog.pipeline.output`.
+"""
 
 
 def format_of(path: Path) -> str:
@@ -150,8 +78,6 @@ def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
     """
     if options.output_format == "html":
         require_viewer(viewer_dir)
-    elif options.output_format == "mp4":
-        require_ffmpeg()
     elif options.output_format == "spz" and options.spz_version == 4:
         require_zstandard()
 
@@ -164,7 +90,7 @@ def write(
     Args:
         path: Where to; its suffix is the caller's business.
         gaussians: N Gaussians on any device, OpenCV axes, the photograph's camera at the origin; all are written.
-        camera: The photograph's camera; None where it is not known, which `NEEDING_CAMERA` cannot do with.
+        camera: The photograph's camera; None where it is not known, which formats with `needs_camera` cannot do without.
         options: The format, and how the scene is placed.
         viewer_dir: As `sharp_cog.formats.html.write_html`.
 
@@ -177,15 +103,15 @@ def write(
         OutputError: The file cannot be written.
     """
     format_ = FORMATS[options.output_format]
-    assert camera is not None or format_.name not in NEEDING_CAMERA
-    scene, frame = placed(gaussians, options, default_axes=format_.axes)
+    assert camera is not None or not format_.needs_camera
+    scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
     more: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
     with open_atomically(path) as file:
-        format_.write(file, scene, camera, frame, **more.get(format_.name, {}))
+        _WRITERS[format_.name](file, scene, camera, frame, **more.get(format_.name, {}))
     return path
 
 
-def placed(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -> tuple[Gaussians, Frame]:
+def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -> tuple[Gaussians, Frame]:
     """Scales, moves and turns a scene as the options say.
 
     Args:
@@ -196,11 +122,11 @@ def placed(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -
     Returns:
         The scene, and the frame that it is in now.
     """
-    scene, camera_position = arrange.place(gaussians, scale=options.scale, is_centred=options.center)
+    scene, camera_position = transform.scale_and_center(gaussians, scale=options.scale, is_centred=options.center)
     axes = default_axes if options.axes == "auto" else options.axes
     if axes == "opengl":
         x, y, z = camera_position
-        scene, camera_position = arrange.turn_about_x(scene), (x, -y, -z)
+        scene, camera_position = transform.opencv_to_opengl(scene), (x, -y, -z)
     return scene, Frame(axes=axes, camera_position=camera_position)
 
 
@@ -234,9 +160,9 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
     if axes != "auto":
         frame = Frame(axes=axes, camera_position=frame.camera_position)
     x, y, z = frame.camera_position
-    gaussians = arrange.moved(splat.gaussians, (-x, -y, -z))
+    gaussians = transform.translate(splat.gaussians, (-x, -y, -z))
     if frame.axes == "opengl":
-        gaussians = arrange.turn_about_x(gaussians)
+        gaussians = transform.opencv_to_opengl(gaussians)
     if not gaussians.means.isfinite().all():
         raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond what a float holds: it is broken")
     if len(gaussians) and (farthest := gaussians.means.abs().max().item()) > MAX_LENGTH_M:

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharp_cog.camera import Camera
-from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.ply_file import camera_of, comments, frame_of, parse_header, read_elements
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
+from sharp_cog.imaging.color import srgb_to_linear
 
 CHUNK_SIZE = 256
 """Gaussians to a chunk."""
@@ -254,4 +255,4 @@ def _unpack_quaternions(packed: Tensor) -> Tensor:
     remainder = (1.0 - others.square().sum(dim=1)).clamp_(min=0.0).sqrt_()
     quaternions.scatter_(1, largest.unsqueeze(1), remainder.unsqueeze(1))
     quaternions = torch.nn.functional.normalize(quaternions, dim=1)
-    return quaternions.mul_(torch.where(quaternions[:, :1] < 0, -1.0, 1.0))
+    return canonicalize(quaternions)

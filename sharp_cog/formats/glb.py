@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sharp_cog
-from sharp_cog.camera import Camera
 from sharp_cog.errors import OutputError
 from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
 from sharp_cog.formats.ply import vertex_block
 from sharp_cog.formats.scene import Frame
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
 
 EXTENSION = "KHR_gaussian_splatting"
 GLB_FRAME = Frame(axes="opengl")

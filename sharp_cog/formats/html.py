@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sharp_cog.arrange import FOCUS_SHARE, NEAR_SHARE, depths_ahead
-from sharp_cog.camera import Camera
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
 from sharp_cog.formats.sog import write_sog
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.transform import FOCUS_SHARE, NEAR_SHARE, depths_ahead
 
 VIEWER_DIR = Path(__file__).parents[2] / "viewer" / "node_modules" / "@playcanvas" / "supersplat-viewer" / "public"
 """Where `scripts/viewer` puts the viewer."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sharp_cog.errors import PredictionError
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import Gaussians
 
 MIN_OPACITY = torch.finfo(torch.float32).tiny
 MAX_OPACITY = 1.0 - torch.finfo(torch.float32).eps / 2

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharp_cog.camera import Camera
-from sharp_cog.color import linear_to_srgb
 from sharp_cog.formats.limits import MAX_LENGTH_M, MAX_OPACITY, MIN_OPACITY, MIN_SCALE_M, require_writable
 from sharp_cog.formats.ply_file import comments
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
-from sharp_cog.gaussians import Gaussians
-from sharp_cog.kernels.choose import fused_for
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.runtime.kernels.choose import fused_for
 
 PROPERTIES = (
     *("x", "y", "z"),
@@ -73,7 +73,7 @@ def _fields(gaussians: Gaussians) -> tuple[Tensor, ...]:
 
 
 def _vertex_rows(gaussians: Gaussians) -> Tensor:
-    """The rows by torch's own operations: the plain twin of `sharp_cog.kernels.fused.vertex_rows`."""
+    """The rows by torch's own operations: the plain twin of `sharp_cog.runtime.kernels.fused.vertex_rows`."""
     block = torch.empty(len(gaussians), len(PROPERTIES), device=gaussians.means.device)
     for start in range(0, len(gaussians), _CHUNK):
         part = slice(start, start + _CHUNK)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sharp_cog
-from sharp_cog.camera import Camera
 from sharp_cog.errors import OptionError, SplatError
-from sharp_cog.foreign import plain, reason_of
 from sharp_cog.formats.scene import Frame
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.text import plain, reason_of
 
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_COUNT_DIGITS = 18

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.ply import PROPERTIES, SH_C0
 from sharp_cog.formats.ply_file import camera_of, frame_of, parse_header, read_elements
 from sharp_cog.formats.scene import Frame, Splat
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
+from sharp_cog.imaging.color import srgb_to_linear
 
 
 def read_ply(content: bytes) -> Splat:
@@ -59,7 +60,7 @@ def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
     gaussians = Gaussians(
         means=columns("x", "y", "z"),
         scales=columns("scale_0", "scale_1", "scale_2").exp_(),
-        quaternions_wxyz=quaternions * torch.where(quaternions[:, :1] < 0, -1.0, 1.0),
+        quaternions_wxyz=canonicalize(quaternions),
         colors_linear=colors if is_linear else srgb_to_linear(colors),
         opacities=columns("opacity")[:, 0].sigmoid(),
     )

@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 import sharp_cog
-from sharp_cog.camera import Camera
 from sharp_cog.errors import OutputError
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
 
 CODEBOOK_SIZE = 256
 QUATERNION_MODE = 252

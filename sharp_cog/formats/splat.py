@@ -12,13 +12,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from sharp_cog.camera import Camera
-from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
+from sharp_cog.imaging.color import srgb_to_linear
 
 RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quaternion_wxyz", "u1", 4)])
 """A Gaussian, 32 bytes."""
@@ -89,7 +90,7 @@ def read_splat(content: bytes) -> Splat:
     gaussians = Gaussians(
         means=means,
         scales=scales,
-        quaternions_wxyz=quaternions * torch.where(quaternions[:, :1] < 0, -1.0, 1.0),
+        quaternions_wxyz=canonicalize(quaternions),
         colors_linear=srgb_to_linear(rgba[:, :3]),
         opacities=rgba[:, 3].contiguous(),
     )

@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharp_cog.camera import Camera
-from sharp_cog.color import srgb_to_linear
 from sharp_cog.errors import NotInstalledError, OutputError, SplatError
-from sharp_cog.foreign import reason_of
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.scene import Frame, Splat
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
+from sharp_cog.imaging.color import srgb_to_linear
+from sharp_cog.text import reason_of
 
 SPZ_FRAME = Frame(axes="opengl")
 MAGIC = 0x5053474E
@@ -317,4 +318,4 @@ def _unpack_quaternions(plane: NDArray[np.uint8], count: int, version: int) -> T
     # What has no length, which only a broken file holds, is no rotation.
     xyzw[(xyzw == 0).all(dim=1), 3] = 1.0
     quaternions = torch.nn.functional.normalize(xyzw[:, [3, 0, 1, 2]], dim=1)
-    return quaternions.mul_(torch.where(quaternions[:, :1] < 0, -1.0, 1.0))
+    return canonicalize(quaternions)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sharp_cog.camera import Camera
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.preview.path import DEFAULT_RANGE, camera_path
 from sharp_cog.preview.render import coverage
 from sharp_cog.preview.view import View

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from sharp_cog.arrange import FAR_SHARE, FOCUS_SHARE, NEAR_SHARE, depths_ahead
-from sharp_cog.atomic import open_atomically
-from sharp_cog.camera import Camera
 from sharp_cog.errors import NotInstalledError, OptionError, OutputError
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.transform import FAR_SHARE, FOCUS_SHARE, NEAR_SHARE, depths_ahead
 from sharp_cog.preview.holes import reach_without_holes
 from sharp_cog.preview.path import PATHS, camera_path
 from sharp_cog.preview.render import Pixels, render
 from sharp_cog.preview.view import View
-from sharp_cog.scratch import ScratchFolder
 
 SUFFIXES = (".mp4", ".webp", ".png")
 EYE_DISTANCE_M = 0.063

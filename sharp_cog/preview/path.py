@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sharp_cog.camera import Camera
+from sharp_cog.geometry.camera import Camera
 
 PATHS = ("swipe", "shake", "rotate", "rotate_forward")
 DEFAULT_RANGE = 0.08

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.preview.view import View
 
 Floats = NDArray[np.float32]

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharp_cog.color import linear_to_srgb
-from sharp_cog.devices import translated
 from sharp_cog.errors import NotInstalledError
-from sharp_cog.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.imaging.color import linear_to_srgb
 from sharp_cog.preview.view import View
+from sharp_cog.runtime.device import translate_errors
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _Layers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _render(gaussians: Gaussians, view: View) -> _Layers:
-    with translated(gaussians.means.device):
+    with translate_errors(gaussians.means.device):
         return _render_on_cuda(gaussians, view) if _uses_gsplat(gaussians) else _render_on_cpu(gaussians, view)
 
 

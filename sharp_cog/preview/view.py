@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sharp_cog.camera import Camera
+from sharp_cog.geometry.camera import Camera
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharp_cog import formats
-from sharp_cog.atomic import open_atomically
-from sharp_cog.color import linear_to_srgb
-from sharp_cog.devices import translated
 from sharp_cog.errors import (
     BusyError,
     DeadlineError,
@@ -24,9 +21,12 @@ from sharp_cog.errors import (
     RequestTooLargeError,
     SharpError,
 )
+from sharp_cog.files.atomic import open_atomically
 from sharp_cog.formats.limits import MAX_LENGTH_M, require_writable
-from sharp_cog.prediction import Prediction
-from sharp_cog.redact import redact, trace
+from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.runtime.device import translate_errors
+from sharp_cog.text import redact, trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
     Raises:
         PredictionError: As `sharp_cog.formats.limits.require_writable`, or the device ran out of memory, or failed.
     """
-    with translated(prediction.gaussians.means.device):
-        placed, _ = formats.placed(prediction.gaussians, prediction.options, default_axes="opencv")
+    with translate_errors(prediction.gaussians.means.device):
+        placed, _ = formats.to_output_frame(prediction.gaussians, prediction.options, default_axes="opencv")
         require_writable(placed)
         tensors = {
             "positions": placed.means,
@@ -72,8 +72,8 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
             "colors": linear_to_srgb(placed.colors_linear.clamp(0.0, 1.0)),
         }
         found = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    if prediction.internal_depth_m is not None:
-        found["internal_depth_m"] = prediction.internal_depth_m
+    if prediction.monodepth_m is not None:
+        found["internal_depth_m"] = prediction.monodepth_m
     return found
 
 

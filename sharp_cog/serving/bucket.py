@@ -9,8 +9,8 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import OutputError
-from sharp_cog.serving.settings import ServiceSettings
 
 LINK_SECONDS = 7 * 24 * 3600
 """How long a link holds: as long as the signature allows."""

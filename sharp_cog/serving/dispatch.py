@@ -7,46 +7,46 @@ deleted.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sharp_cog import formats
+from sharp_cog.config.process import give_back
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import BusyError, DeviceError, SharpError
-from sharp_cog.options import OutputOptions, PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
-from sharp_cog.redact import trace
-from sharp_cog.scratch import ScratchFolder
-from sharp_cog.serving.memory import give_back
-from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.pipeline.conveyor import Conveyor, Stage
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
+from sharp_cog.text import trace
 
 _LOG = logging.getLogger(__name__)
 
-AT_WORK = 4
-"""Requests that hold a decoded picture or a splat: one on the device, one read ahead of it, two being written."""
+MAX_UNDER_WAY = 4
+"""Requests that hold a decoded image or a splat: one on the device, one decoded ahead of it, two being written."""
 
 State = Literal["loading", "ready", "failed", "stopping"]
-Read = Callable[[], tuple[bytes, bytes | None]]
-"""Returns the bytes of the photograph and of the depth map; called when it is their turn."""
 Write = Callable[[Path, Prediction], object]
-Turn = Callable[[], Awaitable[None]]
+"""Writes a prediction to a file."""
 
 _T = TypeVar("_T")
-_OF_PREDICTION = [
-    option.name
-    for option in fields(PredictOptions)
-    if option.name not in {other.name for other in fields(OutputOptions)}
-]
-"""Options that decide what is predicted, and not only what is written of it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Task:
+    """A request on the conveyor, and what becomes of it there."""
+
+    request: Request
+    write: Write
+    path: Path
+    prediction: Prediction | None = None
 
 
 class Dispatcher:
@@ -66,17 +66,19 @@ class Dispatcher:
         self.num_admitted = 0
         self._load = load
         self._settings = settings
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
-        self._writers = ThreadPoolExecutor(2, thread_name_prefix="write")
-        self._at_work = asyncio.Semaphore(AT_WORK)
-        self._kept: OrderedDict[str, Prediction] = OrderedDict()
+        self._conveyor: Conveyor[_Task] = Conveyor(
+            Stage(self._decode, 2, "decode"),
+            Stage(self._predict, 1, "device"),
+            Stage(self._encode, 2, "encode"),
+            max_items=MAX_UNDER_WAY,
+        )
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._at_work = asyncio.Semaphore(MAX_UNDER_WAY)
         self._stages: dict[str, str] = {}
         self._seconds = 1.0
         self._folder = ScratchFolder()
         self._loading: asyncio.Task[None] | None = None
         self._tidying: Future[None] | None = None
-        self._last_turn: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Begins to load the model, in a thread: the service answers meanwhile that it is loading."""
@@ -85,8 +87,10 @@ class Dispatcher:
     async def _load_pipeline(self) -> None:
         start = time.monotonic()
         try:
-            self.pipeline = await self._in(self._device, self._load)
-            warm_up_s = await self._in(self._device, self.pipeline.warm_up)
+            loop = asyncio.get_running_loop()
+            self.pipeline = await loop.run_in_executor(self._loader, self._load)
+            self.pipeline.num_kept_predictions = self._settings.kept_predictions
+            warm_up_s = await loop.run_in_executor(self._loader, self.pipeline.warm_up)
         except Exception as error:  # noqa: BLE001 - whatever it is, the health check tells it
             self._fail(error, "the model cannot be loaded")
         else:
@@ -107,9 +111,10 @@ class Dispatcher:
     def close(self) -> None:
         """Waits for the threads, and deletes what is left."""
         self.stop()
-        for executor in (self._device, self._readers, self._writers):
-            executor.shutdown(wait=True, cancel_futures=True)
-        self._kept.clear()
+        self._conveyor.close()
+        self._loader.shutdown(wait=True, cancel_futures=True)
+        if self.pipeline is not None:
+            self.pipeline.forget_predictions()
         self._folder.remove()
 
     def check(self) -> None:
@@ -156,127 +161,66 @@ class Dispatcher:
             return {"stage": stage}
         return {"stage": stage, "ahead": list(self._stages).index(request_id)}
 
-    async def run(
-        self, read: Read, options: PredictOptions, write: Write, *, suffix: str, request_id: str
-    ) -> tuple[Path, Prediction]:
-        """Makes a splat and its file, for a request that is admitted.
+    async def run(self, request: Request, write: Write, *, suffix: str) -> tuple[Path, Prediction]:
+        """Make a splat and its file, for a request that is admitted under its key.
 
         Args:
-            read: Gives the bytes.
-            options: Of the prediction.
+            request: The request.
             write: Writes the file.
-            suffix: Of the file's name.
-            request_id: As it was admitted.
+            suffix: Suffix of the file's name.
 
         Returns:
-            The file, which is the caller's to delete, and the prediction.
+            The file, which the caller deletes, and the prediction.
 
         Raises:
-            SharpError: As the pipeline's own stages.
+            SharpError: Any error of the pipeline.
         """
+        path = self._folder.path / f"{secrets.token_hex(8)}{suffix}"
+        task = _Task(request=request, write=write, path=path)
         async with self._at_work:
+            begun = time.monotonic()
+            ticket = self._conveyor.push(task)
             try:
-                return await self._made(read, options, write, suffix, request_id)
+                await asyncio.wrap_future(ticket.future)
+            except asyncio.CancelledError:
+                # Whatever has begun goes on; its file is nobody's.
+                ticket.future.add_done_callback(lambda _: path.unlink(missing_ok=True))
+                ticket.cancel()
+                raise
             except DeviceError as error:
                 self._fail(error, "the device failed")
                 raise
             finally:
+                ticket.release()
                 self._tidy()
+        self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
+        assert task.prediction is not None
+        return path, task.prediction
 
     def _tidy(self) -> None:
-        """Gives back memory, once for all requests that end meanwhile."""
+        """Give memory back to the system, once for all requests that end meanwhile."""
         if (self._tidying is None or self._tidying.done()) and self.state != "stopping":
-            self._tidying = self._writers.submit(give_back)
+            self._tidying = self._loader.submit(give_back)
 
-    async def _made(
-        self, read: Read, options: PredictOptions, write: Write, suffix: str, request_id: str
-    ) -> tuple[Path, Prediction]:
-        start = time.monotonic()
-        self._stages[request_id] = "decode"
-        with self._turn() as turn:
-            prediction, key = await self._in(self._readers, lambda: self._find_kept(read, options))
-            if prediction is None:
-                prediction = await self._predict(read, options, request_id, turn)
-                self._keep(key, prediction)
-            else:
-                prediction = replace(prediction, timings={})
-        self._stages[request_id] = "encode"
-        path = self._folder.path / f"{secrets.token_hex(8)}{suffix}"
-        chosen = prediction
-        prediction = await self._in(
-            self._writers, lambda: _written(chosen, options, write, path), undo=lambda: path.unlink(missing_ok=True)
-        )
-        self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
-        return path, prediction
-
-    @contextmanager
-    def _turn(self) -> Iterator[Turn]:
-        """A turn at the device, in the order of asking; who leaves the block without having taken it passes it on."""
-        before, mine = self._last_turn, asyncio.get_running_loop().create_future()
-        self._last_turn = mine
-
-        def pass_on(_: object = None) -> None:
-            if not mine.done():
-                mine.set_result(None)
-
-        async def take() -> None:
-            if before is not None:
-                await asyncio.shield(before)
-            pass_on()
-
-        try:
-            yield take
-        finally:
-            if before is None or before.done():
-                pass_on()
-            else:
-                before.add_done_callback(pass_on)
-
-    async def _predict(self, read: Read, options: PredictOptions, request_id: str, turn: Turn) -> Prediction:
-        pipeline = self.pipeline
-        assert pipeline is not None
-
-        def decode() -> Decoded:
-            image_bytes, depth_bytes = read()
-            return pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)
-
-        decoded = await self._in(self._readers, decode)
-        await turn()  # Readers may overtake each other. The next one comes after our work is with the executor.
-        self._stages[request_id] = "predict"
-        return await self._in(self._device, lambda: pipeline.predict(decoded))
-
-    async def _in(
-        self, executor: ThreadPoolExecutor, work: Callable[[], _T], *, undo: Callable[[], object] | None = None
-    ) -> _T:
-        """Runs work in a thread. One that is cancelled before its turn never runs; else what it did is undone."""
-        future = executor.submit(work)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if undo is not None:
-                future.add_done_callback(lambda _: undo())
-            raise
-
-    def _find_kept(self, read: Read, options: PredictOptions) -> tuple[Prediction | None, str]:
-        """A prediction for the same bytes and options, which may differ in what is written of it."""
+    def _decode(self, task: _Task) -> _Task:
         assert self.pipeline is not None
-        formats.check(options, viewer_dir=self.pipeline.settings.viewer_dir)
-        if not self._settings.kept_predictions:
-            return None, ""
-        digest = hashlib.sha256(repr([getattr(options, name) for name in _OF_PREDICTION]).encode())
-        for content in read():
-            digest.update(b"-" if content is None else hashlib.sha256(content).digest())
-        key = digest.hexdigest()
-        return self._kept.get(key), key
+        self._note(task, "decode")
+        task.request = self.pipeline.decode(task.request)
+        return task
 
-    def _keep(self, key: str, prediction: Prediction) -> None:
-        if self._settings.kept_predictions:
-            self._kept[key] = prediction
-            while len(self._kept) > self._settings.kept_predictions:
-                self._kept.popitem(last=False)
+    def _predict(self, task: _Task) -> _Task:
+        assert self.pipeline is not None
+        self._note(task, "predict")
+        task.prediction = self.pipeline.predict(task.request)
+        return task
 
+    def _encode(self, task: _Task) -> _Task:
+        assert task.prediction is not None
+        self._note(task, "encode")
+        task.write(task.path, task.prediction)
+        return task
 
-def _written(prediction: Prediction, options: PredictOptions, write: Write, path: Path) -> Prediction:
-    output = prediction.with_output(options)
-    write(path, output)
-    return output
+    def _note(self, task: _Task, stage: str) -> None:
+        """Record where a request is, unless its caller has left."""
+        if task.request.key in self._stages:
+            self._stages[task.request.key] = stage

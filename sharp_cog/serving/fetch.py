@@ -28,9 +28,9 @@ import certifi
 from requests.utils import requote_uri
 
 from sharp_cog import __version__
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import FetchError, InputError, UploadError
-from sharp_cog.foreign import plain
-from sharp_cog.serving.settings import ServiceSettings
+from sharp_cog.text import plain
 
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 10.0

@@ -21,18 +21,21 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from sharp_cog import __version__, formats
+from sharp_cog import __version__
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.process import use_one_arena
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
-from sharp_cog.foreign import plain, quoted
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Prediction
+from sharp_cog.pipeline import output
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request as PredictionRequest
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
-from sharp_cog.serving.settings import ServiceSettings, use_one_arena
-from sharp_cog.serving.transport import BodyLimit, PassingFile, gzipped, reading_form, takes_gzip, unless_gone
+from sharp_cog.serving.transport import BodyLimit, TemporaryFileResponse, gzipped, reading_form, takes_gzip, unless_gone
+from sharp_cog.text import plain, quoted
 
 _LOG = logging.getLogger(__name__)
 
@@ -219,7 +222,7 @@ class _Service:
         if kind is _JSON and takes_gzip(request.headers):
             path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
         name = answers.file_name(files["file"].filename if "file" in files else None, kind.suffix)
-        return PassingFile(
+        return TemporaryFileResponse(
             path,
             seconds=seconds,
             media_type=kind.media_type,
@@ -247,10 +250,10 @@ class _Service:
                 files[name].file.seek(0)
                 return files[name].file.read()
 
-            def read() -> tuple[bytes, bytes | None]:
-                return content("file") or b"", content("depth")
-
-            return await self._dispatcher.run(read, options, kind.write, suffix=kind.suffix, request_id=request_id)
+            request = PredictionRequest(
+                image=content("file") or b"", depth=content("depth"), options=options, key=request_id
+            )
+            return await self._dispatcher.run(request, kind.write, suffix=kind.suffix)
 
 
 def _values(form: FormData) -> dict[str, Any]:
@@ -290,7 +293,7 @@ def _options_of_file(form: dict[str, Any], output_format: str) -> PredictOptions
 
 
 def _write(path: Path, prediction: Prediction) -> object:
-    return prediction.write(path)
+    return prediction.write(path, output_format=prediction.options.output_format)
 
 
 def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
@@ -298,7 +301,7 @@ def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
     offered = []
     for format_ in FORMATS.values():
         try:
-            formats.check(PredictOptions(output_format=format_.name), viewer_dir=viewer_dir)
+            output.check(PredictOptions(output_format=format_.name), viewer_dir=viewer_dir)
         except NotInstalledError:
             continue
         offered.append({"name": format_.name, "suffix": format_.suffix, "description": format_.description})
@@ -307,7 +310,7 @@ def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
         "version": __version__,
         "endpoints": ["/", "/health", "/metrics", "/predict", "/predict/{format}", "/progress/{request_id}", "/docs"],
         "formats": offered,
-        "needs_depth": pipeline is not None and pipeline.settings.model == "lift",
+        "needs_depth": pipeline is not None and pipeline.predictor.needs_depth,
     }
 
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError
-from sharp_cog.options import PredictOptions
 from sharp_cog.serving.fetch import fetch
-from sharp_cog.serving.settings import ServiceSettings
 
 ALIASES = {"f_px": "focal_length_px", "format": "output_format"}
 """Names that callers of other services of SHARP know, and ours."""

@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from sharp_cog.network.runner import Counters
+from sharp_cog.runtime.predictor import Counters
 from sharp_cog.serving.dispatch import Dispatcher
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import modal
 from fastapi import FastAPI
 
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
 from sharp_cog.serving.modal_image import resources, volume
-from sharp_cog.serving.settings import ServiceSettings, Settings
 
 SETTINGS = ServiceSettings.from_environment()
 

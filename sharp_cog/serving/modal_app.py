@@ -16,15 +16,15 @@ from typing import Any
 
 import modal
 
-from sharp_cog import weights
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.errors import InputError, OptionError, SharpError
+from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS, format_of
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Prediction
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.runtime import weights
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.modal_image import make_image, make_secret, resources, volume
-from sharp_cog.serving.settings import ServiceSettings, Settings
 
 SETTINGS = ServiceSettings.from_environment()
 
@@ -84,7 +84,9 @@ class Sharp:
             prediction = self._predict(image_bytes, {"f_px": f_px, **options})
             with ScratchFolder() as folder:
                 suffix = FORMATS[prediction.options.output_format].suffix
-                return prediction.write(folder / f"splat{suffix}").read_bytes()
+                return prediction.write(
+                    folder / f"splat{suffix}", output_format=prediction.options.output_format
+                ).read_bytes()
         except Exception as error:  # noqa: BLE001 - who calls may not have this package
             raise _foreign(error) from None
 
@@ -94,9 +96,7 @@ class Sharp:
             if not isinstance(content, (bytes, bytearray)) and (name, content) != ("depth_bytes", None):
                 raise InputError(f"{name} is of type {type(content).__name__}: give the file's bytes")
         options = inputs.options_from(values)
-        # Several calls share a container: the device takes one, the others are decoded and written meanwhile.
-        decoded = self.pipeline.decode(image_bytes, options, depth_bytes=depth_bytes)
-        return self.pipeline.predict(decoded).with_output(options)
+        return self.pipeline(image_bytes, options, depth=depth_bytes)
 
 
 def _foreign(error: Exception) -> Exception:

@@ -7,8 +7,8 @@ from typing import Any
 
 import modal
 
+from sharp_cog.config.settings import ServiceSettings, given_variables
 from sharp_cog.formats.html import VIEWER_DIR
-from sharp_cog.serving.settings import ServiceSettings, given_variables
 
 ROOT = Path(__file__).parents[2]
 CACHE_DIR = "/cache"

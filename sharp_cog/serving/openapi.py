@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from sharp_cog.options import CHOICES, RANGES, PredictOptions
+from sharp_cog.config.options import CHOICES, RANGES, PredictOptions
 
 _TYPES = {"float": "number", "int": "integer", "bool": "boolean", "str": "string"}
 

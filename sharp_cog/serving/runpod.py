@@ -16,15 +16,15 @@ from urllib.parse import urlsplit
 
 import runpod
 
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.errors import DeviceError, ImageError, InputError, OptionError, ResultTooLargeError
+from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Prediction
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.fetch import upload
-from sharp_cog.serving.settings import ServiceSettings, Settings
 
 IMAGE_NAMES = ("image", "image_base64", "image_b64")
 READY = Path(tempfile.gettempdir()) / "sharp_cog.ready"
@@ -132,7 +132,7 @@ class _Worker:
         }
         image_bytes = content[named[0]] if named else content["image_url"]
         self.tell(job, "predicting")
-        prediction = self.pipeline(image_bytes, options, depth_bytes=content.get("depth", content.get("depth_url")))
+        prediction = self.pipeline(image_bytes, options, depth=content.get("depth", content.get("depth_url")))
         return self._answer(prediction, options, upload_url, name=name, budget=budget)
 
     def _answer(
@@ -140,7 +140,7 @@ class _Worker:
     ) -> dict[str, Any]:
         format_ = FORMATS[options.output_format]
         with ScratchFolder() as folder:
-            path = prediction.write(folder / f"{name.replace('/', '_')}{format_.suffix}")
+            path = prediction.write(folder / f"{name.replace('/', '_')}{format_.suffix}", output_format=format_.name)
             splat: dict[str, str]
             if upload_url is not None:
                 if not isinstance(upload_url, str):

@@ -18,9 +18,9 @@ from starlette.datastructures import FormData, Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sharp_cog.atomic import cannot_write, open_atomically
 from sharp_cog.errors import InputError, RequestTooLargeError
-from sharp_cog.foreign import quoted
+from sharp_cog.files.atomic import cannot_write, open_atomically
+from sharp_cog.text import quoted
 
 _T = TypeVar("_T")
 
@@ -73,7 +73,7 @@ def _is_above(digits: str, limit: int) -> bool:
     return len(digits) > len(str(limit)) or int(digits or "0") > limit
 
 
-class PassingFile(FileResponse):
+class TemporaryFileResponse(FileResponse):
     """A file that is sent once, in bounded time, and deleted whatever happens."""
 
     def __init__(self, path: Path, *, seconds: float, **rest: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from sharp_cog.dataset.settings import DatasetSettings
-from tests.unit.dataset.test_settings import ENVIRONMENT
+from sharp_cog.config.dataset import DatasetSettings
+from tests.config.test_dataset import ENVIRONMENT
 
 Rows = dict[str, tuple[str, str]]
 """By the argument: the rest of a command line without it, and with it."""

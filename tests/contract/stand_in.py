@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.config import IMAGE_SIZE
-from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
-from sharp_cog.network.sharp import Encoding, Sharp
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.model.config import IMAGE_SIZE
+from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
+from sharp_cog.model.sharp import Encoding, Sharp
 
 
 def seen(

@@ -15,8 +15,8 @@ from cog._inspector import create_predictor
 from cog.input import FieldInfo
 
 import predict
-from sharp_cog import options
-from sharp_cog.options import PredictOptions
+from sharp_cog.config import options
+from sharp_cog.config.options import PredictOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_TEXT = (ROOT / "openapi_schema.json").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from sharp_cog.network.ml_sharp import COMMIT
+from sharp_cog.runtime.ml_sharp import COMMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 COG: dict[str, Any] = yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))

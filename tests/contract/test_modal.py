@@ -12,13 +12,13 @@ import pytest
 import requests
 import torch
 
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.formats.html import VIEWER_DIR
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import modal_api, modal_app, modal_image
-from sharp_cog.serving.settings import ServiceSettings, Settings
 from tests.contract.test_doors import npy, png
+from tests.parity import state
 from tests.service import listening
-from tests.unit.network.parity import state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning"),

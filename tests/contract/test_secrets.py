@@ -16,21 +16,21 @@ import pytest
 import requests
 
 from sharp_cog.cli import main
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.dataset.hub import HubError
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.errors import SettingError
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.redact import trace
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import answers, runpod
-from sharp_cog.serving.settings import ServiceSettings, Settings
+from sharp_cog.text import trace
+from tests.dataset.client import run_of
+from tests.dataset.gsplat_server import GsplatServer, RefusalError
+from tests.dataset.hub_server import Answer as StubAnswer
+from tests.dataset.hub_server import HubServer, RefusedError, Request
+from tests.dataset.unsplash_server import ACCESS_KEY, UnsplashServer, send_json
+from tests.gated import Gated
 from tests.service import serving
-from tests.unit.dataset.client import run_of
-from tests.unit.dataset.gsplat_server import GsplatServer, RefusalError
-from tests.unit.dataset.hub_server import Answer as StubAnswer
-from tests.unit.dataset.hub_server import HubServer, RefusedError, Request
-from tests.unit.dataset.unsplash_server import ACCESS_KEY, UnsplashServer, send_json
-from tests.unit.gated import Gated
-from tests.unit.test_fetch import Answer, Site, says
+from tests.serving.test_fetch import Answer, Site, says
 
 MARK = "xyzzy"
 SIGNED = f"?X-Amz-Credential=AKIA{MARK}&X-Amz-Signature={MARK}"
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_cannot_be_had(
     answer: Answer | None,
 ) -> None:
     url = f"http://127.0.0.1:9/a.pt{SIGNED}" if answer is None else site.url(f"/a.pt{SIGNED}", answer)
-    monkeypatch.setattr("sharp_cog.download.server._LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("sharp_cog.runtime.download.remote_file._LONGEST_WAIT_S", 0.001)
     monkeypatch.setenv("SHARP_CHECKPOINT_URL", url.replace("http://", f"http://user:{MARK}@"))
     monkeypatch.setenv("SHARP_CACHE_DIR", str(tmp_path))
     monkeypatch.chdir(Path(__file__).parents[2] / "examples")

@@ -17,11 +17,11 @@ import requests
 import torch
 
 from sharp_cog import Prediction, PredictOptions, Settings, SharpPipeline
-from sharp_cog.network.runner import SharpRunner
-from sharp_cog.weights import Weights
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.weights import Weights
 from tests.contract.test_doors import npy, png
+from tests.parity import state
 from tests.service import serving
-from tests.unit.network.parity import state
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(96, 64), (64, 96), (80, 80), (120, 64)]

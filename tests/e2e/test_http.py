@@ -24,12 +24,12 @@ from plyfile import PlyData
 
 from benchmarks.serve import drive
 from sharp_cog import PredictOptions, Settings, SharpPipeline
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import CheckpointError, DeviceError
 from sharp_cog.formats import FORMATS
-from sharp_cog.serving.settings import ServiceSettings
+from tests.gated import Gated
 from tests.service import Service, serving
-from tests.unit.gated import Gated
-from tests.unit.test_fetch import Site, says
+from tests.serving.test_fetch import Site, says
 
 ROOT = Path(__file__).parents[2]
 ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))

@@ -17,11 +17,11 @@ from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks
 
+from sharp_cog.config.options import CHOICES, RANGES, PredictOptions
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import CHOICES, RANGES, PredictOptions
-from sharp_cog.serving.settings import ServiceSettings
+from tests.gated import Gated
 from tests.service import serving
-from tests.unit.gated import Gated
 
 load_all_checks()
 schemathesis.openapi.format("binary", st.sampled_from([b"a", b"abc", bytes(40), b""]))

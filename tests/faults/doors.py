@@ -13,12 +13,12 @@ import cog
 import requests
 
 import predict
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import runpod
-from sharp_cog.serving.settings import ServiceSettings
+from tests.pipeline.test_pipeline import depth_map, picture
 from tests.service import serving
-from tests.unit.test_pipeline import depth_map, picture
 
 OPTIONS = {"max_gaussians": 1000}
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.given_depth import DEFAULT_USE, DepthUse
-from sharp_cog.network.lift import Lift
-from sharp_cog.pipeline import SharpPipeline
-from sharp_cog.prediction import Decoded, Prediction
-from sharp_cog.serving.settings import Settings
+from sharp_cog.config.settings import Settings
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
+from sharp_cog.model.lift import Lift
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Decoded, Prediction
 
 SHORTAGES: dict[str, Callable[[], Exception]] = {
     "torch": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),

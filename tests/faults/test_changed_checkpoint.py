@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharp_cog import Settings, SharpPipeline, checkpoint, weights
+from sharp_cog import Settings, SharpPipeline
 from sharp_cog.errors import CheckpointError
-from sharp_cog.network.runner import SharpRunner
-from tests.unit.network.parity import state
+from sharp_cog.runtime import checkpoint, weights
+from sharp_cog.runtime.runner import SharpRunner
+from tests.parity import state
 
 ROOT = Path(__file__).parents[2]
 BIAS = "monodepth_model.monodepth_predictor.encoder.patch_encoder.blocks.0.mlp.fc1.bias"
@@ -24,8 +25,8 @@ import hashlib, os, sys
 from pathlib import Path
 import torch
 from sharp_cog import Settings, SharpPipeline
-from sharp_cog.kernels.packed_linear import PackedLinear
-from tests.unit.network.parity import state
+from sharp_cog.runtime.kernels.packed_linear import PackedLinear
+from tests.parity import state
 
 def digest(model):
     # Every number that a prediction is made of.

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharp_cog.download import Effort, download
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import DownloadError, FetchError, OutputError, UploadError
+from sharp_cog.runtime.download import Effort, download
 from sharp_cog.serving.bucket import store
 from sharp_cog.serving.fetch import fetch, upload
-from sharp_cog.serving.settings import ServiceSettings
 from tests.faults.cutting import CuttingServer, cutting
 
 CONTENT = np.random.default_rng(0).bytes(20_000)

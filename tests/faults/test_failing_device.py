@@ -18,15 +18,15 @@ from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.local import LocalEngine
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import DeviceError, PredictionError
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.pyramid import NUM_TILES
-from sharp_cog.network.runner import SharpRunner
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.model.pyramid import NUM_TILES
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.weights import Weights
 from sharp_cog.serving import runpod
-from sharp_cog.weights import Weights
 from tests.faults.doors import DOORS, OPTIONS
 from tests.faults.failing_device import FAILURES, SHORTAGES, FailingDevice, OnFailingDevice, small_pipeline
-from tests.unit.network.parity import state
-from tests.unit.test_pipeline import depth_map, picture
+from tests.parity import state
+from tests.pipeline.test_pipeline import depth_map, picture
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_every_door_works_on_after_a_shortage_and_tells_of_a_failure(
     door: str, where: str, pipeline: OnFailingDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runpod, "READY", tmp_path / "ready")
-    placed = formats.placed
+    placed = formats.to_output_frame
 
     def fail(error: Callable[[], Exception], *, is_sticky: bool) -> None:
         def raises(*arguments: object, **more: object) -> object:

@@ -13,22 +13,22 @@ import pytest
 import requests
 from PIL import Image
 
+from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.folder_store import FolderStore, FolderView
 from sharp_cog.dataset.gpu import GpuLog
 from sharp_cog.dataset.index import Index
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.photo import Photo
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.store import Change, Put
 from sharp_cog.errors import OutputError
 from sharp_cog.serving import runpod
+from tests.dataset.client import run_of
+from tests.dataset.photographs import photographs
 from tests.faults.disks import KINDS, PAGE_BYTES, disk, may_mount, tree, unchanged
 from tests.faults.doors import DOORS, OPTIONS
 from tests.faults.failing_device import small_pipeline
+from tests.pipeline.test_pipeline import depth_map, picture
 from tests.service import serving
-from tests.unit.dataset.client import run_of
-from tests.unit.dataset.photographs import photographs
-from tests.unit.test_pipeline import depth_map, picture
 
 
 @pytest.mark.parametrize("kind", KINDS[-1:])

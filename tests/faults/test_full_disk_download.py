@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharp_cog import Settings, weights
+from sharp_cog import Settings
 from sharp_cog.errors import DownloadError
+from sharp_cog.runtime import weights
 from tests.faults.disks import KINDS, SmallDisk, disk, may_mount, unchanged
-from tests.unit.network.parity import state
-from tests.unit.test_download import CONTENT, Server, assert_whole, fetch, files, server
+from tests.parity import state
+from tests.runtime.test_download import CONTENT, Server, assert_whole, fetch, files, server
 
 __all__ = ["server"]
 

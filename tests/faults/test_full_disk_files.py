@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from sharp_cog import PredictOptions, formats
-from sharp_cog.atomic import open_atomically
+from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OutputError
-from sharp_cog.options import OUTPUT_FORMATS
-from sharp_cog.prediction import Prediction
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.preview import movie
 from sharp_cog.serving import answers
 from sharp_cog.serving.transport import gzipped
 from tests.faults.disks import KINDS, PAGE_BYTES, LimitedFiles, SmallDisk, disk, may_mount, unchanged
-from tests.unit.splats import CAMERA, random_gaussians
-from tests.unit.test_html import PAGE
+from tests.formats.test_html import PAGE
+from tests.splats import CAMERA, random_gaussians
 
 Write = Callable[[Path, Path], object]
 """Writes a file, with a viewer at hand."""

@@ -1,7 +1,7 @@
 """Processes that are ended in the middle of their work, and the next ones, which find nothing in their way.
 
 What SIGKILL leaves goes with the next start or command; SIGTERM leaves nothing. Dataset runs and Ray's workers:
-tests/e2e/test_dataset_cli.py and tests/unit/dataset/test_ray_engine.py.
+tests/e2e/test_dataset_cli.py and tests/dataset/test_ray_engine.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import requests
 
 from tests.e2e.cog_server import data_uri, started_cog_server
 from tests.faults.disks import tree
-from tests.unit.splats import CAMERA, random_gaussians
-from tests.unit.test_download import QUICK, SHA256, Server, server
+from tests.runtime.test_download import QUICK, SHA256, Server, server
+from tests.splats import CAMERA, random_gaussians
 
 __all__ = ["server"]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sharp_cog.atomic import open_atomically, sweep
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.files.atomic import open_atomically, sweep
+from sharp_cog.files.scratch import ScratchFolder
 from tests.faults.disks import tree
 
 WRITES = """
 import sys, time
 from pathlib import Path
-from sharp_cog.atomic import open_atomically
+from sharp_cog.files.atomic import open_atomically
 with open_atomically(Path(sys.argv[1]) / "splat.ply") as file:
     file.write(bytes(100_000))
     file.flush()
@@ -28,7 +28,7 @@ with open_atomically(Path(sys.argv[1]) / "splat.ply") as file:
 HAS_A_FOLDER = """
 import sys, time
 from pathlib import Path
-from sharp_cog.scratch import ScratchFolder
+from sharp_cog.files.scratch import ScratchFolder
 with ScratchFolder(Path(sys.argv[1])) as folder:
     (folder / "splat.ply").write_bytes(bytes(100_000))
     print("under way", flush=True)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharp_cog import Settings, checkpoint, weights
+from sharp_cog import Settings
 from sharp_cog.cli import main
 from sharp_cog.errors import DownloadError
+from sharp_cog.runtime import checkpoint, weights
 from tests.faults.disks import READ_ONLY_KINDS, mounted, read_only, unchanged
-from tests.unit.network.parity import state
+from tests.parity import state
 
 
 @pytest.fixture(params=READ_ONLY_KINDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_download import CONTENT, QUICK, Server, assert_whole, finished, server, start
+from tests.runtime.test_download import CONTENT, QUICK, Server, assert_whole, finished, server, start
 
 __all__ = ["server"]
 

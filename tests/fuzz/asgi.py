@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import InputError
-from sharp_cog.pipeline import SharpPipeline
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
-from sharp_cog.serving.settings import ServiceSettings
-from tests.unit.gated import Gated
+from tests.gated import Gated
 
 REFUSALS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 """Codes of statuses that have but one; 422 has those of all input errors."""

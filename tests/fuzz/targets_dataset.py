@@ -17,6 +17,8 @@ from dotenv import dotenv_values
 from PIL import Image
 
 from sharp_cog.cli.dataset import read_variables
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.settings import process_environment
 from sharp_cog.dataset import unsplash_api
 from sharp_cog.dataset.claims import Claims
 from sharp_cog.dataset.exif import with_focal_length
@@ -29,13 +31,11 @@ from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.outlet import Outlet
 from sharp_cog.dataset.photo import Photo, SourceError
 from sharp_cog.dataset.ranges import RangeDirs, Ranges
-from sharp_cog.dataset.settings import DatasetSettings
 from sharp_cog.dataset.show import status
 from sharp_cog.dataset.unsplash import Unsplash
 from sharp_cog.dataset.unsplash_api import UnsplashApi
 from sharp_cog.errors import OutputError, SettingError
-from sharp_cog.pixels import DECODER_ERRORS
-from sharp_cog.serving.settings import process_environment
+from sharp_cog.imaging.pixels import DECODER_ERRORS
 from tests.fuzz.harness import Target
 from tests.fuzz.raw_server import raw, raw_server
 from tests.fuzz.targets_weights import folder

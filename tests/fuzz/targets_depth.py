@@ -8,30 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from sharp_cog import depth, depth_files
-from sharp_cog.camera import Camera
+from sharp_cog.depth import files as depth_files
+from sharp_cog.depth import maps
 from sharp_cog.errors import DepthError
+from sharp_cog.geometry.camera import Camera
+from tests.depth.test_files import exr, npz, pfm, tiff
+from tests.depth.test_maps import npy
 from tests.fuzz.harness import Target
-from tests.unit.test_depth import npy
-from tests.unit.test_depth_formats import exr, npz, pfm, tiff
-from tests.unit.test_images import encoded
+from tests.imaging.test_images import encoded
 
 WIDTH, HEIGHT = 12, 8
 DEPTH = np.random.default_rng(0).uniform(1, 5, (HEIGHT, WIDTH)).astype(np.float32)
 MILLIMETRES = (DEPTH * 1000).astype(np.uint16)
 
 
-def read(content: bytes) -> depth.DepthMap:
+def read(content: bytes) -> maps.DepthMap:
     """Reads a map for a photograph of its shape, in every meaning, and checks what every map promises."""
     height, width = depth_files.read(content).values.shape
     camera = Camera(width=width, height=height, focal_length_px=100.0)
-    depth_map = depth.decode(content, camera)
+    depth_map = maps.decode(content, camera)
     known = depth_map.depth_m[~np.isnan(depth_map.depth_m)]
     assert depth_map.depth_m.shape == (height, width)
     assert known.size
     assert np.isfinite(known).all()
-    assert known.min() >= depth.MIN_DEPTH_M
-    filled = depth.known_everywhere(depth_map).depth_m
+    assert known.min() >= maps.MIN_DEPTH_M
+    filled = maps.known_everywhere(depth_map).depth_m
     assert np.isfinite(filled).all()
     assert filled.min() > 0
     return depth_map

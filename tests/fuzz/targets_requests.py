@@ -9,17 +9,17 @@ import socket
 import threading
 from typing import Any, cast
 
-from sharp_cog.dataset.settings import DatasetSettings
+from sharp_cog.config.dataset import DatasetSettings
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.settings import ServiceSettings, Settings
 from sharp_cog.errors import FetchError, InputError, OptionError, SettingError
-from sharp_cog.options import PredictOptions
 from sharp_cog.serving import inputs, modal_app
 from sharp_cog.serving.fetch import fetch
 from sharp_cog.serving.runpod import create_handler
-from sharp_cog.serving.settings import ServiceSettings, Settings
 from tests.fuzz.asgi import in_process, judge
 from tests.fuzz.harness import Target
 from tests.fuzz.raw_server import raw, raw_server
-from tests.unit.gated import Gated
+from tests.gated import Gated
 
 OPEN = ServiceSettings(fetch_private=True, fetch_seconds=5, fetch_megabytes=1)
 CLOSED = ServiceSettings(fetch_seconds=5)

@@ -14,7 +14,7 @@ from sharp_cog import formats
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.splat import read_splat
 from tests.fuzz.harness import Target
-from tests.unit.splats import CAMERA, extreme_gaussians, random_gaussians
+from tests.splats import CAMERA, extreme_gaussians, random_gaussians
 
 NUM = 20
 

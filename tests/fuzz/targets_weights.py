@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from sharp_cog import checkpoint, weights
-from sharp_cog.download import Effort, download
-from sharp_cog.download.partial import Partial
-from sharp_cog.download.server import Offer
 from sharp_cog.errors import CheckpointError, DownloadError
+from sharp_cog.runtime import checkpoint, weights
+from sharp_cog.runtime.download import Effort, download
+from sharp_cog.runtime.download.partial import Partial
+from sharp_cog.runtime.download.remote_file import Offer
 from tests.fuzz.harness import Target
 from tests.fuzz.raw_server import raw, raw_server
 

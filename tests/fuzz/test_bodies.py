@@ -15,18 +15,18 @@ import requests
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from sharp_cog.config.options import CHOICES, PredictOptions
+from sharp_cog.config.settings import ServiceSettings
 from sharp_cog.errors import FetchError, InputError
 from sharp_cog.formats import FORMATS
-from sharp_cog.options import CHOICES, PredictOptions
 from sharp_cog.serving.fetch import fetch
 from sharp_cog.serving.runpod import create_handler
-from sharp_cog.serving.settings import ServiceSettings
 from tests.fuzz.asgi import Answer, in_process, judge
 from tests.fuzz.raw_server import RawServer
 from tests.fuzz.targets_requests import call_modal, http_seeds
+from tests.gated import Gated
 from tests.service import Service, serving
-from tests.unit.gated import Gated
-from tests.unit.test_foreign import nested
+from tests.test_text import nested
 
 CLOSED = ServiceSettings(fetch_seconds=2)
 OPTIONS = [option.name for option in fields(PredictOptions)]

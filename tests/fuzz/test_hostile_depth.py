@@ -13,14 +13,14 @@ import OpenEXR
 import pytest
 from numpy.typing import NDArray
 
-from sharp_cog import depth_files
+from sharp_cog.depth import files as depth_files
 from sharp_cog.errors import DepthError
+from tests.depth.test_files import exr, pfm
+from tests.depth.test_maps import npy
 from tests.fuzz.hostile import STRIP, TILE, tiff, zeros
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_depth import DEPTH, HEIGHT, WIDTH, exr_seeds, read
 from tests.fuzz.targets_pictures import chunk, png
-from tests.unit.test_depth import npy
-from tests.unit.test_depth_formats import exr, pfm
 
 
 def refused(content: bytes) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sharp_cog.errors import ImageError
-from sharp_cog.images import decode
+from sharp_cog.imaging.images import decode
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_pictures import (
     EXIF,
@@ -25,7 +25,7 @@ from tests.fuzz.targets_pictures import (
     read_exif,
     read_profile,
 )
-from tests.unit.test_images import linear_profile
+from tests.imaging.test_images import linear_profile
 
 JPEG = jpeg_seeds()[0]
 GIF = gif_seeds()[0]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharp_cog import guards
 from sharp_cog.errors import ImageError
-from sharp_cog.images import decode
+from sharp_cog.imaging import limits
+from sharp_cog.imaging.images import decode
 from tests.fuzz.hostile import STRIP, TILE, tiff, zeros
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_pictures import (
@@ -28,7 +28,7 @@ from tests.fuzz.targets_pictures import (
     run_length_bmp,
     webp_seeds,
 )
-from tests.unit.test_images import encoded, heic
+from tests.imaging.test_images import encoded, heic
 
 JPEG, PROGRESSIVE = jpeg_seeds()[:2]
 GIF = gif_seeds()[0]
@@ -149,7 +149,7 @@ def test_png_text_and_profile_bombs_are_not_expanded() -> None:
     ],
 )
 def test_a_jpeg_of_countless_parts_is_refused(name: str, content: bytes) -> None:
-    assert f"it has more than {guards.MAX_JPEG_FILL_BYTES if name == 'fill bytes' else ''}" in refused(content)
+    assert f"it has more than {limits.MAX_JPEG_FILL_BYTES if name == 'fill bytes' else ''}" in refused(content)
     assert name in refused(content)
 
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline
-from sharp_cog.camera import Camera
-from sharp_cog.color import linear_to_srgb
 from sharp_cog.errors import PredictionError
 from sharp_cog.formats.ply import _vertex_rows, vertex_block
-from sharp_cog.gaussians import NDCGaussians
-from sharp_cog.network.graphs import GraphedCall
-from sharp_cog.network.precision import exact_sums
-from sharp_cog.network.runner import SharpRunner
-from sharp_cog.prediction import Prediction
-from sharp_cog.unproject import unproject
-from sharp_cog.weights import Weights
-from tests.unit.network.parity import Reference, state
-from tests.unit.test_pipeline import picture
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.runtime.graphs import GraphedCall
+from sharp_cog.runtime.precision import exact_sums
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.unproject import unproject
+from sharp_cog.runtime.weights import Weights
+from tests.parity import Reference, state
+from tests.pipeline.test_pipeline import picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 

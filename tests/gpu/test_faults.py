@@ -13,10 +13,10 @@ import torch
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.errors import DeviceError, PredictionError
-from sharp_cog.network.runner import SharpRunner
-from sharp_cog.weights import Weights
-from tests.unit.network.parity import state
-from tests.unit.test_pipeline import picture
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.weights import Weights
+from tests.parity import state
+from tests.pipeline.test_pipeline import picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -31,13 +31,13 @@ import requests, sys, torch
 from pathlib import Path
 from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.errors import DeviceError
-from sharp_cog.network.runner import SharpRunner
+from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.serving import runpod
-from sharp_cog.serving.settings import ServiceSettings
-from sharp_cog.weights import Weights
+from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.runtime.weights import Weights
 from tests.service import serving
-from tests.unit.network.parity import state
-from tests.unit.test_pipeline import picture
+from tests.parity import state
+from tests.pipeline.test_pipeline import picture
 
 cuda = torch.device("cuda")
 runner = SharpRunner(Weights(state=state("full"), is_folded=False), device=cuda, dtype=torch.float16)

@@ -1,0 +1,1 @@
+"""Options of one prediction and settings of a process."""

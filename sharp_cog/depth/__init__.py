@@ -1,0 +1,1 @@
+"""Depth maps: their files, their meaning, and networks that estimate them."""

@@ -1,0 +1,11 @@
+"""Unit quaternions w x y z, real part first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def canonicalize(quaternions_wxyz: Tensor) -> Tensor:
+    """Return the quaternions (N, 4) with w >= 0: q and -q are the same rotation."""
+    return quaternions_wxyz * torch.where(quaternions_wxyz[:, :1] < 0, -1.0, 1.0)

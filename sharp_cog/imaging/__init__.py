@@ -1,0 +1,1 @@
+"""Image bytes in, upright sRGB pixels and a camera out."""

@@ -1,0 +1,1 @@
+"""The network in plain PyTorch, under the checkpoint's own names."""

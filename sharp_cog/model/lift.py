@@ -1,0 +1,29 @@
+"""Lift: SHARP's initializer and composer with zero deltas, on an external depth map. It has no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.model.composer import NUM_ATTRIBUTES, compose
+from sharp_cog.model.external_depth import DepthUse, prepare
+from sharp_cog.model.initializer import initialize
+
+
+def lift(image: Tensor, depth_m: Tensor, use: DepthUse) -> NDCGaussians:
+    """Lift each pixel to its depth.
+
+    Args:
+        image: (B, 3, S, S), RGB in [0, 1].
+        depth_m: (B, 1, S, S), metres, known everywhere; serves both layers, as a ratio of 1.
+        use: How the depth is used; this model has no depth of its own to align or fit it to.
+
+    Raises:
+        DepthError: The use asks for a fit.
+    """
+    depth_m = prepare(depth_m, None, use)
+    if use.mode == "fixed":
+        depth_m = torch.cat([depth_m, depth_m * use.back_surface_factor], dim=1)
+    base = initialize(image, depth_m)
+    return compose(base, image.new_zeros(()).expand(len(image), NUM_ATTRIBUTES, *base.inverse_z.shape[1:]))

@@ -1,0 +1,56 @@
+"""Monodepth: a picture in, encoder features and two layers of disparity out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sharp_cog.model.config import NUM_LAYERS, SharpConfig
+from sharp_cog.model.decoder import CastingConv2d, MultiresDecoder
+from sharp_cog.model.pyramid import PyramidEncoder
+
+MIN_DISPARITY, MAX_DISPARITY = 1e-4, 1e4
+
+
+class MonodepthPredictor(nn.Module):
+    """Encoder, decoder and disparity head."""
+
+    def __init__(self, config: SharpConfig) -> None:
+        super().__init__()
+        wide, narrow = config.disparity_hidden
+        self.encoder = PyramidEncoder(config)
+        self.decoder = MultiresDecoder(config.encoder_channels, config.monodepth_width)
+        self.head = nn.Sequential(
+            nn.Conv2d(config.monodepth_width, wide, kernel_size=3, padding=1),
+            nn.ConvTranspose2d(wide, wide, kernel_size=2, stride=2),
+            nn.Conv2d(wide, narrow, kernel_size=3, padding=1),
+            nn.ReLU(inplace=True),
+            CastingConv2d(narrow, NUM_LAYERS, kernel_size=1),
+            nn.ReLU(inplace=True),
+        )
+
+
+class MonodepthModel(nn.Module):
+    """Holds the predictor under the name that the checkpoint gives it."""
+
+    def __init__(self, config: SharpConfig) -> None:
+        super().__init__()
+        self.monodepth_predictor = MonodepthPredictor(config)
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Predicts features and disparity.
+
+        Args:
+            image: (B, 3, 1536, 1536), RGB in [0, 1].
+
+        Returns:
+            Five encoder feature maps, finest first, and the disparity (B, 2, 1536, 1536), front layer first,
+            non-negative.
+        """
+        predictor = self.monodepth_predictor
+        features = predictor.encoder(image)
+        return features, predictor.head(predictor.decoder(features))
+
+
+def depth_from_disparity(disparity: Tensor, disparity_factor: Tensor) -> Tensor:
+    """Depth in metres, (B, 2, H, W), from disparity of the same shape and focal length over width, (B,)."""
+    return disparity_factor.view(-1, 1, 1, 1) / disparity.clamp(MIN_DISPARITY, MAX_DISPARITY)

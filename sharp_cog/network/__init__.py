@@ -1,1 +1,0 @@
-"""The predictors. Import what you need from its module: this package loads nothing by itself."""

@@ -1,0 +1,40 @@
+"""Writing a splat: to any of the splat formats, or as a film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sharp_cog import formats
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.files.atomic import open_atomically
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.preview.movie import require_ffmpeg, write_mp4
+
+
+def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
+    """Check that what the output format needs is installed, before work is done for it.
+
+    Raises:
+        NotInstalledError: A package is missing; the message says how to install it.
+    """
+    if options.output_format == "mp4":
+        require_ffmpeg()
+    else:
+        formats.check(options, viewer_dir=viewer_dir)
+
+
+def write(
+    path: Path, gaussians: Gaussians, camera: Camera | None, options: OutputOptions, *, viewer_dir: Path | None = None
+) -> Path:
+    """Write a splat or a film; `path` appears whole or not at all.
+
+    Args and errors are those of `sharp_cog.formats.write`.
+    """
+    if options.output_format != "mp4":
+        return formats.write(path, gaussians, camera, options, viewer_dir=viewer_dir)
+    assert camera is not None
+    scene, _ = formats.to_output_frame(gaussians, options, default_axes="opencv")
+    with open_atomically(path) as file:
+        write_mp4(file, scene, camera)
+    return path

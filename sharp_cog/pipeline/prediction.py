@@ -1,0 +1,108 @@
+"""One image's splat."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.output_formats import DEFAULT_FORMAT
+from sharp_cog.errors import OptionError
+from sharp_cog.formats import FORMATS, format_of
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.simplify import prune
+from sharp_cog.pipeline import output
+from sharp_cog.runtime.device import translate_errors
+
+
+@dataclass(kw_only=True, eq=False)
+class Prediction:
+    """One image's splat, ready to be written.
+
+    Attributes:
+        predicted: All Gaussians that the model predicted: metric, OpenCV axes, on the pipeline's device.
+        camera: The photograph's camera; its `focal_length_source` says where the focal length came from.
+        options: The options that the splat is written with.
+        timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
+        precision: What the network computed in: `float32`, `float16` or `bfloat16`.
+        monodepth_m: The model's own depth, (2, 1536, 1536) float32 in metres, front layer first, before an external
+            depth map replaced it; None unless `save_internal_depth` asked for it.
+        key: The request's key.
+        viewer_dir: Folder of the viewer inside html pages; None is where `scripts/viewer` puts it.
+    """
+
+    predicted: Gaussians
+    camera: Camera
+    options: PredictOptions
+    timings: dict[str, float] = field(default_factory=dict)
+    precision: str = "float32"
+    monodepth_m: NDArray[np.float32] | None = None
+    key: str = ""
+    viewer_dir: Path | None = None
+
+    @cached_property
+    def gaussians(self) -> Gaussians:
+        """The Gaussians that the options keep, which are what is written.
+
+        Raises:
+            PredictionError: The device ran out of memory, or failed.
+        """
+        with translate_errors(self.predicted.means.device):
+            return prune(self.predicted, max_gaussians=self.options.max_gaussians, min_opacity=self.options.min_opacity)
+
+    def with_options(self, options: PredictOptions) -> Prediction:
+        """Return the same splat, to be written with other options."""
+        return replace(self, options=options, timings=dict(self.timings))
+
+    def write(self, path: Path | str, *, output_format: str | None = None) -> Path:
+        """Write the splat with all of its options; `path` appears whole or not at all.
+
+        Args:
+            path: The file. Its suffix selects the format, unless the options name another one than the default.
+            output_format: Write this format, whatever the suffix.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: The suffix belongs to another format than the options name.
+            PredictionError: A value is not finite, or the device ran out of memory, or failed.
+            NotInstalledError: The format needs a package that is not installed.
+            OutputError: The file cannot be written.
+        """
+        path = Path(path)
+        options = self.options
+        output_format = output_format or _format_for(path, options.output_format)
+        if output_format != options.output_format:
+            options = replace(options, output_format=output_format)
+        begun = time.perf_counter()
+        with translate_errors(self.predicted.means.device):
+            written = output.write(path, self.gaussians, self.camera, options, viewer_dir=self.viewer_dir)
+        self.timings["write"] = time.perf_counter() - begun
+        return written
+
+
+def _format_for(path: Path, chosen: str) -> str:
+    """Return the format that a path and the options agree on.
+
+    Raises:
+        OptionError: They name different ones.
+    """
+    try:
+        named = format_of(path)
+    except OptionError:
+        return chosen
+    if FORMATS[named].suffix == FORMATS[chosen].suffix:
+        return chosen
+    if chosen == DEFAULT_FORMAT:
+        return named
+    raise OptionError(
+        f"{path.name} is named like {named}, but output_format is {chosen!r}: name it {FORMATS[chosen].suffix}, or set "
+        f"output_format={named!r}"
+    )

@@ -1,0 +1,83 @@
+"""A request for one splat: what every frontend makes of its transport, and what the pipeline takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.depth.estimators import Estimate
+from sharp_cog.depth.maps import DepthMap
+from sharp_cog.imaging.images import SourceImage
+
+if TYPE_CHECKING:
+    from sharp_cog.pipeline.prediction import Prediction
+
+ImageInput = bytes | str | os.PathLike[str] | Image.Image | NDArray[Any] | SourceImage
+"""The forms that an image may have: file content, a path, or pixels."""
+DepthInput = bytes | str | os.PathLike[str] | NDArray[Any] | DepthMap | Callable[[SourceImage], Estimate]
+"""The forms that an external depth map may have: file content, a path, numbers, or a network that estimates it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Request:
+    """One image to turn into a splat.
+
+    Attributes:
+        image: Content of an image file, its path, a `PIL.Image.Image`, (height, width, 3) uint8 sRGB pixels, or a
+            decoded image.
+        depth: External depth for the same view: content of a depth file, its path, a (height, width) array, or a
+            network of `sharp_cog.depth.estimators`; None leaves it to the model.
+        options: Options of the prediction and its output.
+        key: The caller's own name for the request, which the prediction carries too.
+        image_hash: Hash of the image's bytes, once they have been read; None where there were none.
+        decode_s: Seconds that decoding took.
+        answer: The prediction that answers the request, if it was kept from an earlier one.
+
+    Raises:
+        TypeError: The image or the depth has another type.
+    """
+
+    image: ImageInput
+    depth: DepthInput | None = None
+    options: PredictOptions = field(default_factory=PredictOptions)
+    key: str = ""
+    image_hash: str | None = None
+    depth_hash: str | None = None
+    decode_s: float = 0.0
+    answer: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, (bytearray, memoryview)):
+            object.__setattr__(self, "image", bytes(self.image))
+        if isinstance(self.depth, (bytearray, memoryview)):
+            object.__setattr__(self, "depth", bytes(self.depth))
+        if not isinstance(self.image, (bytes, str, os.PathLike, Image.Image, np.ndarray, SourceImage)):
+            raise TypeError(
+                f"image is of type {type(self.image).__name__}: give the file's bytes, a path, a PIL.Image.Image or a "
+                "numpy array of shape (height, width, 3) and type uint8"
+            )
+        is_known = isinstance(self.depth, (bytes, str, os.PathLike, np.ndarray, DepthMap))
+        if self.depth is not None and not is_known and not callable(self.depth):
+            raise TypeError(
+                f"depth is of type {type(self.depth).__name__}: give the file's bytes, a path or a numpy array of "
+                "shape (height, width)"
+            )
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether image and depth have been decoded, so that only the device's work is left."""
+        has_depth = self.depth is None or isinstance(self.depth, DepthMap) or callable(self.depth)
+        return self.answer is not None or (isinstance(self.image, SourceImage) and has_depth)
+
+
+def path_of(value: object) -> Path | None:
+    """Return the path that an image or a depth map is given by, or None."""
+    return Path(value) if isinstance(value, (str, os.PathLike)) else None

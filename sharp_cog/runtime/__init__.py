@@ -1,0 +1,1 @@
+"""Running a predictor: weights, precision, kernels, devices."""

@@ -1,0 +1,53 @@
+"""The predictor that the settings name, on its device."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from sharp_cog.config.settings import Settings
+from sharp_cog.runtime import checkpoint, weights
+from sharp_cog.runtime.kernels.choose import fused_for
+from sharp_cog.runtime.lift import LiftPredictor
+from sharp_cog.runtime.ml_sharp import MLSharp
+from sharp_cog.runtime.precision import choose
+from sharp_cog.runtime.predictor import Predictor
+from sharp_cog.runtime.runner import NetworkSource, SharpRunner
+
+
+def load_predictor(settings: Settings, device: torch.device, source: NetworkSource | None = None) -> Predictor:
+    """Load the model that the settings name.
+
+    Args:
+        settings: Settings of the process.
+        device: Where the model runs.
+        source: SHARP's weights; None finds them as the settings say.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
+        NotInstalledError: The model needs a package that is not installed.
+    """
+    if settings.model == "lift":
+        return LiftPredictor(device=device)
+    if settings.model == "ml-sharp":
+        return MLSharp(checkpoint.load_state(checkpoint.ensure(settings)), device=device)
+    dtype = choose(settings.precision, device)
+    # A download, or the first read from a slow disk, may take as long as the start of CUDA: both run at once.
+    starting = threading.Thread(target=_start, args=(device,), daemon=True, name="start")
+    starting.start()
+    source = source or weights.find(settings, dtype)
+    starting.join()
+    return SharpRunner(
+        source,
+        device=device,
+        dtype=dtype,
+        keeps_encoding=settings.keep_encoding,
+        uses_graphs=settings.cuda_graphs,
+    )
+
+
+def _start(device: torch.device) -> None:
+    """Do what takes seconds at the first use of CUDA."""
+    if device.type == "cuda":
+        fused_for(torch.empty(1, device=device).device)  # The device of a tensor has its number.

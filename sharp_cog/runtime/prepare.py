@@ -1,0 +1,113 @@
+"""Prepares a filled network for inference: folds what is linear, converts to a precision, moves to a device.
+
+One leaf at a time, so that a device never holds both the float32 weights and the converted ones. Folding is done in
+float32 before anything is rounded. What must stay float32 does: the residual stream of the vision transformers and its
+norms, the statistics of group norms, the skip connection from the picture, disparity, deltas, and whatever has no
+weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sharp_cog.model.decoder import FusionBlock
+from sharp_cog.model.sharp import Sharp
+from sharp_cog.model.vit import MLP, Attention, Block, LayerNorm, LayerScale, Normalize, PatchEmbed
+from sharp_cog.runtime.kernels.packed_linear import PackedLinear, can_pack
+from sharp_cog.runtime.precision import cpu_has_amx
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def fold(model: nn.Module, *, device: torch.device) -> None:
+    """Folds LayerScale, the picture's normalisation and 1x1 after transposed convolutions into the weights beside them.
+
+    Works on the meta device too, and then tells the names and shapes of what a folded network holds.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.to(device)
+            for scale, linear in ((module.ls1, module.attn.proj), (module.ls2, module.mlp.fc2)):
+                _scale_rows(linear, scale)
+            module.ls1 = module.ls2 = nn.Identity()
+        elif isinstance(module, PatchEmbed) and isinstance(module.normalize, Normalize):
+            module.to(device)
+            # w (2 x - 1) + b = 2 w x + (b - sum of w)
+            weight, bias = module.proj.weight, module.proj.bias
+            assert bias is not None
+            module.proj.bias = _parameter(bias - weight.sum(dim=(1, 2, 3)))
+            module.proj.weight = _parameter(2.0 * weight)
+            module.normalize = nn.Identity()
+        elif isinstance(module, FusionBlock) and isinstance(module.deconv, nn.ConvTranspose2d):
+            module.to(device)
+            pointwise = module.out_conv
+            assert isinstance(pointwise, nn.Conv2d)
+            weight = torch.einsum("icyx,oc->ioyx", module.deconv.weight, pointwise.weight[:, :, 0, 0])
+            module.deconv.weight, module.deconv.bias = _parameter(weight), pointwise.bias
+            module.out_conv = nn.Identity()
+
+
+def _scale_rows(linear: nn.Linear, scale: nn.Module) -> None:
+    assert isinstance(scale, LayerScale)
+    gamma = scale.gamma
+    linear.weight = _parameter(linear.weight * gamma.unsqueeze(1))
+    linear.bias = _parameter(linear.bias * gamma)
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+def convert(model: Sharp, *, device: torch.device, dtype: torch.dtype, packs: bool = True) -> None:
+    """Moves every leaf to the device, converted.
+
+    Args:
+        model: Folded.
+        device: Where it will run.
+        dtype: `torch.float32`, `torch.float16` or `torch.bfloat16`: of matrix products and convolutions.
+        packs: Pack the vision transformers' linear layers too, on a CPU that can.
+    """
+    wide = {id(module) for part in _wide_parts(model, device, dtype) for module in part.modules()}
+    for module in model.modules():
+        if isinstance(module, LayerNorm):
+            module.dtype_out = dtype
+        if isinstance(module, Attention):
+            module.is_tiled = dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_amx()
+        # On CUDA a group norm's weights must have the type of its input; its statistics are float32 all the same.
+        is_converted = isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or (
+            isinstance(module, nn.GroupNorm) and device.type != "cpu"
+        )
+        for parameter in module.parameters(recurse=False):
+            layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
+            target = dtype if is_converted and id(module) not in wide else torch.float32
+            # A copy in any case: a mapped file would stay in memory for the sake of a bias.
+            parameter.data = parameter.detach().to(device).to(target, memory_format=layout, copy=True)
+        if isinstance(module, (Attention, MLP)) and packs and device.type == "cpu" and can_pack(dtype):
+            _pack(module, dtype)
+
+
+def _wide_parts(model: Sharp, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
+    """Those whose weights stay float32."""
+    wide: list[nn.Module] = [
+        model.depth_alignment,
+        model.monodepth_model.monodepth_predictor.head[-2],
+        model.feature_model.image_encoder,
+        model.prediction_head,
+        *(part.proj for part in model.modules() if isinstance(part, PatchEmbed)),
+    ]
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        # An eighth of the work, but most of the error of scales and colours: benchmarks/README.md.
+        wide.append(model.feature_model)
+    return wide
+
+
+def _pack(module: Attention | MLP, dtype: torch.dtype) -> None:
+    """Converts and packs a module's linear layers, one after the other."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear):
+            has_gelu = name == "fc1"
+            setattr(module, name, PackedLinear(child.to(dtype), has_gelu=has_gelu))
+            if has_gelu:
+                assert isinstance(module, MLP)
+                module.act = nn.Identity()

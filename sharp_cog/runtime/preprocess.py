@@ -1,0 +1,80 @@
+"""A decoded image, and a depth map if there is one, become the model's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sharp_cog.depth.maps import DepthMap
+from sharp_cog.imaging.images import SourceImage
+from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInput:
+    """Input of a predictor, for one image of S x S pixels.
+
+    Attributes:
+        image: (1, 3, S, S), float32 RGB in [0, 1].
+        disparity_factor: (1,), focal length over width of the original image, both in pixels.
+        depth_m: (1, 1, S, S), external depth in metres, NaN where unknown; or None.
+        use: How the external depth replaces the model's own.
+        image_hash: Tells the image from any other, so that its encoding can be reused; None is an image of its own.
+
+    Raises:
+        ValueError: A shape is wrong.
+    """
+
+    image: Tensor
+    disparity_factor: Tensor
+    depth_m: Tensor | None = None
+    use: DepthUse = DEFAULT_USE
+    image_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image.shape[-1]
+        expected = {"image": (1, 3, size, size), "disparity_factor": (1,), "depth_m": (1, 1, size, size)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+
+
+def preprocess(
+    source: SourceImage,
+    depth: DepthMap | None,
+    *,
+    size: int,
+    device: torch.device,
+    use: DepthUse = DEFAULT_USE,
+    image_hash: str | None = None,
+) -> ModelInput:
+    """Move an image and its depth map to the device and resize both to S x S, whatever their aspect.
+
+    Bilinear with `align_corners=True` and without antialiasing, as SHARP was trained.
+
+    Args:
+        source: The image.
+        depth: External depth for the same view, or None.
+        size: S, in pixels.
+        device: Where the model runs.
+        use: As `ModelInput.use`.
+        image_hash: As `ModelInput.image_hash`.
+    """
+    # The bytes are copied as they are: a quarter of the floats that they become on the device.
+    rgb = torch.from_numpy(source.rgb).to(device).permute(2, 0, 1).unsqueeze(0)
+    return ModelInput(
+        image=_resize(rgb.float() / 255.0, size),
+        disparity_factor=torch.tensor([source.camera.disparity_factor], dtype=torch.float32, device=device),
+        depth_m=None if depth is None else _resize(torch.from_numpy(depth.depth_m).to(device)[None, None], size),
+        use=use,
+        image_hash=image_hash,
+    )
+
+
+def _resize(pixels: Tensor, size: int) -> Tensor:
+    """Return (1, C, S, S) for (1, C, H, W)."""
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=True)

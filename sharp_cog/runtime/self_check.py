@@ -1,0 +1,79 @@
+"""Compares a network in half precision with itself in float32, on a picture small enough to do so at every start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sharp_cog.model.sharp import Sharp
+
+PICTURE_SIZE = 128
+"""Pixels: 8 x 8 patches, of which every level of the pyramid gets at least 2 x 2 cells."""
+
+LIMIT = 0.05
+"""Relative error that is still taken for rounding. bfloat16 makes 0.01, float16 0.002 with weights of the released
+sizes; a kernel or a conversion that is wrong makes 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """What a network makes of the small picture, on the CPU.
+
+    Attributes:
+        values: Outputs in float32 by name: disparity, and each field of the Gaussians.
+    """
+
+    values: dict[str, Tensor]
+
+    def error(self, other: Probe) -> float:
+        """The largest relative error (norm of the difference over norm) of another's outputs; infinite for NaN."""
+        errors = []
+        for name, value in self.values.items():
+            error = (other.values[name] - value).norm() / value.norm().clamp(min=1e-12)
+            errors.append(error.item() if error.isfinite() else float("inf"))
+        return max(errors)
+
+
+@torch.inference_mode()
+def probe(model: Sharp, *, device: torch.device) -> Probe:
+    """Runs every weight of a folded network once, on a picture of 128 x 128 pixels.
+
+    The pyramid of that picture is one tile; what its coarser levels would see is pooled from it.
+    """
+    picture = _picture().to(device)
+    encoder = model.monodepth_model.monodepth_predictor.encoder
+    final, (latent0, latent1) = encoder.patch_encoder(picture, encoder.intermediate_blocks)
+    context, _ = encoder.image_encoder(picture)
+    coarse = [F.avg_pool2d(features, 4) for features in (final, context)]
+    lowest = torch.cat([encoder.upsample2(coarse[0]), encoder.upsample_lowres(coarse[1])], dim=1)
+    features = [
+        encoder.upsample_latent0(latent0),
+        encoder.upsample_latent1(latent1),
+        encoder.upsample0(final),
+        encoder.upsample1(F.avg_pool2d(final, 2)),
+        encoder.fuse_lowres(lowest),
+    ]
+    predictor = model.monodepth_model.monodepth_predictor
+    disparity = predictor.head(predictor.decoder(features))
+    decoded = model.feature_model.decoder(features)
+    # Depth between 1 and 11 m: were the disparity taken, pixels near zero would tell of nothing else.
+    gaussians = model.compose(picture, decoded, 1.0 / (disparity.sigmoid() + 0.0909))
+    values = {"disparity": disparity, "scales": gaussians.scales.log(), "colors_linear": gaussians.colors_linear}
+    values |= {
+        "means": gaussians.means,
+        "quaternions_wxyz": gaussians.quaternions_wxyz,
+        "opacities": gaussians.opacities,
+    }
+    return Probe(values={name: value.float().cpu() for name, value in values.items()})
+
+
+def _picture() -> Tensor:
+    """(1, 3, 128, 128) in [0, 1]: waves of several lengths and an edge, the same everywhere."""
+    steps = torch.linspace(0.0, 1.0, PICTURE_SIZE)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    channels = [0.5 + 0.2 * torch.sin(6.0 * x + n) + 0.15 * torch.sin(40.0 * y - 3.0 * n * x) for n in range(3)]
+    edge = 0.15 * ((x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.05).float()
+    return (torch.stack(channels) + edge).clamp(0.0, 1.0).unsqueeze(0)

@@ -1,0 +1,59 @@
+"""Compiles the fused kernels for GPUs that need not be there: `python -m tests.compiled_kernels 75 90`.
+
+A process of its own, as triton's interpreter, once asked for, takes the place of its compiler for good. Prints a line
+of JSON for each kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sharp_cog.runtime.kernels import fused
+
+_FLOATS = ("stretch_x", "stretch_y", "stretch_z")
+
+
+def compiled(kernel: Any, capability: int, *, has_unit_rows: bool) -> Any:
+    """A kernel as a launch compiles it.
+
+    Args:
+        kernel: One of `fused`.
+        capability: Of the GPU, such as 75 for 7.5.
+        has_unit_rows: Whether neighbouring Gaussians are neighbours in memory: triton compiles a variant for strides
+            of 1.
+    """
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], int] = {}
+    for position, name in enumerate(kernel.arg_names):
+        if name == "BLOCK":
+            signature[name], constants[position,] = "constexpr", fused._BLOCK
+        elif name.endswith("_row") and has_unit_rows:
+            signature[name], constants[position,] = "constexpr", 1
+        elif name.endswith(("_row", "_column")) or name == "num":
+            signature[name] = "i32"
+        else:
+            signature[name] = "fp32" if name in _FLOATS else "*fp32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+def main() -> None:
+    """Compiles for the capabilities that the arguments name."""
+    for capability in map(int, sys.argv[1:]):
+        for kernel in (fused._unproject, fused._vertex_rows):
+            for has_unit_rows in (False, True):
+                made = compiled(kernel, capability, has_unit_rows=has_unit_rows)
+                # Where PTX keeps an array or what it spills: slow memory.
+                has_local_memory = ".local" in made.asm["ptx"]
+                about = {"capability": capability, "kernel": kernel.__name__, "has_unit_rows": has_unit_rows}
+                print(json.dumps({**about, "num_bytes": len(made.asm["cubin"]), "has_local_memory": has_local_memory}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Settings of a run: every variable works as it is named, as a flag, and in a table of the README."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharp_cog.cli import main
+from sharp_cog.config.dataset import DatasetSettings, add_flags
+from sharp_cog.errors import SettingError
+
+README = Path(__file__).parents[2] / "README.md"
+
+ENVIRONMENT = {
+    "SOURCE": ("search", "search"),
+    "SHARP_INPUT_DIR": ("/photos", "/photos"),
+    "SHARP_INPUT_LICENSE": ("CC BY 4.0", "CC BY 4.0"),
+    "SHARP_INPUT_AUTHOR": ("Ann", "Ann"),
+    "RUN_ID": ("spring", "spring"),
+    "RUNS_DIR": ("/runs", "/runs"),
+    "FORMATS": ("ply, spz,", ("ply", "spz")),
+    "MAX_IMAGES": ("7", 7),
+    "MAX_SCAN": ("70", 70),
+    "ENGINE": ("ray", "ray"),
+    "RAY_ADDRESS": ("ray://head:10001", "ray://head:10001"),
+    "SHARP_DEVICE": ("cuda:1", "cuda:1"),
+    "UNSPLASH_ACCESS_KEY": ("sesame", "sesame"),
+    "UNSPLASH_APP_NAME": ("mine", "mine"),
+    "UNSPLASH_API_URL": ("http://127.0.0.1:8", "http://127.0.0.1:8"),
+    "QUERIES": ("old town,tree", ("old town", "tree")),
+    "ORDER_BY": ("relevant", "relevant"),
+    "PER_PAGE": ("10", 10),
+    "LIST_AUTO_SEEK": ("0", False),
+    "LIST_SEEK_BACK_PAGES": ("5", 5),
+    "STOP_ON_RATE_LIMIT": ("1", True),
+    "CONTROL_DIR": ("/control", "/control"),
+    "PAUSE_FILE": ("WAIT", "WAIT"),
+    "STOP_FILE": ("END", "END"),
+    "LOG_GPU_MEM": ("true", True),
+    "DOWNLOAD_QUEUE_MAX": ("3", 3),
+    "UPLOAD_QUEUE_MAX": ("4", 4),
+    "UPLOAD_WORKERS": ("5", 5),
+    "HF_UPLOAD": ("yes", True),
+    "HF_REPO_ID": ("you/splats", "you/splats"),
+    "HF_REPO_TYPE": ("model", "model"),
+    "HF_FORMATS": ("spz", ("spz",)),
+    "HF_SUBDIR": ("unsplash", "unsplash"),
+    "HF_INDEX_REPO_PATH": ("index.jsonl", "index.jsonl"),
+    "HF_INDEX_FLUSH_EVERY": ("6", 6),
+    "HF_INDEX_FLUSH_SECS": ("7.5", 7.5),
+    "HF_USE_LOCKS": ("on", True),
+    "CLAIM_BATCH": ("8", 8),
+    "HF_LOCKS_DIR": ("l", "l"),
+    "HF_DONE_DIR": ("d", "d"),
+    "HF_LOCK_STALE_SECS": ("9", 9.0),
+    "RANGE_SIZE": ("60", 60),
+    "RANGE_LOCK_MIN_IMAGES": ("11", 11),
+    "RANGE_LOCK_STALE_SECS": ("12", 12.0),
+    "RANGE_LOCKS_DIR": ("r/l", "r/l"),
+    "RANGE_DONE_DIR": ("r/d", "r/d"),
+    "RANGE_PROGRESS_DIR": ("r/p", "r/p"),
+    "RANGE_ABANDONED_DIR": ("r/a", "r/a"),
+    "GSPLAT_UPLOAD": ("1", True),
+    "GSPLAT_BASE": ("http://127.0.0.1:9", "http://127.0.0.1:9"),
+    "GSPLAT_EXPIRATION_TYPE": ("1month", "1month"),
+    "GSPLAT_USE_SMALL_PLY": ("no", False),
+    "GSPLAT_FILTER_VISIBILITY": ("13", 13),
+}
+"""All but CLAIMS_DIR, which excludes HF_USE_LOCKS."""
+
+
+def by_variable(settings: DatasetSettings) -> dict[str, Any]:
+    return {setting.metadata["variable"]: getattr(settings, setting.name) for setting in fields(DatasetSettings)}
+
+
+def flags_of(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def test_every_variable_works_as_it_is_named() -> None:
+    settings = DatasetSettings.build({name: text for name, (text, _) in ENVIRONMENT.items()})
+    found = by_variable(settings)
+    assert found.pop("CLAIMS_DIR") == ""
+    assert found == {name: value for name, (_, value) in ENVIRONMENT.items()}
+    default = by_variable(DatasetSettings(input_dir="in"))
+    assert all(found[name] != default[name] for name in found), "a value that is the default tests nothing"
+    assert DatasetSettings.build({"SHARP_INPUT_DIR": "in", "CLAIMS_DIR": "/shared"}).claims_dir == "/shared"
+
+
+def test_every_setting_has_a_flag_which_counts_before_its_variable() -> None:
+    arguments = []
+    for setting in fields(DatasetSettings):
+        variable = setting.metadata["variable"]
+        if variable not in ("UNSPLASH_ACCESS_KEY", "CLAIMS_DIR"):
+            arguments += [f"--{setting.name.replace('_', '-')}", ENVIRONMENT[variable][0]]
+    environment = {"UNSPLASH_ACCESS_KEY": "sesame", "RUN_ID": "other", "PER_PAGE": "3", "HF_UPLOAD": "0"}
+    found = by_variable(DatasetSettings.build(environment, flags_of(*arguments)))
+    assert {name: found[name] for name in ENVIRONMENT} == {name: value for name, (_, value) in ENVIRONMENT.items()}
+    assert DatasetSettings.build({"SHARP_INPUT_DIR": "in"}, flags_of("--claims-dir", "/shared")).claims_dir == "/shared"
+
+
+def test_a_switch_needs_no_value() -> None:
+    settings = DatasetSettings.build(
+        {"SHARP_INPUT_DIR": "in", "LIST_AUTO_SEEK": "1"}, flags_of("--log-gpu-mem", "--list-auto-seek", "0")
+    )
+    assert settings.log_gpu_mem
+    assert not settings.list_auto_seek
+
+
+def test_a_key_is_on_no_command_line_and_in_no_log() -> None:
+    with pytest.raises(SystemExit):
+        flags_of("--unsplash-access-key", "sesame")
+    assert "sesame" not in repr(DatasetSettings(source="list", unsplash_access_key="sesame"))
+
+
+def test_empty_variables_count_as_not_set() -> None:
+    assert DatasetSettings.build({"SHARP_INPUT_DIR": " in ", "MAX_IMAGES": "", "RUN_ID": "  "}) == DatasetSettings(
+        input_dir="in"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SOURCE", "flickr"),
+        ("ENGINE", "spark"),
+        ("SHARP_DEVICE", "tpu"),
+        ("RUN_ID", "../other"),
+        ("RUN_ID", ".hidden"),
+        ("RUN_ID", "x" * 300),
+        ("RUNS_DIR", "~nobody-of-this-name/runs"),
+        ("CLAIMS_DIR", "x" * 300),
+        ("MAX_IMAGES", "9" * 5000),
+        ("HF_INDEX_FLUSH_SECS", "1e300"),
+        ("FORMATS", "ply,obj"),
+        ("FORMATS", ","),
+        ("HF_FORMATS", "spz"),
+        ("PER_PAGE", "31"),
+        ("PER_PAGE", "0"),
+        ("PER_PAGE", "many"),
+        ("MAX_IMAGES", "-1"),
+        ("MAX_SCAN", "1.5"),
+        ("ORDER_BY", "random"),
+        ("LIST_AUTO_SEEK", "perhaps"),
+        ("PAUSE_FILE", "a/b"),
+        ("HF_REPO_ID", "splats"),
+        ("HF_REPO_TYPE", "space"),
+        ("HF_INDEX_REPO_PATH", "/"),
+        ("HF_LOCKS_DIR", "../locks"),
+        ("HF_LOCK_STALE_SECS", "0"),
+        ("HF_LOCK_STALE_SECS", "nan"),
+        ("HF_INDEX_FLUSH_SECS", "soon"),
+        ("HF_INDEX_FLUSH_EVERY", "0"),
+        ("UPLOAD_WORKERS", "0"),
+        ("RANGE_SIZE", "0"),
+        ("UNSPLASH_API_URL", "api.unsplash.com"),
+        ("GSPLAT_BASE", "ftp://gsplat.org"),
+        ("GSPLAT_FILTER_VISIBILITY", "0"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(SettingError, match=rf"^{variable} (is|has) "):
+        DatasetSettings.build({"SHARP_INPUT_DIR": "in", variable: text})
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "SHARP_INPUT_DIR is not set"),
+        ({"SOURCE": "list"}, "UNSPLASH_ACCESS_KEY is not set"),
+        ({"SOURCE": "search", "UNSPLASH_ACCESS_KEY": "k"}, "QUERIES is not set"),
+        ({"SOURCE": "search", "UNSPLASH_ACCESS_KEY": "k", "ORDER_BY": "oldest"}, "ORDER_BY is 'oldest', for SOURCE"),
+        ({"SHARP_INPUT_DIR": "in", "HF_UPLOAD": "1"}, "HF_REPO_ID is not set"),
+        ({"SHARP_INPUT_DIR": "in", "HF_USE_LOCKS": "1"}, "HF_USE_LOCKS is set without HF_UPLOAD=1"),
+        (
+            {**dict.fromkeys(("HF_UPLOAD", "HF_USE_LOCKS"), "1"), "HF_REPO_ID": "a/b", "CLAIMS_DIR": "c"},
+            "CLAIMS_DIR and HF_USE_LOCKS are both set",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told(environment: dict[str, str], message: str) -> None:
+    if "CLAIMS_DIR" in environment:
+        environment = {**environment, "SHARP_INPUT_DIR": "in"}
+    with pytest.raises(SettingError, match=f"^{message}"):
+        DatasetSettings.build(environment)
+
+
+def test_nothing_is_published_unless_it_is_asked_for() -> None:
+    settings = DatasetSettings(input_dir="in", hf_repo_id="you/splats")
+    assert not settings.hf_upload
+    assert not settings.gsplat_upload
+    assert DatasetSettings(input_dir="in").hf_repo_id == ""
+
+
+def test_bad_values_end_the_command_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PER_PAGE", "99")
+    assert main(["dataset", "run", "--input-dir", "in"]) == 1
+    assert "error: PER_PAGE is 99: give a number from 1 to 30 [invalid_setting]" in capsys.readouterr().err
+
+
+def table() -> str:
+    rows = ["| variable | meaning | default |", "| --- | --- | --- |"]
+    for setting in fields(DatasetSettings):
+        default: Any = setting.default
+        if isinstance(default, bool):
+            default = int(default)
+        if isinstance(default, float):
+            default = f"{default:g}"
+        text = ",".join(default) if isinstance(default, tuple) else str(default)
+        rows.append(
+            f"| `{setting.metadata['variable']}` | {setting.metadata['help']} | {f'`{text}`' if text else ''} |"
+        )
+    return "\n".join(rows).replace("|  |", "| |")
+
+
+def test_the_table_of_the_readme_is_what_there_is() -> None:
+    """The table between the marks is what `table` gives; copy it there."""
+    readme = README.read_text(encoding="utf-8")
+    found = re.search(r"<!-- dataset settings -->\n\n(.*?)\n\n<!-- end -->", readme, re.DOTALL)
+    assert found is not None
+    assert found[1] == table()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"RUN_ID=caf\xe9\n", ".env is not UTF-8 at byte 10: save it as UTF-8"),
+        (b"RUN_ID=a\0b\n", "'RUN_ID' cannot be set to what it is given (embedded null byte): correct .env"),
+    ],
+)
+def test_a_broken_file_of_variables_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUN_ID", raising=False)
+    (tmp_path / ".env").write_bytes(content)
+    assert main(["dataset", "status"]) == 1
+    assert capsys.readouterr().err == f"error: {message} [invalid_setting]\n"
+
+
+def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    assert main(["dataset", "run", "--input-dir", "in"]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: datasets need dotenv: .venv/bin/pip install -e '.[dataset]' [not_installed]\n"
+
+
+def test_status_of_a_run_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["dataset", "status", "--run-id", "nowhere"]) == 1
+    expected = "error: there is no run runs/nowhere: check RUNS_DIR and RUN_ID [invalid_setting]\n"
+    assert capsys.readouterr().err == expected

@@ -1,0 +1,172 @@
+"""What every writer makes of adversarial Gaussians: a file of finite numbers and unit quaternions, as close to them as
+its format's bits allow, or a refusal that names the fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from sharp_cog import formats
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.errors import OutputError, PredictionError
+from sharp_cog.formats.limits import MAX_LENGTH_M
+from sharp_cog.formats.splat import read_splat
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians, NDCGaussians
+from sharp_cog.imaging.color import srgb_to_linear
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.runtime.unproject import unproject
+from sharp_cog.serving import answers
+from tests.adversarial import gaussians, ndc_gaussians
+from tests.bounds import SORTING, SPZ_POSITION_LIMIT, WRITERS, assert_holds, decoded, written
+from tests.formats.test_formats import FIELDS, READABLE
+from tests.splats import CAMERA, extreme_gaussians, random_gaussians
+
+FEW = settings(max_examples=100, deadline=None)
+FEWER = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def check(case: str, splat: Gaussians) -> None:
+    is_too_far = case.startswith("spz") and splat.means.abs().max().item() > SPZ_POSITION_LIMIT
+    if is_too_far:
+        with pytest.raises(OutputError, match=r"m from the origin, a \.spz ends at 8388607"):
+            written(case, splat)
+        return
+    assert_holds(case, decoded(case, written(case, splat)), splat)
+
+
+@pytest.mark.parametrize("case", WRITERS)
+@FEW
+@given(splat=gaussians())
+@example(splat=extreme_gaussians())
+def test_every_writer_keeps_adversarial_gaussians(case: str, splat: Gaussians) -> None:
+    check(case, splat)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("case", WRITERS)
+@MANY
+@given(splat=gaussians())
+def test_every_writer_keeps_many_adversarial_gaussians(case: str, splat: Gaussians) -> None:
+    check(case, splat)
+
+
+@pytest.mark.parametrize("case", ["ply", "compressed_ply", "splat", "spz", "sog"])
+@pytest.mark.parametrize("num", [65_535, 65_537])
+def test_counts_about_a_power_of_two_lose_nothing(case: str, num: int) -> None:
+    """Of rows laid out at a time, of chunks, of a picture's rows: coordinate by coordinate, sorted."""
+    splat = random_gaussians(num)
+    seen = decoded(case, written(case, splat))
+    assert len(seen.means) == num
+    means = splat.means.double().numpy()
+    step = {"compressed_ply": np.ptp(means, axis=0).max() / 1023, "spz": 1 / 4096, "sog": 0.01}.get(case, 0.0)
+    np.testing.assert_allclose(np.sort(seen.means, axis=0), np.sort(means, axis=0), rtol=0, atol=step)
+
+
+@pytest.mark.parametrize("case", READABLE)
+@FEWER
+@given(splat=gaussians())
+def test_what_our_readers_read_can_be_written_again_and_stays(case: str, splat: Gaussians) -> None:
+    splat.means.clamp_(-8e6, 8e6)  # Where .spz ends.
+    again = read(case, written(case, splat))
+    assert all(getattr(again, field.name).isfinite().all() for field in fields(again))
+    assert (again.quaternions_wxyz.norm(dim=1) - 1).abs().max() <= 1e-6
+    for shares in (again.colors_linear, again.opacities):
+        assert shares.min() >= 0
+        assert shares.max() <= 1
+    content = written(case, again)
+    assert_holds(case, decoded(case, content), again)
+    if case not in SORTING:  # Half a step is lost once, not each time.
+        last = read(case, content)
+        for name in FIELDS[:2] + FIELDS[3:]:
+            torch.testing.assert_close(getattr(last, name), getattr(again, name), rtol=5e-5, atol=1e-6)
+
+
+def read(case: str, content: bytes) -> Gaussians:
+    """By the reader alone where the format has no mark."""
+    if case == "splat":
+        return read_splat(content).gaussians
+    return formats.read(content).gaussians
+
+
+BROKEN = {
+    "not finite": (float("nan"), float("inf"), float("-inf")),
+    "m away, the limit is": (1.01 * MAX_LENGTH_M, -3.4028235e38),
+    "not unit": (0.0, 1.5, -1e30, 3.4028235e38, 1e-45),
+}
+
+
+@pytest.mark.parametrize("case", [*WRITERS, "arrays"])
+@FEWER
+@given(data=st.data())
+def test_what_is_no_gaussian_is_named_and_not_written(case: str, data: st.DataObject) -> None:
+    """A NaN or an infinity anywhere, a position out of reach, a quaternion that is not unit."""
+    splat = data.draw(gaussians((1, 3, 257)))
+    fault = data.draw(st.sampled_from(list(BROKEN)))
+    named = {"m away, the limit is": "means", "not unit": "quaternions_wxyz"}
+    field = named.get(fault) or data.draw(st.sampled_from(FIELDS))
+    values = getattr(splat, field).clone()
+    row = data.draw(st.integers(0, len(values) - 1))
+    if fault == "not unit":
+        values[row] = torch.tensor([0.5, 0.5, -0.5, 0.5])
+    values[row].view(-1)[-1:] = torch.from_numpy(np.array([data.draw(st.sampled_from(BROKEN[fault]))], np.float32))
+    splat = replace(splat, **{field: values})
+    message = rf"1 of {len(splat)} Gaussians .*{fault}" + (f", in {field}:" if fault == "not finite" else "")
+    with pytest.raises(PredictionError, match=message):
+        answers.arrays(prediction(splat)) if case == "arrays" else written(case, splat)
+
+
+def prediction(splat: Gaussians) -> Prediction:
+    return Prediction(gaussians=splat, camera=CAMERA, options=PredictOptions(), timings={})
+
+
+@FEW
+@given(splat=gaussians())
+def test_arrays_are_finite_and_in_range(splat: Gaussians, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "arrays.json"
+    answers.write_json(path, prediction(splat))
+    found = {name: np.array(values) for name, values in orjson.loads(path.read_bytes()).items() if name != "metadata"}
+    assert list(found) == ["positions", "scales", "rotations", "opacities", "colors"]
+    for values in found.values():
+        assert values.dtype == float, "null stands for what is not finite"
+    np.testing.assert_array_equal(found["positions"].astype(np.float32), splat.means)
+    np.testing.assert_array_equal(found["scales"].astype(np.float32), splat.scales.clamp(0, MAX_LENGTH_M))
+    np.testing.assert_array_equal(found["rotations"].astype(np.float32), splat.quaternions_wxyz)
+    np.testing.assert_array_equal(found["opacities"][:, 0].astype(np.float32), splat.opacities.clamp(0, 1))
+    colors = srgb_to_linear(torch.from_numpy(found["colors"]))
+    np.testing.assert_allclose(colors, splat.colors_linear.clamp(0, 1), atol=1e-6)
+
+
+@FEW
+@given(ndc=ndc_gaussians(), focal_length_px=st.sampled_from([1.0, 80.0, 1150.0, 1e6]))
+def test_unprojection_gives_unit_quaternions_and_the_stretched_covariance(
+    ndc: NDCGaussians, focal_length_px: float
+) -> None:
+    """Whatever the length of the quaternions and the proportions: needles, discs, points."""
+    camera = Camera(width=1200, height=800, focal_length_px=focal_length_px)
+    splat = unproject(ndc, camera)
+    assert (splat.quaternions_wxyz.double().norm(dim=1) - 1).abs().max() <= 1e-6
+    assert splat.scales.isfinite().all()
+    assert (splat.scales >= 0).all()
+    stretch = np.array([600 / focal_length_px, 400 / focal_length_px, 1.0])
+    wxyz = ndc.quaternions_wxyz[0].double().numpy()
+    wxyz[(wxyz == 0).all(axis=1)] = [1, 0, 0, 0]
+    wxyz /= np.abs(wxyz).max(axis=1, keepdims=True)
+    rotations = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()
+    exact = stretch[:, None] * rotations * ndc.scales[0].double().numpy()[:, None]
+    axes = Rotation.from_quat(splat.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
+    factors = axes * splat.scales.double().numpy()[:, None]
+    size = np.linalg.norm(exact, axis=(1, 2), keepdims=True).clip(1e-300)
+    exact, factors = exact / size, factors / size
+    error = np.linalg.norm(factors @ factors.transpose(0, 2, 1) - exact @ exact.transpose(0, 2, 1), axis=(1, 2))
+    assert error.max() <= 1e-5

@@ -1,0 +1,16 @@
+"""The fused kernels, on the CUDA device where there is one, else interpreted on the CPU by triton itself."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Read when a kernel is defined.
+
+from sharp_cog.runtime.kernels import fused
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    fused._BLOCK = 1 << 15  # The interpreter's cost is one of programs, not of Gaussians.
+
+__all__ = ["DEVICE", "fused"]

@@ -1,0 +1,67 @@
+"""Unprojection against Apple's reference arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import NDCGaussians
+from sharp_cog.runtime.unproject import unproject
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
+
+
+def ndc_gaussians(arrays: dict[str, np.ndarray]) -> NDCGaussians:
+    def batch(name: str) -> torch.Tensor:
+        return torch.from_numpy(arrays[name]).unsqueeze(0)
+
+    return NDCGaussians(
+        means=batch("ndc_mean_vectors"),
+        scales=batch("ndc_singular_values"),
+        quaternions_wxyz=batch("ndc_quaternions"),
+        colors_linear=batch("colors"),
+        opacities=batch("opacities"),
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_aligned", "full"])
+def test_apples_gaussians_become_apples_metric_ones(name: str) -> None:
+    about = json.loads((PARITY / f"{name}.json").read_text())
+    arrays = dict(np.load(PARITY / f"{name}.npz"))
+    camera = Camera(width=about["width"], height=about["height"], focal_length_px=about["focal_length_px"])
+    gaussians = unproject(ndc_gaussians(arrays), camera)
+    np.testing.assert_allclose(gaussians.means, arrays["mean_vectors"], rtol=1e-6, atol=1e-7)
+    assert (gaussians.scales[:, :-1] >= gaussians.scales[:, 1:]).all()
+    # Apple's covariances are made in float32, which leaves few digits of a thin Gaussian's scale: by norm they agree.
+    apples = arrays["singular_values"].astype(np.float64)
+    assert np.linalg.norm(gaussians.scales.double().numpy() - apples) <= 1e-4 * np.linalg.norm(apples)
+    # Each single one is right by float64.
+    stretch = np.array([camera.width / 2, camera.height / 2, camera.focal_length_px]) / camera.focal_length_px
+    rotation = Rotation.from_quat(arrays["ndc_quaternions"].astype(np.float64), scalar_first=True).as_matrix()
+    exact = stretch[:, None] * rotation * arrays["ndc_singular_values"].astype(np.float64)[:, None, :]
+    np.testing.assert_allclose(gaussians.scales, np.linalg.svd(exact, compute_uv=False), rtol=2e-6)
+    axes = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
+    factors = axes * gaussians.scales.double().numpy()[:, None, :]
+    covariances = factors @ factors.transpose(0, 2, 1)
+    apples_covariances = arrays["covariances"].astype(np.float64)
+    assert np.linalg.norm(covariances - apples_covariances) <= 1e-4 * np.linalg.norm(apples_covariances)
+    assert torch.equal(gaussians.opacities, torch.from_numpy(arrays["opacities"]))
+    assert torch.equal(gaussians.colors_linear, torch.from_numpy(arrays["colors"]))
+
+
+def test_a_batch_of_two_is_refused() -> None:
+    two = NDCGaussians(
+        means=torch.ones(2, 5, 3),
+        scales=torch.ones(2, 5, 3),
+        quaternions_wxyz=torch.ones(2, 5, 4),
+        colors_linear=torch.ones(2, 5, 3),
+        opacities=torch.ones(2, 5),
+    )
+    with pytest.raises(ValueError, match="2 pictures"):
+        unproject(two, Camera(width=4, height=3, focal_length_px=4.0))

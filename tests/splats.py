@@ -1,0 +1,56 @@
+"""Splats for tests, and how two of them are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
+
+CAMERA = Camera(width=1200, height=800, focal_length_px=1150.25)
+SIZES = [0, 1, 255, 256, 257]
+
+
+def random_gaussians(num: int, seed: int = 0) -> Gaussians:
+    generator = torch.Generator().manual_seed(seed)
+    quaternions = torch.nn.functional.normalize(torch.randn(num, 4, generator=generator), dim=-1)
+    return Gaussians(
+        means=torch.randn(num, 3, generator=generator) * 3 + 5,
+        scales=10 ** (torch.rand(num, 3, generator=generator) * 4 - 5),
+        quaternions_wxyz=canonicalize(quaternions),
+        colors_linear=torch.rand(num, 3, generator=generator),
+        opacities=torch.rand(num, generator=generator),
+    )
+
+
+def extreme_gaussians() -> Gaussians:
+    """Opacities of 0 and 1, scales of 0 and of kilometres, quaternions along each axis, all at one place."""
+    axes = torch.eye(4)
+    turns = torch.cat([axes, torch.nn.functional.normalize(axes + axes.roll(1, 0), dim=-1)]).repeat(64, 1)
+    num = len(turns)
+    return Gaussians(
+        means=torch.tensor([0.5, -0.25, 3.0]).expand(num, 3).clone(),
+        scales=torch.tensor([[0.0, 1e-30, 1.0], [3e3, 1e-4, 0.02]]).repeat(num // 2, 1),
+        quaternions_wxyz=turns,
+        colors_linear=torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.0, 0.002]]).repeat(num // 2, 1),
+        opacities=torch.tensor([0.0, 1.0]).repeat(num // 2),
+    )
+
+
+def srgb_of(linear: torch.Tensor) -> np.ndarray:
+    """IEC 61966-2-1 in float64."""
+    values = linear.double().numpy()
+    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+
+
+def degrees_between(first_wxyz: np.ndarray, second_wxyz: np.ndarray) -> np.ndarray:
+    """Angles between rotations, by scipy."""
+    if not len(first_wxyz):
+        return np.empty(0)
+    first = Rotation.from_quat(np.asarray(first_wxyz, dtype=float), scalar_first=True)
+    second = Rotation.from_quat(np.asarray(second_wxyz, dtype=float), scalar_first=True)
+    angles: np.ndarray = np.degrees((first.inv() * second).magnitude())
+    return angles
