@@ -1,7 +1,8 @@
-"""Reading what others control: files that may be missing, and streams that may be endless."""
+"""Read files that may not exist and streams that may not end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sharp_cog.errors import SharpError
@@ -11,9 +12,34 @@ def read_bytes(path: Path, error_type: type[SharpError]) -> bytes:
     """Return a file's content.
 
     Raises:
-        SharpError: Of the type given: the file cannot be read.
+        SharpError: An error of type `error_type`: the file cannot be read.
     """
     try:
         return path.read_bytes()
     except OSError as error:
         raise error_type(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_capped(
+    chunks: Iterable[bytes], limit: int, too_large: Exception, *, declared_bytes: int | None = None
+) -> bytes:
+    """Return the content of a stream that somebody else controls, never holding more than a chunk above the limit.
+
+    Args:
+        chunks: The stream. Stop at a deadline inside of it, by a generator that raises.
+        limit: Largest number of bytes to accept.
+        too_large: Error to raise for a longer stream.
+        declared_bytes: Length that the sender announced, such as Content-Length. Where it exceeds the limit, nothing is
+            read. The content may still be shorter: compare its length where that matters.
+
+    Raises:
+        Exception: `too_large`.
+    """
+    if declared_bytes is not None and declared_bytes > limit:
+        raise too_large
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > limit:
+            raise too_large
+    return bytes(content)
