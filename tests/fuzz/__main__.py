@@ -1,7 +1,7 @@
-"""Fuzzes what reads bytes: `scripts/fuzz`.
+"""Fuzzes everything that reads bytes: `scripts/fuzz`.
 
-Prints a row for each target: inputs, how many had a result, how many were refused and with which code, the most CPU
-seconds and memory that one took. Ends with 1 where an input was not answered as it should be; these are kept.
+Prints a row for each target: number of inputs, results and refusals by code, and the largest CPU time and memory of one
+input. Exits with 1 if an input did not end as it should; such inputs are kept.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="see --list")
     parser.add_argument("--all", action="store_true", help="every target")
-    parser.add_argument("--list", action="store_true", help="print the targets' names, and end")
+    parser.add_argument("--list", action="store_true", help="print the names of all targets")
     parser.add_argument("--runs", type=int, default=20_000, help="inputs for each target (default: %(default)s)")
-    parser.add_argument("--coverage", action="store_true", help="let atheris choose the inputs by the code they reach")
-    parser.add_argument("--seconds", type=float, help="end each target after so long, however many inputs it had")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    parser.add_argument("--coverage", action="store_true", help="let atheris choose inputs by the code that they reach")
+    parser.add_argument("--seconds", type=float, help="stop each target after this many seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: %(default)s)")
     parser.add_argument("--jobs", type=int, help="targets at once (default: the number of cores)")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="for what is found (default: .fuzz)")
-    parser.add_argument("--input", type=Path, help="run this input alone, in this process, and let it fail")
-    parser.add_argument("--json", type=Path, help="write the reports there too")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder for findings (default: .fuzz)")
+    parser.add_argument("--input", type=Path, help="run only this input, in this process, and let it fail")
+    parser.add_argument("--json", type=Path, help="also write the reports to this file")
     options = parser.parse_args(arguments)
     known = _instrumented_registry() if options.coverage else registry()
     if options.list:

@@ -1,4 +1,4 @@
-"""Runs targets, each in a child process, which may crash, hang, or take all memory: then its input is known."""
+"""Runs each target in a child process; if that crashes, hangs or takes all memory, the input is known."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tests.fuzz import mutations
 from tests.fuzz.harness import Examiner, Report, Target, keep
 
 HANG_S = 40.0
-"""Wall-clock seconds for one input, after which it hangs."""
+"""Wall-clock seconds after which an input counts as hanging."""
 KILL_BYTES = 4e9
-"""Memory at which a child is stopped before the machine suffers."""
+"""Memory in bytes at which a child is stopped, before the machine suffers."""
 
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How every target is run.
+    """Extent of a campaign.
 
     Attributes:
-        num: Inputs that the engine makes, besides the truncated seeds.
-        seed: Of random numbers.
-        seconds: To stop each target after; None for no limit.
-        folder: For the files of the campaign, one folder for each target.
+        num: Inputs that the engine generates for each target, besides the truncated seeds.
+        seed: Seed of the random numbers.
+        seconds: Seconds after which each target stops; None for no limit.
+        folder: Folder of the campaign, with a folder for each target.
     """
 
     num: int
@@ -45,17 +45,17 @@ class Plan:
 
 
 class Engine(Protocol):
-    """Makes inputs of a target's seeds, and examines them; `end` writes the report, and ends the process."""
+    """Generates inputs from a target's seeds and examines them; `end` writes the report and ends the process."""
 
     def __call__(self, target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None: ...
 
 
 def mutations_engine(target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None:
-    """All truncated seeds, then what hypothesis makes of the whole ones."""
+    """Examines truncated seeds, then mutations of the whole ones."""
     is_over = mutations.deadline(plan.seconds)
     seeds = target.seeds()
     examine.warm_up(seeds)
-    for content in mutations.truncations(seeds):
+    for content in mutations.truncations(seeds, num_cuts=min(100, plan.num)):
         if not (examine.is_done or is_over()):
             examine(content)
     mutations.mutate(seeds, examine, num=plan.num, seed_number=plan.seed, until=lambda: examine.is_done or is_over())
@@ -63,7 +63,7 @@ def mutations_engine(target: Target, examine: Examiner, plan: Plan, end: Callabl
 
 
 def coverage_engine(target: Target, examine: Examiner, plan: Plan, end: Callable[[], NoReturn]) -> None:
-    """What atheris makes of the seeds, and of what reached new code before, now or in an earlier campaign."""
+    """Examines inputs that atheris derives from the seeds and from inputs that reached new code earlier."""
     import atheris
 
     is_over = mutations.deadline(plan.seconds)
@@ -78,7 +78,7 @@ def coverage_engine(target: Target, examine: Examiner, plan: Plan, end: Callable
         if examine.num_inputs >= plan.num or examine.is_done or is_over():
             end()
 
-    # Its own limits are off, since the parent watches.
+    # The limits of atheris are off, because the parent process watches.
     limits = ["-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", "-max_len=65536", f"-seed={plan.seed + 1}"]
     atheris.Setup([target.name, *limits, str(corpus)], one)
     atheris.Fuzz()
@@ -134,7 +134,7 @@ class _Child:
         self._process.start()
 
     def is_finished(self) -> bool:
-        """Whether it has ended, of itself or because it had to."""
+        """Returns whether the process has ended; stops it if it hangs or takes too much memory."""
         if not self._process.is_alive():
             return True
         waited = time.monotonic() - self._started_at.value
@@ -152,7 +152,7 @@ class _Child:
         self._process.join()
 
     def report(self) -> Report:
-        """What it found; where it died, the input that it died of is a finding."""
+        """Returns the report; if the process died, its current input is a finding."""
         self._process.join()
         if self._process.exitcode == 0 and not self._reason:
             return Report.read(self._report_path)
@@ -166,9 +166,9 @@ class _Child:
         return report
 
     def _run(self) -> None:
-        """In the child."""
+        """Runs the target, in the child process."""
         log = os.open(self._folder / "log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-        for stream in (1, 2):  # Where decoders in C complain, and where a crash tells where it was.
+        for stream in (1, 2):  # C decoders and crash handlers write there.
             os.dup2(log, stream)
         faulthandler.enable()
         logging.disable()
@@ -177,7 +177,7 @@ class _Child:
 
         def end() -> NoReturn:
             report.write(self._report_path)
-            os._exit(0)  # From within atheris, nothing else ends well.
+            os._exit(0)  # Nothing else ends a process cleanly from within atheris.
 
         ENGINES[self._engine](self.target, examine, self._plan, end)
 

@@ -1,4 +1,4 @@
-"""Campaigns for tests: one process runs all targets of a test, as many at once as there are cores."""
+"""Fuzzing campaigns for tests: one process runs all targets, as many at once as there are cores."""
 
 from __future__ import annotations
 
@@ -10,33 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.harness import Report
+from tests.fuzz.harness import Report, registry
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def fuzzed(request: pytest.FixtureRequest) -> Callable[[str, int], Report]:
-    """Gives the report of a target after so many inputs; runs at once what all tests of this session will ask for."""
-    selected = {
-        (str(item.callspec.params["target_name"]), item.callspec.params["num"])
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "fuzzed" in item.fixturenames
-    }
-    reports: dict[tuple[str, int], Report] = {}
+def fuzz_all() -> Callable[[int], dict[str, Report]]:
+    """Runs every target on a number of inputs, and returns the reports by target."""
 
-    def report_of(target_name: str, num: int) -> Report:
-        if (target_name, num) not in reports:
-            names = sorted(name for name, num_of_it in selected if num_of_it == num)
-            folder = ROOT / ".fuzz" / f"tests-{num}"
-            command = [sys.executable, "-m", "tests.fuzz", *names, "--runs", str(num), "--folder", str(folder)]
-            # Not in this process, whose threads would not survive a fork.
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-            print(done.stdout)
-            assert done.returncode in (0, 1), "the campaign itself failed"
-            for name in names:
-                reports[name, num] = Report.read(folder / name / "report.json")
-        return reports[target_name, num]
+    def run(num: int) -> dict[str, Report]:
+        folder = ROOT / ".fuzz" / f"tests-{num}"
+        command = [sys.executable, "-m", "tests.fuzz", "--all", "--runs", str(num), "--folder", str(folder)]
+        # In a process of its own: threads of this one would not survive a fork.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout)
+        assert done.returncode in (0, 1), "the campaign itself failed"
+        return {name: Report.read(folder / name / "report.json") for name in registry()}
 
-    return report_of
+    return run

@@ -1,6 +1,6 @@
-"""What a fuzzing target is, and the judge of one input: a result, or an error that is an answer, cheaply.
+"""Fuzzing targets, and the verdict on one input: it must end in a result or in a proper error, at low cost.
 
-A module `tests.fuzz.targets_*` offers its targets as `TARGETS`. The tests and `python -m tests.fuzz` find them there.
+Modules `tests.fuzz.targets_*` list their targets as `TARGETS`; the tests and `python -m tests.fuzz` find them there.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import tests.fuzz
 from sharp_cog.errors import SharpError
 
 MAX_CPU_S = 2.0
-"""For an input that is refused."""
+"""Maximum CPU seconds for an input that is refused."""
 MAX_GROWTH_BYTES = 10**9
-"""For an input that is refused: peak memory above what the process had after its seeds."""
+"""Maximum peak memory for an input that is refused, above the peak after the seeds."""
 MAX_MESSAGE_CHARS = 1000
 MAX_FINDINGS = 20
-"""After so many the campaign of a target ends."""
+"""Number of findings after which the campaign of a target ends."""
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads bytes which others wrote.
+    """A reader of foreign bytes.
 
     Attributes:
         name: Unique, such as `image-png`.
-        seeds: Makes well-formed inputs, of some kilobytes at most: each has a result.
-        run: Reads one input; returns what it makes of it, checked for sanity, or raises.
-        allowed: The errors that are an answer; everything else that `run` raises is a finding.
+        seeds: Creates well-formed inputs of some kilobytes at most, each of which has a result.
+        run: Reads one input; returns a result that was checked for sanity, or raises.
+        allowed: Proper errors; anything else that `run` raises is a finding.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Target:
 
 
 def registry() -> dict[str, Target]:
-    """All targets by name."""
+    """Returns all targets by name."""
     found: dict[str, Target] = {}
     for module in pkgutil.iter_modules(tests.fuzz.__path__, "tests.fuzz."):
         if module.name.startswith("tests.fuzz.targets_"):
@@ -60,7 +60,7 @@ def registry() -> dict[str, Target]:
 
 @dataclass(kw_only=True)
 class Finding:
-    """An input that is not answered as it should be."""
+    """An input that did not end as it should."""
 
     reason: str
     path: str
@@ -68,7 +68,7 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Report:
-    """What a campaign saw of a target; `refused` counts by the error's code."""
+    """Outcome of a campaign for one target; `refused` counts errors by their code."""
 
     target: str
     engine: str
@@ -93,14 +93,14 @@ class Report:
 
 
 class Examiner:
-    """Runs a target on one input after another, and notes what comes of each.
+    """Runs a target on one input after another, and records every outcome.
 
-    The input at work lies in the file `current`, so that it is known even where the process dies of it.
+    The current input is kept in the file `current`, so that it is known even if the process dies of it.
 
     Args:
-        target: What is examined, in this process: its memory is measured.
-        report: Where everything is noted.
-        folder: For `current`; findings go to its `findings`.
+        target: The target. It runs in this process, whose memory is measured.
+        report: Receives the outcomes.
+        folder: Folder of `current` and of `findings/`.
         on_start: Called before each input, as a sign of life.
     """
 
@@ -117,13 +117,13 @@ class Examiner:
         return len(self._report.findings) >= MAX_FINDINGS
 
     def warm_up(self, seeds: Iterable[bytes]) -> None:
-        """Runs the seeds, which must have results, and takes the memory after them for the baseline."""
+        """Runs the seeds, which must have results, and takes the memory after them as the baseline."""
         for seed in seeds:
             (self._folder / "current").write_bytes(seed)
             self._on_start()
             try:
                 self._target.run(seed)
-            except Exception as error:  # noqa: BLE001  # Whatever it is, it is what this looks for.
+            except Exception as error:  # noqa: BLE001 - any exception is a finding
                 self._note(seed, f"a seed has no result: {_describe(error)}")
         reset_peak()
         self._baseline = peak_bytes()
@@ -138,8 +138,8 @@ class Examiner:
             self._target.run(content)
         except self._target.allowed as error:
             refusal, wrong = error, wrong_with(error)
-        except Exception as error:  # noqa: BLE001  # Whatever it is, it is what this looks for.
-            wrong = f"raised what is no answer: {_describe(error)}"
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
+            wrong = f"raised an improper error: {_describe(error)}"
         cpu_s, growth = time.process_time() - start, peak_bytes() - self._baseline
         report.inputs += 1
         if refusal is not None:
@@ -162,7 +162,7 @@ class Examiner:
 
 
 def keep(content: bytes, reason: str, target_name: str, folder: Path) -> Finding:
-    """Writes an input down, with what is wrong about it beside it."""
+    """Saves an input, and the reason for it in a text file beside it."""
     path = folder / "findings" / f"{target_name}-{hashlib.sha256(content).hexdigest()[:16]}"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -171,7 +171,7 @@ def keep(content: bytes, reason: str, target_name: str, folder: Path) -> Finding
 
 
 def wrong_with(error: SharpError) -> str | None:
-    """What makes a refusal unfit to be shown to the caller; None where nothing does."""
+    """Returns the fault of an error that must not be shown to a caller, or None."""
     message = str(error)
     if not error.code or not message.strip():
         return f"{type(error).__name__} has the code {error.code!r} and the message {message!r}"
@@ -187,7 +187,7 @@ def _describe(error: Exception) -> str:
 
 
 def reset_peak() -> None:
-    """Makes the peak of this process' memory its present size (man 5 proc_pid_clear_refs)."""
+    """Resets the peak of this process's memory to its present size (man 5 proc_pid_clear_refs)."""
     _CLEAR_REFS.write_text("5", encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""Well-formed inputs, made ill: what files suffer, and what people do to them who look for a way in."""
+"""Mutations of well-formed inputs: accidents that happen to files, and tricks of attackers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _INTEGERS = tuple(
 )
 _GARBAGE = (b"PK\x03\x04", b"\xff\xd8\xff\xe1", b"<script>alert(1)</script>", b"\0" * 64, b"\xff" * 64, b"%PDF-1.7\n")
 Edit = Callable[[bytes, list[bytes], Random], bytes]
-"""Makes an input of another, with all seeds at hand."""
+"""Function that derives an input from another one; it may use all seeds."""
 
 
-def truncations(seeds: list[bytes]) -> Iterator[bytes]:
-    """Every seed cut at each hundredth of its length."""
+def truncations(seeds: list[bytes], num_cuts: int = 100) -> Iterator[bytes]:
+    """Yields every seed cut at evenly spaced places."""
     for content in seeds:
-        yield from dict.fromkeys(content[: len(content) * percent // 100] for percent in range(100))
+        yield from dict.fromkeys(content[: len(content) * cut // num_cuts] for cut in range(num_cuts))
 
 
 def _flip(content: bytes, seeds: list[bytes], random: Random) -> bytes:
@@ -73,26 +73,25 @@ def _splice(content: bytes, seeds: list[bytes], random: Random) -> bytes:
 _EDITS: list[Edit] = [_flip, _replace, _replace_number, _insert_garbage, _delete, _duplicate, _splice]
 
 
-class _Enough(Exception):  # noqa: N818  # It is no error.
-    """Ends hypothesis' search."""
+class _Enough(Exception):  # noqa: N818 - not an error
+    """Signal that ends the search of hypothesis."""
 
 
 def mutate(
     seeds: list[bytes], examine: Callable[[bytes], None], *, num: int, seed_number: int, until: Callable[[], bool]
 ) -> None:
-    """Examines `num` different inputs that hypothesis makes of the seeds; the same ones for the same seed number.
+    """Examines `num` different inputs derived from the seeds by hypothesis; the same ones for the same seed number.
 
     Args:
         seeds: Well-formed inputs.
         examine: Takes an input, and raises nothing.
-        num: How many.
-        seed_number: Of the random numbers.
-        until: Says when to stop earlier.
+        num: Number of inputs.
+        seed_number: Seed of the random numbers.
+        until: Returns True to stop earlier.
     """
-
     seen: set[bytes] = set()
 
-    # Hypothesis draws, and does not judge: so it does not end with the first finding, nor tries the input again.
+    # Hypothesis only generates. If it judged too, it would stop at the first finding and try to shrink it.
     @seed(seed_number)
     @settings(
         max_examples=100 * num,
@@ -101,8 +100,8 @@ def mutate(
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    # Which edits, hypothesis chooses; where they fall, random numbers of its making: it prefers small ones, and would
-    # change the first bytes of a file most of the time.
+    # Hypothesis chooses the edits, and true random numbers choose their positions: hypothesis prefers small numbers,
+    # and would change the first bytes of a file most of the time.
     @given(
         index=st.integers(0, len(seeds) - 1),
         edits=st.lists(st.sampled_from(_EDITS), min_size=1, max_size=3),
@@ -124,6 +123,6 @@ def mutate(
 
 
 def deadline(seconds: float | None) -> Callable[[], bool]:
-    """Says whether so many seconds have passed."""
+    """Returns a function that is True once the seconds have passed."""
     end = None if seconds is None else time.monotonic() + seconds
     return lambda: end is not None and time.monotonic() >= end
