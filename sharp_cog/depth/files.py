@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import logging
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin, TiffImagePlugin
 
+from sharp_cog.config.options import DEPTH_FORMATS
 from sharp_cog.errors import DepthError, NotInstalledError
+from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging.limits import MeteredFile, prepare
 from sharp_cog.imaging.pixels import DECODER_ERRORS
-from sharp_cog.text import plain, reason_of
+from sharp_cog.text import plain, quoted, read_json, reason_of
+
+_LOG = logging.getLogger(__name__)
 
 Values = NDArray[np.float32]
 
@@ -236,3 +243,56 @@ _READERS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], RawDepth]], .
     (_PFM_MAGICS, _read_pfm),
     (_EXR_MAGIC, _read_exr),
 )
+
+
+def write_metric_npy(path: Path, depth_m: Values, **about: object) -> None:
+    """Write a depth map as a plain float32 .npy, and beside it `<name>.npy.json`, which says that it holds metres.
+
+    The numbers alone could be anything: without the description, a map of a small room would be taken for a relative
+    one, since all its values lie between 0 and 1.5.
+
+    Args:
+        path: Path of the .npy.
+        depth_m: (height, width), metres.
+        about: More facts for the description, such as `estimator` and `focal_length_px`; None is left out.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    height, width = depth_m.shape
+    facts = {"format": "metric", "unit": "m", "width": width, "height": height, **about}
+    description = json.dumps({name: value for name, value in facts.items() if value is not None}, indent=1)
+    with open_atomically(_description_path(path)) as file:
+        file.write(description.encode())
+    with open_atomically(path) as file:
+        np.save(file, np.ascontiguousarray(depth_m, dtype="<f4"))
+
+
+def described_format(path: Path) -> str | None:
+    """Return the format, one of `DEPTH_FORMATS`, that the description beside a .npy names.
+
+    Returns:
+        None for other files, if there is no description, or, with a warning, if it cannot be read.
+    """
+    # Other files have no description of ours, but `photo.png.json` may well lie there: photo services export such.
+    if path.suffix.lower() != ".npy":
+        return None
+    described = _description_path(path)
+    try:
+        facts = read_json(described.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _LOG.warning("%s cannot be read and is ignored: %s", described, reason_of(error))
+        return None
+    named = facts.get("format") if isinstance(facts, dict) else None
+    if named in DEPTH_FORMATS and named != "auto":
+        return str(named)
+    _LOG.warning(
+        "%s names the format %s and is ignored: name one of %s", described, quoted(named), ", ".join(DEPTH_FORMATS[1:])
+    )
+    return None
+
+
+def _description_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

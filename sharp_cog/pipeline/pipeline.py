@@ -19,6 +19,7 @@ from sharp_cog.config.options import OutputOptions, PredictOptions
 from sharp_cog.config.process import use_huge_pages
 from sharp_cog.config.settings import Settings
 from sharp_cog.depth import maps
+from sharp_cog.depth.files import described_format
 from sharp_cog.errors import DepthError, DeviceError, ImageError, SharpError
 from sharp_cog.files.read import read_bytes
 from sharp_cog.formats.ply import vertex_block
@@ -151,6 +152,10 @@ class SharpPipeline:
             return request
         begun = time.perf_counter()
         image, depth = _read(request.image, ImageError), _read(request.depth, DepthError)
+        depth_path = path_of(request.depth)
+        if depth_path is not None and request.options.depth_format == "auto":
+            described = described_format(depth_path)
+            request = replace(request, options=replace(request.options, depth_format=described or "auto"))
         image_hash, depth_hash = _hash(image), _hash(depth)
         kept = self._kept.get(_prediction_key(image_hash, depth_hash, request.options))
         if kept is not None and self._is_kept_for(image_hash, depth, depth_hash):
