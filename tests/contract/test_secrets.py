@@ -17,9 +17,11 @@ import requests
 
 from sharp_cog.cli import main
 from sharp_cog.config.dataset import DatasetSettings
-from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.dataset.hub import HubError
 from sharp_cog.errors import SettingError
+from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import answers, runpod
 from sharp_cog.text import trace
@@ -136,7 +138,7 @@ def test_a_checkpoint_that_cannot_be_had(
     answer: Answer | None,
 ) -> None:
     url = f"http://127.0.0.1:9/a.pt{SIGNED}" if answer is None else site.url(f"/a.pt{SIGNED}", answer)
-    monkeypatch.setattr("sharp_cog.runtime.download.remote_file._LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("sharp_cog.files.retry.RetryPolicy._wait_s", lambda policy, num_failures: 0.001)
     monkeypatch.setenv("SHARP_CHECKPOINT_URL", url.replace("http://", f"http://user:{MARK}@"))
     monkeypatch.setenv("SHARP_CACHE_DIR", str(tmp_path))
     monkeypatch.chdir(Path(__file__).parents[2] / "examples")
@@ -283,7 +285,7 @@ class RefusingGsplat(GsplatServer):
 
 @pytest.fixture
 def unsplash(monkeypatch: pytest.MonkeyPatch) -> Iterator[UnsplashServer]:
-    monkeypatch.setattr("sharp_cog.dataset.unsplash_api.MAX_TRIES", 1)
+    monkeypatch.setattr("sharp_cog.dataset.unsplash.RETRIES", RetryPolicy(max_tries=1, first_wait_s=0.0))
     server = SigningUnsplash(3)
     yield server
     server.close()

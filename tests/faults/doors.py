@@ -13,7 +13,7 @@ import cog
 import requests
 
 import predict
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import runpod

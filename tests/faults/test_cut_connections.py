@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DownloadError, FetchError, OutputError, UploadError
+from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.runtime.download import Effort, download
 from sharp_cog.serving.bucket import store
 from sharp_cog.serving.fetch import fetch, upload
@@ -20,7 +21,9 @@ from tests.faults.cutting import CuttingServer, cutting
 
 CONTENT = np.random.default_rng(0).bytes(20_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-EFFORT = Effort(num_connections=2, piece_bytes=6000, max_failures=3, first_wait_s=0.001, timeout_s=2.0)
+EFFORT = Effort(
+    num_connections=2, piece_bytes=6000, retries=RetryPolicy(max_tries=3, first_wait_s=0.001), timeout_s=2.0
+)
 SETTINGS = ServiceSettings(fetch_private=True, fetch_seconds=5, request_seconds=5)
 BOUND_S = 5.0
 HEAD_BYTES = 140

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sharp_cog.errors import CheckpointError, DownloadError
+from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.runtime import checkpoint, weights
 from sharp_cog.runtime.download import Effort, download
 from sharp_cog.runtime.download.partial import Partial
@@ -120,7 +121,7 @@ def fetch_weights(content: bytes) -> None:
     server, target = raw_server(), folder() / "fetched.pt"
     server.answer = content
     target.unlink(missing_ok=True)
-    effort = Effort(num_connections=1, max_failures=1, first_wait_s=0.0, timeout_s=5.0)
+    effort = Effort(num_connections=1, retries=RetryPolicy(max_tries=1, first_wait_s=0.0), timeout_s=5.0)
     try:
         download(f"{server.url}/fetched.pt", target, sha256=None, effort=effort)
         assert target.stat().st_size > 0

@@ -26,12 +26,15 @@ import pytest
 from filelock import FileLock
 
 from sharp_cog.errors import DownloadError, OutputError
+from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.runtime.download import Effort, download
 from tests.fuzz.raw_server import RawServer
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Effort(num_connections=4, piece_bytes=400_000, max_failures=4, first_wait_s=0.01, timeout_s=1.0)
+QUICK = Effort(
+    num_connections=4, piece_bytes=400_000, retries=RetryPolicy(max_tries=4, first_wait_s=0.01), timeout_s=1.0
+)
 
 
 class Server(ThreadingHTTPServer):
@@ -190,7 +193,7 @@ def test_a_server_that_keeps_failing_is_given_up(server: Server, tmp_path: Path,
     server.num_errors, server.error_status = 10**9, status
     with pytest.raises(DownloadError, match=rf"HTTP {status}, 4 times in a row.*SHARP_CHECKPOINT"):
         fetch(server, tmp_path / "model.pt")
-    assert len(server.requests) == QUICK.max_failures
+    assert len(server.requests) == QUICK.retries.max_tries
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -312,7 +315,7 @@ def test_what_was_given_up_goes_on_from_its_finished_pieces(
         fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
     assert server.bytes_sent - sent == len(CONTENT) - 4 * QUICK.piece_bytes + 1
-    assert "model.pt: going on from 0.00 of 0.00 GB" in caplog.messages
+    assert "model.pt: resuming at 0.00 of 0.00 GB" in caplog.messages
 
 
 def test_a_file_that_changed_between_two_downloads_is_fetched_anew(server: Server, tmp_path: Path) -> None:
@@ -413,10 +416,10 @@ def test_who_waits_says_so_and_takes_what_the_other_one_fetched(
 def test_without_a_terminal_lines_tell_the_progress(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharp_cog.runtime.download._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("sharp_cog.runtime.download._LOG_INTERVAL_S", 0.0)
     with caplog.at_level(logging.INFO):
         fetch(server, tmp_path / "model.pt")
-    assert "model.pt: 0.00 GB (100%)" in caplog.messages
+    assert any(re.match(r"model\.pt: 3\.00M of 3\.00M, .*B/s", message) for message in caplog.messages)
 
 
 def test_on_a_terminal_a_bar_tells_the_progress(
@@ -465,7 +468,7 @@ import sys
 from pathlib import Path
 from sharp_cog.runtime.download import Effort, download
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs inherit that it is ignored.
-effort = Effort(num_connections=2, piece_bytes=400_000, first_wait_s=0.01, timeout_s=5.0)
+effort = Effort(num_connections=2, piece_bytes=400_000, timeout_s=5.0)
 download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], effort=effort)
 """
 
@@ -526,7 +529,7 @@ def finished(folder: Path) -> set[str]:
 def test_an_answer_that_is_nonsense_ends_the_download_and_leaves_nothing(answer: bytes, tmp_path: Path) -> None:
     server = RawServer()
     server.answer = answer
-    effort = replace(QUICK, max_failures=2)
+    effort = replace(QUICK, retries=replace(QUICK.retries, max_tries=2))
     with pytest.raises(DownloadError) as caught:
         download(f"{server.url}/model.pt", tmp_path / "model.pt", sha256="0" * 64, effort=effort)
     assert str(caught.value).isprintable()

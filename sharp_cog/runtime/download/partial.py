@@ -1,4 +1,4 @@
-"""The unfinished file of a download: what it holds already survives the process."""
+"""The unfinished file of a download, whose finished pieces survive the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sharp_cog.text import read_json
 
 
 class Partial:
-    """A hidden file beside the target, and a journal of the pieces in it. The caller holds the target's lock.
+    """A hidden file beside the target, and a journal of its finished pieces. The caller holds the target's lock.
 
     Attributes:
         path: The unfinished file; sparse while it is filled piece by piece.
@@ -31,34 +31,25 @@ class Partial:
         self._lock = threading.Lock()
 
     def check_space(self, num_bytes: int) -> None:
-        """Makes sure that the rest of the file has room.
+        """Check that the disk has room for the rest of a file of `num_bytes`.
 
         Raises:
-            DownloadError: It has not; the message has both sizes.
+            DownloadError: There is too little; the message has both sizes.
         """
-        free = shutil.disk_usage(self.path.parent).free
-        needed = num_bytes - self._allocated_bytes()
+        folder, allocated = self.path.parent, 0
+        if self.path.exists():
+            status = self.path.stat()
+            # Windows does not count blocks, and its files are not sparse.
+            allocated = int(getattr(status, "st_blocks", status.st_size / 512) * 512)
+        free, needed = shutil.disk_usage(folder).free, num_bytes - allocated
         if needed > free:
             raise DownloadError(
-                f"{self.path.parent} has {free / 1e9:.2f} GB free and {self._target.name} needs {needed / 1e9:.2f} GB: "
-                f"make room, or choose another folder with SHARP_CACHE_DIR{self._kept()}"
+                f"{folder} has {free / 1e9:.2f} GB free and {self._target.name} needs {needed / 1e9:.2f} GB: make room, "
+                "or choose another folder with SHARP_CACHE_DIR"
             )
 
-    def _kept(self) -> str:
-        num_bytes = self._allocated_bytes()
-        return f"; {num_bytes / 1e9:.2f} GB of it are there already, in {self.path}" if num_bytes else ""
-
-    def _allocated_bytes(self) -> int:
-        """What the disk has given to the unfinished file already."""
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return 0
-        # Where blocks are not counted, on Windows, files are not sparse.
-        return int(getattr(status, "st_blocks", status.st_size / 512) * 512)
-
     def missing(self, offer: Offer, num_bytes: int) -> list[tuple[int, int]]:
-        """Prepares the file for its pieces; returns start and end of those that it does not hold."""
+        """Prepare the file for its pieces; return start and end of those that it does not hold."""
         self._key = {
             "url": self._address,
             "validator": offer.validator,
@@ -74,16 +65,17 @@ class Partial:
         return [(start, min(start + self._piece_bytes, num_bytes)) for start in starts if start not in self._done]
 
     def add(self, start: int) -> None:
-        """Notes that a piece is complete. Threads may call it."""
+        """Note in the journal that a piece is complete. Threads may call it."""
         with self.path.open("r+b") as file:
-            os.fsync(file.fileno())  # The journal must not outlive the bytes that it vouches for.
+            # After a power cut, the journal would otherwise list pieces that never reached the disk.
+            os.fsync(file.fileno())
         with self._lock:
             self._done.add(start)
             with open_atomically(self._journal) as journal:
                 journal.write(json.dumps({**self._key, "done": sorted(self._done)}).encode())
 
     def _read_journal(self, num_bytes: int) -> set[int]:
-        """Starts of the pieces in the file; none where it belongs to another offer."""
+        """Return the starts of the finished pieces; none if the file belongs to another offer."""
         try:
             journal = read_json(self._journal.read_bytes())
             done = set(journal.pop("done"))
@@ -91,14 +83,14 @@ class Partial:
             if journal == self._key and self.path.stat().st_size == num_bytes and all(one in starts for one in done):
                 return {int(start) for start in done}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass  # No journal, or a broken one: everything is fetched again.
+            pass  # Without a valid journal, every piece is fetched again.
         return set()
 
     def complete(self, sha256: str | None) -> None:
-        """Checks the file and gives it its name.
+        """Verify the file and rename it to its target.
 
         Raises:
-            DownloadError: It is not what it should be, and was removed.
+            DownloadError: The file is a web page or has another hash; it was removed.
         """
         with self.path.open("r+b") as file:
             os.fsync(file.fileno())
@@ -117,6 +109,6 @@ class Partial:
         self._journal.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Removes the file and its journal; the journal first, which must not vouch for what is not there."""
+        """Remove the file and its journal; the journal first, since it must not list pieces that no longer exist."""
         self._journal.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
-"""What a download asks of a server, and what it makes of the answers."""
+"""One file on an HTTP server, read whole or in ranges."""
 
 from __future__ import annotations
 
 import logging
-import random
 import ssl
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -13,55 +12,49 @@ from dataclasses import dataclass
 import requests
 
 from sharp_cog.errors import DownloadError
+from sharp_cog.files.retry import RetryPolicy, TransientError
 from sharp_cog.text import read_count, redact
 
 _LOG = logging.getLogger(__name__)
 
 _RETRYABLE_STATUS = {408, 425, 429}
-"""And every 5xx."""
+"""HTTP statuses worth another try, besides every 5xx."""
 
 _PAGE_TYPES = {"text/html", "application/xhtml+xml", "application/json", "application/xml", "text/xml"}
-"""How errors, log-in forms and captive portals come, and weights never do."""
+"""Content types of errors, log-in forms and captive portals, which weights never have."""
 
 _BLOCK_BYTES = 1 << 16
-_LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """How hard to try.
+    """Limits of a download.
 
     Attributes:
-        num_connections: Ranges fetched at once, where the server serves ranges.
-        piece_bytes: Size of a range; finished ones survive an interruption.
-        max_failures: Failures in a row, without a byte between them, after which to give up.
-        first_wait_s: Pause after the first failure; doubled with each one, with jitter, up to a minute.
-        timeout_s: Longest silence of the server.
+        num_connections: Ranges to fetch at once, if the server supports ranges.
+        piece_bytes: Size of a range. Finished ranges survive an interruption.
+        retries: Policy for failures in a row that bring no byte.
+        timeout_s: Longest silence of the server in seconds.
     """
 
     num_connections: int = 8
     piece_bytes: int = 32 << 20
-    max_failures: int = 6
-    first_wait_s: float = 1.0
+    retries: RetryPolicy = RetryPolicy(max_tries=6, first_wait_s=1.0)
     timeout_s: float = 30.0
 
 
-class Passing(Exception):  # noqa: N818
-    """A fault that may pass: try again."""
-
-
-class Changed(Exception):  # noqa: N818
-    """The server's answer does not belong to the file that it offered: start anew."""
+class ChangedError(Exception):
+    """The server's answer does not belong to the file that it offered: the download must restart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """What a server says about a file.
+    """Description of a file by its server.
 
     Attributes:
-        num_bytes: Its length; None if the server does not say.
-        takes_ranges: Whether parts of it can be asked for.
-        validator: ETag or date, which changes with the file; empty if the server gives neither.
+        num_bytes: Length; None if the server does not say.
+        takes_ranges: Whether the server sends parts of the file on request.
+        validator: ETag or date, which changes with the file; empty if the server sends neither.
     """
 
     num_bytes: int | None
@@ -69,12 +62,12 @@ class Offer:
     validator: str
 
 
-class Server:
-    """One file on a server.
+class RemoteFile:
+    """One file on a server. Several threads may read it at once.
 
     Attributes:
-        name: The address as messages may show it.
-        stop: Set to make every thread that reads or waits here give up.
+        name: The address without secrets, for messages.
+        stop: Event that makes every thread give up that reads the file or waits for the next try.
     """
 
     def __init__(self, url: str, effort: Effort) -> None:
@@ -82,72 +75,89 @@ class Server:
         self.name = redact(url)
         self.stop = threading.Event()
 
-    def refusal(self, what: str) -> DownloadError:
-        """The error that ends a download, with the way around it."""
+    def error(self, reason: str) -> DownloadError:
+        """Return the error that ends a download, with its remedy; the reason continues the address."""
         return DownloadError(
-            f"{self.name} {what}: run 'sharp-cog download' to try again, or fetch the file by hand and set "
+            f"{self.name} {reason}: run 'sharp-cog download' to try again, or fetch the file by hand and set "
             "SHARP_CHECKPOINT=/path/to/the/file"
         )
 
-    def ask(self) -> Offer:
-        """Asks for the first byte, which tells length, date and whether ranges work.
+    def retry(self, attempt: Callable[[], None], position: Callable[[], int] | None = None) -> None:
+        """Repeat an attempt as long as its errors are transient.
+
+        Args:
+            attempt: Makes one try.
+            position: As for `RetryPolicy.call`.
 
         Raises:
-            Passing: Worth another try.
-            DownloadError: Not worth another try.
+            DownloadError: The last try failed.
+        """
+        try:
+            self._effort.retries.call(
+                attempt,
+                sleep=self.stop.wait,
+                position=position,
+                on_retry=lambda error, wait_s: _LOG.info("%s: %s; trying again in %.1f s", self.name, error, wait_s),
+            )
+        except TransientError as error:
+            raise self.error(f"could not be downloaded ({error}, {error.num_tries} times in a row)") from error
+
+    def look(self) -> Offer:
+        """Request the first byte, whose answer has the length, the validator, and whether ranges work.
+
+        Raises:
+            TransientError: The failure is worth another try.
+            DownloadError: The server refuses.
         """
         try:
             with self._get({"Range": "bytes=0-0"}) as response:
                 self._check_begun(response)
                 headers = response.headers
-                unit, _, total = headers.get("Content-Range", "").rpartition("/")
                 if response.status_code == 206:
-                    length, takes_ranges = total, unit == "bytes 0-0" and read_count(total) is not None
+                    unit, _, length = headers.get("Content-Range", "").rpartition("/")
+                    takes_ranges = unit == "bytes 0-0" and read_count(length) is not None
                 else:
                     length, takes_ranges = headers.get("Content-Length", ""), False
-                return Offer(
-                    num_bytes=read_count(length),
-                    takes_ranges=takes_ranges,
-                    validator=_validator(response),
-                )
-        except Changed:  # HTTP 416: ranges are not for this server, or the file is empty.
+                return Offer(num_bytes=read_count(length), takes_ranges=takes_ranges, validator=_validator(response))
+        except ChangedError:  # HTTP 416: the server does not support ranges, or the file is empty.
             return Offer(num_bytes=None, takes_ranges=False, validator="")
 
     def read_range(self, start: int, end: int, offer: Offer) -> Generator[bytes, None, None]:
-        """The bytes from `start` up to `end`, in blocks; fewer if the connection ends early.
+        """Yield the bytes from `start` up to `end` in blocks; fewer if the connection ends early.
 
         Raises:
-            Changed: The server sends something else than that part of the offered file.
-            Passing: Worth another try.
-            DownloadError: Not worth another try.
+            ChangedError: The answer is not that part of the offered file.
+            TransientError: The failure is worth another try.
+            DownloadError: The server refuses.
         """
         with self._get({"Range": f"bytes={start}-{end - 1}"}) as response:
             expected = f"bytes {start}-{end - 1}/{offer.num_bytes}"
             served = response.headers.get("Content-Range", "the whole file")
             if response.status_code != 206 or served != expected:
                 self._check_begun(response)
-                raise Changed(f"the server sends {served} when asked for {expected}")
+                raise ChangedError(f"the server sends {served} when asked for {expected}")
             if _validator(response) != offer.validator:
                 self._check_begun(response)
-                raise Changed("the server's file changed")
+                raise ChangedError("the server's file changed")
             yield from self._blocks(response, end - start)
 
     def read_all(self, num_bytes: int | None) -> Generator[bytes, None, None]:
-        """The whole file, in blocks; a byte more than `num_bytes` at most, and fewer if the connection ends early.
+        """Yield the whole file in blocks: at most one byte more than `num_bytes`, fewer if the connection ends early.
 
         Raises:
-            Passing: Worth another try.
-            DownloadError: Not worth another try.
+            TransientError: The failure is worth another try.
+            DownloadError: The server refuses.
         """
         with self._get({}) as response:
             yield from self._blocks(response, None if num_bytes is None else num_bytes + 1)
 
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """A streamed response with a status and a type that the file can have.
+        """Yield a streamed response with a status and a content type that the file can have.
 
         The errors of requests show whole addresses, secrets included, so none is chained to the ones raised here.
         """
+        self._check_stop()
         try:
             response = requests.get(
                 self._url,
@@ -156,74 +166,50 @@ class Server:
                 timeout=self._effort.timeout_s,
             )
         except (requests.ConnectionError, requests.Timeout) as error:
-            reason = _root(error)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise self.refusal(f"shows a certificate that is not trusted ({_plain(reason)})") from None
-            raise Passing(f"no answer ({_plain(reason)})") from None
-        except (OSError, ValueError) as error:  # Those of requests and urllib3, and a missing certificate bundle.
-            raise self.refusal(f"cannot be fetched ({_plain(_root(error))})") from None
+            if isinstance(_root(error), ssl.SSLCertVerificationError):
+                raise self.error(f"shows a certificate that is not trusted ({_reason(error)})") from None
+            raise TransientError(f"no answer ({_reason(error)})") from None
+        except (OSError, ValueError) as error:  # Bad addresses, and a certificate bundle that does not exist.
+            raise self.error(f"cannot be fetched ({_reason(error)})") from None
         with closing(response):
             status = response.status_code
             if status in _RETRYABLE_STATUS or status >= 500:
-                raise Passing(f"HTTP {status}")
+                raise TransientError(f"HTTP {status}")
             if status == 416 and "Range" in headers:
-                raise Changed("the server's file ends before the range that was asked for")
+                raise ChangedError("the server's file ends before the requested range")
             if status not in (200, 206):
-                raise self.refusal(f"answered HTTP {status} {response.reason}")
+                raise self.error(f"answered HTTP {status} {response.reason}")
             if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGE_TYPES:
-                raise self.refusal("answered with a web page instead of the file")
+                raise self.error("answered with a web page instead of the file")
             yield response
 
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise self.error("was not downloaded: another part of the file failed, or the process was interrupted")
+
     def _check_begun(self, response: requests.Response) -> None:
-        """Checks that something follows an answer's head: of one that is cut short, numbers are too, and look whole.
+        """Check that a body follows the headers before their numbers are believed.
+
+        A connection that ends within a header cuts the number in it, and the rest still looks like a whole header.
 
         Raises:
-            Passing: Nothing does.
+            TransientError: There is no body.
         """
         if not next(self._blocks(response, 1), b""):
-            raise Passing("the connection ended before the file began")
+            raise TransientError("the connection ended before the file began")
 
     def _blocks(self, response: requests.Response, limit: int | None) -> Iterator[bytes]:
-        """The body, up to `limit` bytes."""
+        """Yield the body, up to `limit` bytes."""
         try:
             for block in response.iter_content(_BLOCK_BYTES):
-                if self.stop.is_set():
-                    raise Passing("stopped")
+                self._check_stop()
                 yield block if limit is None else block[:limit]
                 if limit is not None:
                     limit -= len(block)
                     if limit <= 0:
                         return
         except requests.RequestException as error:
-            raise Passing(f"the connection broke ({_plain(_root(error))})") from None
-
-    def persist(
-        self,
-        attempt: Callable[[], None],
-        position: Callable[[], int] = lambda: 0,
-    ) -> None:
-        """Repeats an attempt until it works, or fails `max_failures` times in a row without getting further.
-
-        Args:
-            attempt: Raises `Passing` where it should be repeated.
-            position: How far it has got.
-
-        Raises:
-            DownloadError: It is given up.
-        """
-        failures, last = 0, position()
-        while True:
-            try:
-                return attempt()
-            except Passing as error:
-                failures = 1 if position() > last else failures + 1
-                last = position()
-                if failures >= self._effort.max_failures or self.stop.is_set():
-                    raise self.refusal(f"could not be downloaded ({error}, {failures} times in a row)") from error
-                wait_s = min(_LONGEST_WAIT_S, self._effort.first_wait_s * 2 ** (failures - 1))
-                wait_s *= random.uniform(0.5, 1.0)  # noqa: S311
-                _LOG.info("%s: %s; trying again in %.1f s", self.name, error, wait_s)
-                self.stop.wait(wait_s)
+            raise TransientError(f"the connection broke ({_reason(error)})") from None
 
 
 def _validator(response: requests.Response) -> str:
@@ -231,15 +217,14 @@ def _validator(response: requests.Response) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first of a chain of errors: the system's own, under those of requests and urllib3."""
+    """Return the first error of a chain: the system's own, below those of requests and urllib3."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error
 
 
-def _plain(error: BaseException) -> str:
-    """What an error says, where it cannot be an address."""
-    name = type(error).__name__
-    return (
-        f"{name}: {error}" if isinstance(error, OSError) and not isinstance(error, requests.RequestException) else name
-    )
+def _reason(error: BaseException) -> str:
+    """Return the text of the first error of a chain; only its type where the text may hold an address."""
+    root = _root(error)
+    is_safe = isinstance(root, OSError) and not isinstance(root, requests.RequestException)
+    return f"{type(root).__name__}: {root}" if is_safe else type(root).__name__
