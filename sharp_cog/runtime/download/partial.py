@@ -44,8 +44,8 @@ class Partial:
         free, needed = shutil.disk_usage(folder).free, num_bytes - allocated
         if needed > free:
             raise DownloadError(
-                f"{folder} has {free / 1e9:.2f} GB free and {self._target.name} needs {needed / 1e9:.2f} GB: make room, "
-                "or choose another folder with SHARP_CACHE_DIR"
+                f"{folder} has {free / 1e9:.2f} GB free and {self._target.name} needs {needed / 1e9:.2f} GB: "
+                "make room, or choose another folder with SHARP_CACHE_DIR"
             )
 
     def missing(self, offer: Offer, num_bytes: int) -> list[tuple[int, int]]:

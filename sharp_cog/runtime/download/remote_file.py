@@ -24,6 +24,7 @@ _PAGE_TYPES = {"text/html", "application/xhtml+xml", "application/json", "applic
 """Content types of errors, log-in forms and captive portals, which weights never have."""
 
 _BLOCK_BYTES = 1 << 16
+_RETRIES = RetryPolicy(max_tries=6, first_wait_s=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ class Effort:
 
     num_connections: int = 8
     piece_bytes: int = 32 << 20
-    retries: RetryPolicy = RetryPolicy(max_tries=6, first_wait_s=1.0)
+    retries: RetryPolicy = _RETRIES
     timeout_s: float = 30.0
 
 
