@@ -17,25 +17,25 @@ _LOG = logging.getLogger(__name__)
 _SOI, _APP0, _APP1, _SOS = b"\xff\xd8", 0xE0, 0xE1, 0xDA
 _EXIF = b"Exif\0\0"
 _MAX_SEGMENT_BYTES = 0xFFFF - 2
-"""Of what follows a segment's length, which is two bytes and counts itself."""
+"""Largest content of a segment, whose length is two bytes and counts itself."""
 
 _MAX_RATIONAL = 0xFFFF_FFFF
 _FOCAL_LENGTHS = (ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)
 
 
 def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
-    """Writes an EXIF focal length; pixels and all other segments stay as they are, byte for byte.
+    """Write an EXIF focal length; pixels and all other segments stay the same, byte for byte.
 
-    Tags that are there are kept, but for a thumbnail, which Pillow does not write. A maker's note is kept as it is;
-    addresses in it, if it has any, may lead elsewhere.
+    Existing tags are kept, except a thumbnail, which Pillow cannot write. A maker's note is kept too, but addresses
+    inside it may become wrong.
 
     Args:
-        jpeg: A JPEG. Anything else comes back unchanged, as does one that has a focal length, or whose EXIF is broken
-            or would become too large for its segment.
-        focal_length_mm: The lens's own, not the one of an equivalent 35 mm film camera.
+        jpeg: A JPEG. Other bytes are returned unchanged, and so is a JPEG that has a focal length, or whose EXIF is
+            broken or would become too large for its segment.
+        focal_length_mm: Focal length of the lens, not its 35 mm equivalent.
 
     Raises:
-        ValueError: The focal length is no number that EXIF can hold.
+        ValueError: EXIF cannot hold the focal length.
     """
     if not (math.isfinite(focal_length_mm) and 0.001 <= focal_length_mm <= _MAX_RATIONAL / 1000):
         raise ValueError(f"focal_length_mm is {focal_length_mm}: give millimetres")
@@ -44,20 +44,20 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
         return jpeg
     blocks = [(start, end) for marker, start, end in segments if _is_exif(jpeg, marker, start)]
     try:
-        # Pillow, too, reads many segments as parts of one.
+        # Several segments are parts of one block, as Pillow reads them too.
         block = b"".join(jpeg[start + 10 : end] for start, end in blocks)
         content = _with_tag(_EXIF + block if block else b"", focal_length_mm)
     except DECODER_ERRORS as error:
-        _LOG.warning("the picture's EXIF block is broken and was left alone: %s", error)
+        _LOG.warning("the image's EXIF block is broken and was left unchanged: %s", error)
         return jpeg
     if content is None:
         return jpeg
     if len(content) > _MAX_SEGMENT_BYTES:
-        _LOG.warning("the picture's EXIF block has no room for a focal length")
+        _LOG.warning("the image's EXIF block has no room for a focal length")
         return jpeg
     segment = bytes((0xFF, _APP1)) + (len(content) + 2).to_bytes(2, "big") + content
     if not blocks:
-        # EXIF and JFIF both want to be first. Readers take JFIF, EXIF, and some of them nothing else.
+        # Both EXIF and JFIF are specified to come first. All readers accept JFIF followed by EXIF.
         end = segments[0][2] if segments and segments[0][0] == _APP0 else len(_SOI)
         blocks = [(end, end)]
     parts, position = [], 0
@@ -68,14 +68,14 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
 
 
 def _segments(jpeg: bytes) -> list[tuple[int, int, int]] | None:
-    """Marker, start and end of every segment before the pixels; None where the bytes are no JPEG."""
+    """Return marker, start and end of every segment before the pixels; None if the bytes are no JPEG."""
     if not jpeg.startswith(_SOI + b"\xff"):
         return None
     segments: list[tuple[int, int, int]] = []
     start = len(_SOI)
     while True:
         code = start
-        while jpeg[code : code + 1] == b"\xff":  # Any number of them may stand before a marker.
+        while jpeg[code : code + 1] == b"\xff":  # Fill bytes before a marker.
             code += 1
         length = int.from_bytes(jpeg[code + 1 : code + 3], "big")
         end = code + 1 + length
@@ -92,16 +92,16 @@ def _is_exif(jpeg: bytes, marker: int, start: int) -> bool:
 
 
 def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
-    """The EXIF block with the focal length; None where there is one already."""
+    """Return the EXIF block with the focal length; None if it has one already."""
     exif = Image.Exif()
     exif.load(block)
     camera = exif.get_ifd(ExifTags.IFD.Exif)
     if any(tag in tags for tag in _FOCAL_LENGTHS for tags in (exif, camera)):
         return None
-    # Thousandths of a millimetre: more than any lens is labelled with.
+    # Thousandths of a millimetre are finer than any lens is labelled.
     camera[ExifTags.Base.FocalLength] = IFDRational(Fraction(round(focal_length_mm * 1000), 1000))
     interop = exif.get_ifd(ExifTags.IFD.Interop)
-    camera.pop(ExifTags.IFD.Interop, None)  # Where it was.
+    camera.pop(ExifTags.IFD.Interop, None)  # Its old address.
     if interop:
         camera[ExifTags.IFD.Interop] = _as_written(interop)
     places = exif.get_ifd(ExifTags.IFD.GPSInfo)
@@ -114,7 +114,7 @@ def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
 
 
 def _as_written(tags: dict[int, Any]) -> dict[int, Any]:
-    """Texts beyond ASCII as the bytes that they were: Pillow reads them as Latin-1, and would write `?` for them."""
+    """Return the tags with non-ASCII texts as their original bytes: Pillow reads Latin-1, but would write `?`."""
     return {
         tag: value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
         for tag, value in tags.items()

@@ -1,18 +1,19 @@
-"""Splats at gsplat.org: the most visible Gaussians of each, behind an address that opens in any browser.
+"""Shares splats at gsplat.org: the most visible Gaussians of each, at an address that opens in any browser.
 
-It asks for no account and no key. Its API is tRPC over HTTP, a batch of one call each. Nothing in it marks a call as a
-repeated one: where the answer to the last, `createOrder`, is lost, a second page may come to be, which expires as the
-first one does.
+The service needs no account and no key. Its API is tRPC over HTTP, in batches of one call. Nothing marks a call as a
+repeat: if the answer to the last one, `createOrder`, is lost, a second page may appear, which expires like the first.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import itertools
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -22,31 +23,50 @@ import requests
 from sharp_cog import __version__, formats
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.options import OutputOptions
-from sharp_cog.dataset.gsplat_api import ANSWER_S, Calls, GsplatError, TransientError
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import SettingError, SharpError
-from sharp_cog.geometry import simplify
-from sharp_cog.text import redact, trace
+from sharp_cog.files.read import read_capped
+from sharp_cog.files.retry import RetryPolicy, TransientError
+from sharp_cog.geometry.simplify import prune
+from sharp_cog.text import plain, read_count, read_json, redact, trace
 
 _LOG = logging.getLogger(__name__)
 
 READABLE_FORMATS = ("ply", "apple_ply", "spz", "compressed_ply", "splat")
-"""What the small splat can be made of; the best first."""
+"""Formats that the small splat can be made from, best first."""
 SHARED_FORMATS = ("ply", "compressed_ply", "spz", "splat", "apple_ply")
-"""What can be shared whole; what most viewers read first."""
+"""Formats that can be shared whole, most widely read first."""
 
 MAX_SINGLE_BYTES = 20 * 1024 * 1024
-"""From this size on, a file goes in chunks."""
+"""Size from which on a file is uploaded in chunks."""
 CHUNK_BYTES = 16 * 1024 * 1024
+MAX_ANSWER_BYTES = 1 << 20
 DEADLINE_S = 300.0
-"""How long sharing one splat may take in all."""
-OUTAGE_FAILURES, OUTAGE_S = 3, 300.0
-"""After so many failures one after the other, for so many seconds nothing is sent: a service that is down must not hold
-up the photographs."""
+"""Seconds that sharing one splat may take in all."""
+ANSWER_S = 60.0
+"""Seconds that the service may take to answer."""
+OUTAGE_FAILURES = 3
+"""Failures in a row after which the service counts as down."""
+OUTAGE_S = 300.0
+"""Seconds for which nothing is sent to a service that is down, so that it does not delay the photographs."""
+RETRIES = RetryPolicy(max_tries=4, first_wait_s=1.0)
+
+_CONNECT_S = 10.0
+_RETRIED_STATUSES = (408, 425, 429)
+
+
+class GsplatError(SharpError):
+    """The service refuses a splat."""
+
+    code = "gsplat_failed"
+
+
+class OutageError(GsplatError):
+    """The service cannot be reached, or failed in every try."""
 
 
 class Gsplat:
-    """Shares splats; a `sharp_cog.dataset.engine.Share`, for many threads at once.
+    """Shares splats, for many threads at once; see `sharp_cog.dataset.engine.Share`.
 
     Raises:
         SettingError: The address cannot be used.
@@ -63,16 +83,16 @@ class Gsplat:
         answer_s: float = ANSWER_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Makes it; nothing is asked for yet.
+        """Create the client; nothing is requested yet.
 
         Args:
-            base: The service's address.
-            expiration_type: How long it keeps a splat, in its own words, such as `1week`.
-            num_gaussians: How many Gaussians are shared, the most visible ones.
-            uses_small_ply: Share those alone; else the whole splat as it was written.
-            deadline_s: How long one splat may take in all.
-            answer_s: How long one answer may take to come.
-            sleep: Waits for seconds.
+            base: Address of the service.
+            expiration_type: Time that the service keeps a splat, in its own words, such as `1week`.
+            num_gaussians: Number of Gaussians to share, the most visible ones.
+            uses_small_ply: Whether to share only those, instead of the whole splat as it was written.
+            deadline_s: Seconds that one splat may take in all.
+            answer_s: Seconds that one answer may take.
+            sleep: Waits for a number of seconds.
         """
         self._base, self._host = base.rstrip("/"), _host(base)
         self._expiration_type, self._num_gaussians = expiration_type, num_gaussians
@@ -83,16 +103,16 @@ class Gsplat:
 
     @classmethod
     def of(cls, settings: DatasetSettings) -> Gsplat:
-        """As the settings of a run want it.
+        """Create the client that the settings of a run ask for.
 
         Raises:
-            SettingError: The address cannot be used, or no format of the run.
+            SettingError: The address, or every format of the run, is unusable.
         """
         usable = READABLE_FORMATS if settings.gsplat_use_small_ply else SHARED_FORMATS
         if not set(usable) & set(settings.formats):
             raise SettingError(
-                f"FORMATS is {','.join(settings.formats)}, of which gsplat.org takes none: add one of "
-                f"{', '.join(usable)}, or leave GSPLAT_UPLOAD out"
+                f"FORMATS is {','.join(settings.formats)}, and gsplat.org accepts none of them: add one of "
+                f"{', '.join(usable)}, or unset GSPLAT_UPLOAD"
             )
         return cls(
             settings.gsplat_base,
@@ -102,22 +122,23 @@ class Gsplat:
         )
 
     def __call__(self, photo: Photo, splats: Mapping[str, Path]) -> dict[str, str]:
-        """As `sharp_cog.dataset.engine.Share`: the fields `gsplat_...` of the index, or `gsplat_error`, the reason.
+        """Share a splat; return the fields `gsplat_...` of the index, or the reason as `gsplat_error`.
 
         Args:
-            photo: What is known of the photograph; those who took it are named.
+            photo: The photograph, whose author is credited.
             splats: Its files by format. The small splat is written beside them, as `<id>.small.gsplat.ply`.
         """
         with self._lock:
             closed_s = self._closed_until - time.monotonic()
         if closed_s > 0:
-            return {"gsplat_error": f"{self._host} failed {OUTAGE_FAILURES} times: not asked for {closed_s:.0f} s more"}
+            reason = f"{self._host} failed {OUTAGE_FAILURES} times: nothing is sent for another {closed_s:.0f} s"
+            return {"gsplat_error": reason}
         try:
             shared = self._share(photo, splats)
         except Exception as error:  # noqa: BLE001 - sharing never fails the photograph
-            # What is no error of ours is a fault of ours, and its place must be known.
+            # An unexpected exception is a bug, so its traceback is logged.
             _LOG.warning("%s is not shared: %s", photo.id, error if isinstance(error, SharpError) else trace(error))
-            self._note(is_outage=isinstance(error, TransientError))
+            self._note(is_outage=isinstance(error, OutageError))
             return {"gsplat_error": redact(f"{getattr(error, 'code', type(error).__name__)}: {error}")[:300]}
         self._note(is_outage=False)
         return {**shared, "gsplat_error": ""}
@@ -154,29 +175,147 @@ class Gsplat:
         }
 
     def _small(self, photo: Photo, splats: Mapping[str, Path]) -> Path:
-        """Writes the most visible Gaussians, as a plain .ply."""
+        """Write the most visible Gaussians as a plain .ply."""
         source = _first(splats, READABLE_FORMATS)
         splat = formats.read(source)
-        kept = simplify.prune(splat.gaussians, max_gaussians=self._num_gaussians)
+        kept = prune(splat.gaussians, max_gaussians=self._num_gaussians)
         path = source.with_name(f"{photo.id}.small.gsplat.ply")
         return formats.write(path, kept, splat.camera, OutputOptions(output_format="ply"))
 
 
+class Calls:
+    """Calls for one splat, which share a connection and a deadline."""
+
+    def __init__(
+        self,
+        session: requests.Session,
+        base: str,
+        host: str,
+        *,
+        deadline: float,
+        answer_s: float,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._session, self._base, self._host, self._deadline = session, base, host, deadline
+        self._answer_s, self._sleep = answer_s, sleep
+
+    def __call__(self, procedure: str, argument: Mapping[str, Any]) -> Any:
+        """Call a procedure and return its result.
+
+        Raises:
+            GsplatError: The service refuses.
+            OutageError: The service failed in every try.
+        """
+        body = json.dumps({"0": argument}).encode()
+        try:
+            return RETRIES.call(lambda: self._post(procedure, body), sleep=self._sleep, deadline=self._deadline)
+        except TransientError as error:
+            times = "" if error.num_tries == 1 else f", {error.num_tries} times"
+            raise OutageError(f"{self._host} {error} to {procedure}{times}") from error
+        except GsplatError as error:
+            raise GsplatError(f"{self._host} {error} to {procedure}") from error
+
+    def _post(self, procedure: str, body: bytes) -> Any:
+        left_s = max(0.1, self._deadline - time.monotonic())
+        too_long = GsplatError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
+        try:
+            with self._session.post(
+                f"{self._base}/share/trpc/order.{procedure}?batch=1",
+                data=_Body(body, self._deadline),
+                headers={"Content-Type": "application/json"},
+                auth=_no_auth,
+                timeout=(min(_CONNECT_S, left_s), min(self._answer_s, left_s)),
+                stream=True,
+                allow_redirects=False,
+            ) as response:
+                content = read_capped(_until(response.iter_content(1), self._deadline), MAX_ANSWER_BYTES, too_long)
+        except (requests.RequestException, ValueError, TimeoutError) as error:
+            raise TransientError(f"cannot be reached ({type(error).__name__})") from error
+        return _result(response, content)
+
+
+class _Body(io.BytesIO):
+    """Body of a request that is not sent beyond a deadline.
+
+    A file is sent in small pieces, and the time-out of the connection applies to each. Bytes would have to be sent
+    within a single time-out.
+    """
+
+    def __init__(self, content: bytes, deadline: float) -> None:
+        super().__init__(content)
+        self._deadline = deadline
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("the deadline has passed")
+        return super().read(size)
+
+
+def _until(chunks: Iterator[bytes], deadline: float) -> Iterator[bytes]:
+    """Yield the chunks of an answer until the deadline; single bytes, so that a dripping answer cannot outlast it."""
+    for chunk in chunks:
+        yield chunk
+        if time.monotonic() > deadline:
+            raise TimeoutError("the deadline has passed")
+
+
+def _result(response: requests.Response, content: bytes) -> Any:
+    """Return the result in an answer.
+
+    Raises:
+        GsplatError: The service refuses.
+        TransientError: The service failed, and another try may succeed.
+    """
+    entry: Any = None
+    try:
+        batch = read_json(content)
+        entry = batch[0] if isinstance(batch, list) and batch else batch
+    except ValueError:  # Not JSON, or not even text.
+        pass
+    entry = entry if isinstance(entry, dict) else {}
+    status, error = response.status_code, _unwrapped(entry.get("error"))
+    message = ""
+    if error is not None:
+        described = error if isinstance(error, dict) else {"message": error}
+        inner = described.get("data")
+        status = inner.get("httpStatus", status) if isinstance(inner, dict) else status
+        message = f" ({plain(described.get('message'), 200)})"
+    reason = f"answered {plain(status)}{message}"
+    if isinstance(status, int) and (status >= 500 or status in _RETRIED_STATUSES):
+        raise TransientError(reason, retry_after_s=read_count(response.headers.get("Retry-After", "")))
+    if error is not None or status not in (200, 207):
+        raise GsplatError(reason)
+    result = entry.get("result")
+    if not isinstance(result, dict) or "data" not in result:
+        raise TransientError("did not answer with a result of tRPC")
+    return _unwrapped(result["data"])
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return a value without the envelope of one of tRPC's serialisers."""
+    return value["json"] if isinstance(value, dict) and "json" in value else value
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Send no credentials, not even those of `.netrc`."""
+    return request
+
+
 def _upload(calls: Calls, path: Path, about: Mapping[str, str]) -> str:
-    """Uploads a file; returns the service's name for it."""
+    """Upload a file; return the service's name for it."""
     size = path.stat().st_size
     if size < MAX_SINGLE_BYTES:
         data = base64.b64encode(path.read_bytes()).decode()
-        # The service tells formats by the suffix, which is what it calls the type.
+        # The service recognises formats by the suffix, which it calls the type.
         file = {"name": path.name, "data": data, "type": path.suffix.removeprefix("."), "size": size}
         return _found(calls("uploadGaussianSplat", {"gaussianSplatFile": file}), "modelFileUrl", "fileUrl", "url")
     for is_last in (False, False, True):
         try:
             return _upload_in_chunks(calls, path, size, about)
-        except TransientError:
+        except OutageError:
             raise
         except GsplatError as error:
-            # A service that was started anew knows nothing of the upload, and one whose answer was lost has ended it.
+            # A service that was restarted has forgotten the upload, and one whose answer was lost has ended it.
             if is_last:
                 raise
             _LOG.info("%s: uploading it again: %s", path.name, error)
@@ -206,10 +345,10 @@ def _upload_in_chunks(calls: Calls, path: Path, size: int, about: Mapping[str, s
 
 
 def _found(value: Any, *names: str, default: str | None = None) -> str:
-    """Text, or the text or number of one of these names in an object, itself or in what is in it.
+    """Return an answer that is text, or the text or number of one of these names at any depth of an object.
 
     Raises:
-        GsplatError: There is none, and no default.
+        GsplatError: The answer has none, and there is no default.
     """
     if isinstance(value, str) and value and default is None:
         return value
@@ -220,7 +359,7 @@ def _found(value: Any, *names: str, default: str | None = None) -> str:
                 return str(level[name])
         levels = [inner for level in levels for inner in level.values() if isinstance(inner, dict)]
     if default is None:
-        raise GsplatError(f"the service gives no {' or '.join(names)}: it has changed, or GSPLAT_BASE is another one")
+        raise GsplatError(f"the service returned no {' or '.join(names)}: its API has changed, or GSPLAT_BASE is wrong")
     return default
 
 
@@ -228,11 +367,11 @@ def _first(splats: Mapping[str, Path], names: tuple[str, ...]) -> Path:
     for name in names:
         if name in splats:
             return splats[name]
-    raise GsplatError(f"there is no splat in a format that can be shared: have one of {', '.join(names)} in FORMATS")
+    raise GsplatError(f"no splat has a format that can be shared: add one of {', '.join(names)} to FORMATS")
 
 
 def _about(photo: Photo) -> dict[str, str]:
-    """Title and description: the photograph's, and who took it. Never a path, which may tell what is private."""
+    """Return title and credit of the photograph. No path: a path may reveal private things."""
     row = photo.row
     author, link = row.get("user_name", ""), row.get("unsplash_url", "")
     credit = f"Photo by {author} on Unsplash: {link}" if author and link else ""
@@ -240,7 +379,7 @@ def _about(photo: Photo) -> dict[str, str]:
 
 
 def _host(base: str) -> str:
-    """The host of the service's address.
+    """Return the host of the service's address.
 
     Raises:
         SettingError: It is no address, or holds a password, which would be published with every splat.
@@ -251,7 +390,7 @@ def _host(base: str) -> str:
     except ValueError:
         host, has_secret = "", False
     if has_secret:
-        raise SettingError("GSPLAT_BASE holds a user name or password: give an address without")
+        raise SettingError("GSPLAT_BASE holds a user name or password: give an address without them")
     if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
         raise SettingError(f"GSPLAT_BASE is {base!r}: give an http or https address, such as https://gsplat.org")
     return host

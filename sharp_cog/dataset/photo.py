@@ -1,4 +1,4 @@
-"""A photograph of a dataset, wherever it comes from, and what a source of them is."""
+"""A photograph of a dataset, and the interface of a source of photographs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Protocol
 
 from sharp_cog.errors import SharpError
 
-MAX_PICTURE_BYTES = 200_000_000
-"""Larger pictures are not fetched."""
+MAX_IMAGE_BYTES = 200_000_000
+"""Size of the largest image that is fetched."""
 
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photo:
-    """What is known of a photograph before it is fetched.
+    """A photograph before it is fetched.
 
     Attributes:
-        id: Its name in the dataset: letters, digits, `_`, `-`, `.`; two photographs of a run never share one.
-        where: What the source needs to fetch it: a path, or an address.
-        depth: Path of a depth map for it; empty where there is none.
-        offset: Its place in a list that is the same for everybody, from 0; None where there is no such list.
-        row: Attribution and description, as rows of the index have them: all strings.
+        id: Unique name in the dataset: letters, digits, `_`, `-`, `.`.
+        where: Path or address from which the source fetches it.
+        depth: Path of its depth map; empty if it has none.
+        offset: Its place, from 0, in a list that is the same for every client; None if there is no such list.
+        row: Attribution and description for the index: all strings.
 
     Raises:
-        ValueError: The id cannot be the name of a file.
+        ValueError: The id cannot be a file name.
     """
 
     id: str
@@ -42,39 +42,39 @@ class Photo:
 
 
 class Source(Protocol):
-    """Where photographs come from.
+    """A source of photographs.
 
     Attributes:
-        num_photos: How many there are in all; None where nobody knows, or not yet.
+        num_photos: Number of photographs in all; None if it is unknown, or not known yet.
     """
 
     @property
     def num_photos(self) -> int | None: ...
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
-        """Photographs, one after the other, as they are needed.
+        """Yield photographs as they are needed.
 
         Args:
-            is_known: Whether the photograph of an id needs no more work; the source does not fetch what it can tell.
+            is_known: Returns whether the photograph with an id needs no more work, so that the source can skip it.
 
         Raises:
-            SourceError: The source cannot be read; what was yielded before stands.
-            RateLimitError: It may not be asked any more for a while.
+            SourceError: The source cannot be read; photographs yielded before remain valid.
+            RateLimitError: The source may not be asked any more for a while.
         """
         ...
 
     def fetch(self, photo: Photo) -> bytes:
-        """The photograph's bytes.
+        """Return the photograph's bytes.
 
         Raises:
-            SourceError: This photograph cannot be had.
+            SourceError: This photograph cannot be fetched.
             RateLimitError: The source may not be asked any more for a while.
         """
         ...
 
 
 class SourceError(SharpError):
-    """A source cannot give what it is asked for."""
+    """A source cannot deliver a photograph."""
 
     code = "source_failed"
 

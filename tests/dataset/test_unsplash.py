@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sharp_cog.dataset import unsplash_api
+from sharp_cog.dataset import unsplash as unsplash_module
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source, SourceError
-from sharp_cog.dataset.unsplash import Unsplash
-from sharp_cog.dataset.unsplash_api import UnsplashApi
+from sharp_cog.dataset.unsplash import Unsplash, UnsplashApi
 from sharp_cog.errors import SettingError
 from sharp_cog.imaging.images import decode
 from tests.dataset.unsplash_server import ACCESS_KEY, UnsplashServer
@@ -297,7 +296,7 @@ def test_netrc_does_not_take_the_keys_place(
 @pytest.mark.parametrize("where", ["{pictures}/pic000.jpg", "http://[", "file:///etc/passwd", "", "pic000"])
 def test_the_key_goes_to_the_api_alone(server: UnsplashServer, clock: Clock, where: str) -> None:
     photo = Photo(id="pic000", where=where.format(pictures=server.picture_url))
-    with pytest.raises(SourceError, match="where the key belongs"):
+    with pytest.raises(SourceError, match="the key is sent nowhere else"):
         source(server, clock).fetch(photo)
     assert server.requests == []
 
@@ -352,7 +351,7 @@ def test_a_truncated_picture_is_fetched_again(server: UnsplashServer, clock: Clo
 def test_a_picture_that_never_comes_whole_is_given_up(server: UnsplashServer, clock: Clock) -> None:
     server.truncated["pic000"] = 100
     found = source(server, clock)
-    with pytest.raises(SourceError, match=r"the picture of photograph pic000 .*, 4 times"):
+    with pytest.raises(SourceError, match=r"the image of photograph pic000 .*, 4 times"):
         found.fetch(first(found))
     assert server.paths().count("/pic000.jpg") == 4
 
@@ -362,9 +361,9 @@ def test_a_picture_may_not_be_larger_than_the_cap(
 ) -> None:
     found = source(server, clock)
     photo = first(found)
-    monkeypatch.setattr(unsplash_api, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]))
+    monkeypatch.setattr(unsplash_module, "MAX_IMAGE_BYTES", len(server.pictures["pic000"]))
     assert found.fetch(photo) == server.pictures["pic000"]
-    monkeypatch.setattr(unsplash_api, "MAX_PICTURE_BYTES", len(server.pictures["pic000"]) - 1)
+    monkeypatch.setattr(unsplash_module, "MAX_IMAGE_BYTES", len(server.pictures["pic000"]) - 1)
     with pytest.raises(SourceError, match="is larger than"):
         found.fetch(photo)
 
@@ -372,7 +371,7 @@ def test_a_picture_may_not_be_larger_than_the_cap(
 def test_a_picture_that_is_gone_is_told_at_once(server: UnsplashServer, clock: Clock) -> None:
     del server.pictures["pic000"]
     found = source(server, clock)
-    with pytest.raises(SourceError, match=r"pic000 cannot be had: 127\.0\.0\.1 answered 404") as caught:
+    with pytest.raises(SourceError, match=r"pic000 cannot be fetched: 127\.0\.0\.1 answered 404") as caught:
         found.fetch(first(found))
     assert "signature" not in str(caught.value)
     assert clock.waits == []
