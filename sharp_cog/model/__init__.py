@@ -1,1 +1,1 @@
-"""The network in plain PyTorch, under the checkpoint's own names."""
+"""SHARP's network in plain PyTorch, with the parameter names of Apple's checkpoint."""

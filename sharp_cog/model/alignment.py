@@ -1,6 +1,6 @@
-"""Depth alignment: a U-Net that maps SHARP's own depth and a given one to a scale for each pixel.
+"""Depth alignment: a U-Net that compares monodepth with an external depth map and predicts a scale for each pixel.
 
-Its sizes are the same in every variant of the network.
+Its layers have the same sizes in every variant of the network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sharp_cog.model.decoder import NormResidualBlock
 _WIDTHS = (16, 32, 64, 128, 256)
 _NUM_GROUPS = 4
 _MIN_DEPTH_M = 1e-4
+"""Depth in metres from which on disparity no longer grows, so that a depth of zero does not make it infinite."""
 
 
 class _Encoder(nn.Module):
@@ -60,7 +61,7 @@ class _Decoder(nn.Module):
 
 
 class ScaleMapEstimator(nn.Module):
-    """The U-Net itself."""
+    """The U-Net of the depth alignment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,27 +70,27 @@ class ScaleMapEstimator(nn.Module):
         self.conv_out = nn.Conv2d(_WIDTHS[0], 1, kernel_size=1)
 
     def forward(self, monodepth_m: Tensor, depth_m: Tensor) -> Tensor:
-        """Two depth maps (B, 1, 1536, 1536) in metres -> a positive factor of the same shape."""
+        """Map two depth maps (B, 1, S, S) in metres to a positive factor of the same shape."""
         disparities = [1.0 / depth.clamp(min=_MIN_DEPTH_M) for depth in (monodepth_m, depth_m)]
         return torch.exp(self.conv_out(self.decoder(self.encoder(torch.cat(disparities, dim=1)))))
 
 
 class DepthAlignment(nn.Module):
-    """Holds the estimator under the name that the checkpoint gives it."""
+    """Holds the estimator under its name in the checkpoint."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale_map_estimator = ScaleMapEstimator()
 
     def forward(self, monodepth_m: Tensor, depth_m: Tensor) -> Tensor:
-        """Computes the factor that brings SHARP's depth to the given one.
+        """Predict the factor that brings monodepth to the external depth.
 
         Args:
-            monodepth_m: (B, 2, 1536, 1536), SHARP's own depth; the front layer is compared.
-            depth_m: (B, 1, 1536, 1536), the given depth in metres.
+            monodepth_m: (B, 2, S, S), metres; only the front layer is compared.
+            depth_m: (B, 1, S, S), external depth in metres.
 
         Returns:
-            (B, 1, 1536, 1536), what both layers of monodepth are multiplied by.
+            (B, 1, S, S), the factor for both layers of monodepth.
         """
         scale_map: Tensor = self.scale_map_estimator(monodepth_m[:, :1], depth_m)
         return scale_map

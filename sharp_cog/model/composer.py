@@ -1,4 +1,4 @@
-"""Composer: base Gaussians and the network's deltas become Gaussians. It has no weights."""
+"""Composer: applies the network's deltas to the base Gaussians. It has no weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.model.initializer import BaseGaussians
 
 NUM_ATTRIBUTES = 14
-"""Attributes of a delta: mean 3, scale 3, quaternion 4, colour 3, opacity 1, in this order."""
+"""Number of attributes of a delta: mean 3, scale 3, quaternion 4, colour 3, opacity 1, in this order."""
 
+# The checkpoint was trained with these steps and limits. Its deltas mean something else with any others.
 _XY_STEP = 0.001
 _Z_STEP = 0.001
 _COLOR_STEP = 0.1
@@ -24,10 +25,10 @@ _FAR_OFFSET = 1e-3
 
 
 def compose(base: BaseGaussians, delta: Tensor) -> NDCGaussians:
-    """Moves, scales, turns and colours the base Gaussians.
+    """Move, scale, rotate and colour the base Gaussians.
 
     Args:
-        base: The grid, B x L x h x w.
+        base: Base Gaussians on a grid of B x L x h x w.
         delta: (B, 14, L, h, w), unbounded.
 
     Returns:
@@ -59,10 +60,10 @@ def compose(base: BaseGaussians, delta: Tensor) -> NDCGaussians:
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
-    """log(exp(x) - 1), without overflow."""
+    """Compute log(exp(x) - 1) without overflow."""
     return x + torch.log(-torch.expm1(-x))
 
 
 def _flatten(attribute: Tensor) -> Tensor:
-    """(B, C, L, h, w) -> (B, N, C)."""
+    """Reshape (B, C, L, h, w) to (B, N, C)."""
     return attribute.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The sizes of the network: Apple's released model, and a narrow twin of it for tests."""
+"""Sizes of the network: those of Apple's released model, and those of a narrow copy of it for tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 IMAGE_SIZE = 1536
-"""Width and height, in pixels, of the square picture that the network sees, whatever its aspect."""
+"""Width and height in pixels of the square image that Apple's network takes; every image is stretched to it."""
 
 NUM_LAYERS = 2
-"""Layers of depth, and of Gaussians: the front surface and what it hides."""
+"""Number of layers of depth, and of Gaussians: the front surface, and the surface hidden behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class SharpConfig:
     """Sizes of the whole network; the defaults are those of the released checkpoint.
 
     Attributes:
-        vit: Both vision transformers, the patch encoder and the image encoder.
+        vit: Sizes of both vision transformers, the patch encoder and the image encoder.
         encoder_channels: Channels of the five encoder feature maps, finest (768 x 768) first.
         monodepth_width: Channels of the decoder before the disparity head.
         disparity_hidden: Channels of the two hidden convolutions of the disparity head.

@@ -1,4 +1,4 @@
-"""Multi-resolution decoder: five feature maps, fused from the coarsest to the finest."""
+"""Multi-resolution decoder: fuses five feature maps, from the coarsest to the finest."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class CastingConv2d(nn.Conv2d):
-    """A convolution that brings what comes to the type of its weights: where one precision meets another."""
+    """Convolution that converts its input to the type of its weights. It stands where two precisions meet."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Conv2d`, for x of any float type."""
+        """Convolve x of any float type; shapes are those of `nn.Conv2d`."""
         return super().forward(x.to(self.weight.dtype))
 
 
 class ResidualConvUnit(nn.Module):
-    """x + conv3x3(relu(conv3x3(relu(x))))."""
+    """Residual block: x + conv3x3(relu(conv3x3(relu(x))))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ResidualConvUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) -> (B, width, H, W)."""
+        """Map (B, width, H, W) to (B, width, H, W)."""
         y: Tensor = self.residual(x).add_(x)
         return y
 
@@ -46,7 +46,7 @@ class FusionBlock(nn.Module):
         self.out_conv: nn.Module = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """(B, width, H, W) and a skip of the same shape -> (B, width, 2 H, 2 W), or H, W without doubling."""
+        """Map (B, width, H, W) and a skip of the same shape to (B, width, 2 H, 2 W), or H, W without doubling."""
         if skip is not None:
             x = self.resnet1(skip).add_(x)
         fused: Tensor = self.out_conv(self.deconv(self.resnet2(x)))
@@ -68,9 +68,9 @@ class MultiresDecoder(nn.Module):
         self.fusions = nn.ModuleList(FusionBlock(width, doubles=level > 0) for level in range(len(in_channels)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Feature maps, finest first, each half as wide as the one before -> (B, width, H, W) of the finest."""
+        """Fuse feature maps, finest first, each half as wide as the one before, to (B, width, H, W) of the finest."""
         coarsest = len(features) - 1
-        dtype = next(self.parameters()).dtype  # The encoder's may be another.
+        dtype = next(self.parameters()).dtype  # The encoder may compute in another type than this decoder.
         fused: Tensor = self.fusions[coarsest](self.convs[coarsest](features[coarsest].to(dtype)))
         for level in range(coarsest - 1, -1, -1):
             fused = self.fusions[level](fused, self.convs[level](features[level].to(dtype)))
@@ -78,7 +78,7 @@ class MultiresDecoder(nn.Module):
 
 
 class NormResidualBlock(nn.Module):
-    """x (or a 1x1 shortcut of it) + conv3x3(relu(GN(conv3x3(relu(GN(x)))))), with group normalisation."""
+    """Residual block with group norms: x (or a 1x1 shortcut of it) + conv3x3(relu(GN(conv3x3(relu(GN(x))))))."""
 
     def __init__(self, in_channels: int, out_channels: int, *, hidden: int, num_groups: int) -> None:
         super().__init__()
@@ -95,6 +95,6 @@ class NormResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         y: Tensor = self.residual(x).add_(self.shortcut(x))
         return y

@@ -1,4 +1,4 @@
-"""Feature model and prediction head: encoder features and base Gaussians in, deltas out."""
+"""Feature model and prediction head: turn encoder features and base Gaussians into deltas."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from sharp_cog.model.config import NUM_LAYERS, SharpConfig
 from sharp_cog.model.decoder import CastingConv2d, FusionBlock, MultiresDecoder, NormResidualBlock
 
 _INPUT_CHANNELS = 5
+"""Three channels of colour and one of disparity for each of the two layers."""
 _NUM_GROUPS = 8
 _NUM_GEOMETRY_ATTRIBUTES = 3
 
 
 class SkipConvBackbone(nn.Module):
-    """Brings the base Gaussians' colour and disparity to the grid's resolution."""
+    """Brings the base Gaussians' colour and disparity to the resolution of the grid."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = CastingConv2d(_INPUT_CHANNELS, width, kernel_size=2, stride=2)
 
     def forward(self, feature_input: Tensor) -> Tensor:
-        """(B, 5, H, W) -> (B, width, H / 2, W / 2)."""
+        """Map (B, 5, H, W) to (B, width, H / 2, W / 2)."""
         skip: Tensor = self.conv(feature_input)
         return skip
 
 
 class FeatureModel(nn.Module):
-    """A second decoder on the encoder's features, fused with the base Gaussians, and two heads."""
+    """Decodes the encoder's features a second time, fuses them with the base Gaussians, and applies two heads."""
 
     def __init__(self, config: SharpConfig) -> None:
         super().__init__()
@@ -39,21 +40,21 @@ class FeatureModel(nn.Module):
         self.geometry_head = _head(config)
 
     def forward(self, feature_input: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes features for the prediction head.
+        """Compute features for the prediction head.
 
         Args:
-            feature_input: (B, 5, 1536, 1536) float32, from the initializer.
-            decoded: (B, feature_width, 768, 768), what `decoder` made of the five encoder feature maps.
+            feature_input: (B, 5, S, S) float32, from the initializer.
+            decoded: (B, feature_width, S / 2, S / 2), the output of `decoder` for the five encoder feature maps.
 
         Returns:
-            Texture and geometry features, each (B, feature_channels, 768, 768).
+            Texture and geometry features, each (B, feature_channels, S / 2, S / 2).
         """
         fused = self.fusion(decoded, self.image_encoder(feature_input).to(decoded.dtype))
         return self.texture_head(fused), self.geometry_head(fused)
 
 
 class PredictionHead(nn.Module):
-    """Features to deltas: three attributes from geometry, eleven from texture, for each layer."""
+    """Predicts deltas from features: three attributes from geometry and eleven from texture, for each layer."""
 
     def __init__(self, config: SharpConfig) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class PredictionHead(nn.Module):
         self.texture_prediction_head = CastingConv2d(channels, num_texture_attributes * NUM_LAYERS, kernel_size=1)
 
     def forward(self, texture_features: Tensor, geometry_features: Tensor) -> Tensor:
-        """Two of (B, feature_channels, h, w) -> (B, 14, 2, h, w), attribute-major."""
+        """Map two feature maps (B, feature_channels, h, w) to (B, 14, 2, h, w), attribute-major."""
         geometry = self.geometry_prediction_head(geometry_features)
         texture = self.texture_prediction_head(texture_features)
         delta: Tensor = torch.cat([geometry, texture], dim=1).unflatten(1, (NUM_ATTRIBUTES, NUM_LAYERS))

@@ -1,4 +1,4 @@
-"""Initializer: a picture and its depth become a regular grid of base Gaussians. It has no weights."""
+"""Initializer: places a regular grid of base Gaussians on an image's depth. It has no weights."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from torch import Tensor
 from sharp_cog.model.config import NUM_LAYERS
 
 _STRIDE = 2
-"""Pixels of the network's picture to a Gaussian, in each direction."""
+"""Number of pixels to a Gaussian, in each direction."""
+
 _MAX_RELATIVE_DEPTH = 100.0
+"""Largest depth at which a Gaussian starts, in units of the scene's nearest depth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseGaussians:
     """Base Gaussians on a grid of L = 2 layers of h x w cells, in units of the scene's nearest depth.
 
-    A base Gaussian has the identity quaternion, opacity 0.5 and, on each axis, the standard deviation
-    `cell_size * z`: its cell's width at its depth.
+    A base Gaussian has the identity quaternion, opacity 0.5 and, on each axis, the standard deviation `cell_size * z`,
+    which is the width of its cell at its depth.
 
     Attributes:
         inverse_z: (B, L, h, w), 1 / depth of the cell's nearest pixel.
-        x_ndc: (w,), centres of the cells, the picture's left edge at -1 and the right one at 1.
-        y_ndc: (h, 1), centres of the cells, the picture's top edge at -1 and the bottom one at 1.
+        x_ndc: (w,), centres of the cells; the image's left edge is at -1 and its right edge at 1.
+        y_ndc: (h, 1), centres of the cells; the image's top edge is at -1 and its bottom edge at 1.
         cell_size: Width of a cell in NDC.
         colors_srgb: (B, 3, 1, h, w), mean colour of the cell, the same for both layers.
-        feature_input: (B, 5, H, W), what the feature model sees: colour and disparity in [-1, 1].
-        global_scale: (B,), metres to the unit.
+        feature_input: (B, 5, H, W), input of the feature model: colour and disparity in [-1, 1].
+        global_scale: (B,), the unit in metres.
     """
 
     inverse_z: Tensor
@@ -42,11 +44,11 @@ class BaseGaussians:
 
 
 def initialize(image: Tensor, depth_m: Tensor) -> BaseGaussians:
-    """Places base Gaussians on the surfaces that a depth map shows.
+    """Place base Gaussians on two surfaces.
 
     Args:
         image: (B, 3, H, W), RGB in [0, 1].
-        depth_m: (B, 2, H, W), or (B, 1, H, W) for both layers alike; positive.
+        depth_m: (B, 2, H, W), metres, positive; or (B, 1, H, W), the same surface for both layers.
     """
     height, width = image.shape[-2:]
     depth_factor = 1.0 / (depth_m.amin(dim=(1, 2, 3)) + 1e-6)
@@ -64,6 +66,6 @@ def initialize(image: Tensor, depth_m: Tensor) -> BaseGaussians:
 
 
 def _cell_centres(num_pixels: int, like: Tensor) -> Tensor:
-    """NDC of the centres of the cells along an axis, (num_pixels / 2,)."""
+    """Return the centres of the cells along an axis in NDC, (num_pixels / 2,), with the device and type of `like`."""
     edges = torch.arange(num_pixels // _STRIDE, device=like.device, dtype=like.dtype) * _STRIDE
     return 2.0 * (edges + 0.5 * _STRIDE) / num_pixels - 1.0

@@ -1,4 +1,4 @@
-"""Lift: SHARP's initializer and composer with zero deltas, on an external depth map. It has no weights."""
+"""Lift: SHARP's initializer and composer with deltas of zero, on an external depth map. It has no weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sharp_cog.model.initializer import initialize
 
 
 def lift(image: Tensor, depth_m: Tensor, use: DepthUse) -> NDCGaussians:
-    """Lift each pixel to its depth.
+    """Lift each cell of 2 x 2 pixels to its depth.
 
     Args:
         image: (B, 3, S, S), RGB in [0, 1].
-        depth_m: (B, 1, S, S), metres, known everywhere; serves both layers, as a ratio of 1.
-        use: How the depth is used; this model has no depth of its own to align or fit it to.
+        depth_m: (B, 1, S, S), metres, known everywhere. Both layers lie there, unless the mode is `fixed`.
+        use: Mode, scale and offset of the depth map. There is no monodepth that the map could be fitted to.
 
     Raises:
         DepthError: The use asks for a fit.

@@ -1,4 +1,4 @@
-"""Monodepth: a picture in, encoder features and two layers of disparity out."""
+"""Monodepth: predicts encoder features and two layers of disparity from an image alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from sharp_cog.model.config import NUM_LAYERS, SharpConfig
 from sharp_cog.model.decoder import CastingConv2d, MultiresDecoder
 from sharp_cog.model.pyramid import PyramidEncoder
 
-MIN_DISPARITY, MAX_DISPARITY = 1e-4, 1e4
+MIN_DISPARITY = 1e-4
+"""Least disparity: depth ends at 10,000 m where the focal length is the width of the image."""
+
+MAX_DISPARITY = 1e4
+"""Largest disparity: depth begins at 0.1 mm there."""
 
 
 class MonodepthPredictor(nn.Module):
-    """Encoder, decoder and disparity head."""
+    """Encoder, decoder and disparity head of monodepth. `MonodepthModel` runs them."""
 
     def __init__(self, config: SharpConfig) -> None:
         super().__init__()
@@ -30,21 +34,20 @@ class MonodepthPredictor(nn.Module):
 
 
 class MonodepthModel(nn.Module):
-    """Holds the predictor under the name that the checkpoint gives it."""
+    """Holds the predictor under its name in the checkpoint."""
 
     def __init__(self, config: SharpConfig) -> None:
         super().__init__()
         self.monodepth_predictor = MonodepthPredictor(config)
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Predicts features and disparity.
+        """Predict features and disparity.
 
         Args:
-            image: (B, 3, 1536, 1536), RGB in [0, 1].
+            image: (B, 3, S, S), RGB in [0, 1].
 
         Returns:
-            Five encoder feature maps, finest first, and the disparity (B, 2, 1536, 1536), front layer first,
-            non-negative.
+            Five encoder feature maps, finest first, and the disparity (B, 2, S, S), front layer first, non-negative.
         """
         predictor = self.monodepth_predictor
         features = predictor.encoder(image)
@@ -52,5 +55,5 @@ class MonodepthModel(nn.Module):
 
 
 def depth_from_disparity(disparity: Tensor, disparity_factor: Tensor) -> Tensor:
-    """Depth in metres, (B, 2, H, W), from disparity of the same shape and focal length over width, (B,)."""
+    """Convert disparity (B, 2, H, W) to depth in metres, given the focal length over the image's width, (B,)."""
     return disparity_factor.view(-1, 1, 1, 1) / disparity.clamp(MIN_DISPARITY, MAX_DISPARITY)

@@ -1,4 +1,4 @@
-"""Monodepth encoder: a pyramid of overlapping tiles through two vision transformers, merged to five feature maps."""
+"""Monodepth encoder: two vision transformers look at a pyramid of overlapping tiles, merged to five feature maps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sharp_cog.model.config import SharpConfig
 from sharp_cog.model.vit import ViT
 
 NUM_TILES = 35
-"""Of a picture: 5 x 5 fine ones, 3 x 3 middle ones and the whole."""
+"""Number of tiles of an image: 5 x 5 at full size, 3 x 3 at half, and the whole image at a quarter."""
 
 
 class PyramidEncoder(nn.Module):
-    """The `encoder` of the monodepth predictor.
+    """Encoder of the monodepth predictor.
 
     Attributes:
-        num_tiles_at_once: Of the 35 tiles, how many go through the vision transformer together.
+        num_tiles_at_once: Number of tiles that go through the vision transformer together; fewer take less memory.
     """
 
     def __init__(self, config: SharpConfig) -> None:
@@ -26,8 +26,9 @@ class PyramidEncoder(nn.Module):
         level0, level1, level2, level3, level4 = config.encoder_channels
         self.intermediate_blocks = config.vit.intermediate_blocks
         self.num_tiles_at_once = NUM_TILES
-        # Tiles are a quarter of the image wide. 5 x 5 of them overlap by a quarter of a tile, 3 x 3 of the image at
-        # half its size by a half; a side that touches a neighbour is cropped by half of that: 3 and 6 of 24 cells.
+        # Tiles are a quarter of the image wide. The 5 x 5 tiles overlap by a quarter of a tile, and the 3 x 3 tiles of
+        # the image at half its size by a half. Merging crops each side that touches a neighbour by half of the overlap,
+        # which is 3 and 6 of 24 cells, since a transformer sees least at the edge of its tile.
         self._tile_size = config.image_size // 4
         self._fine_stride, self._fine_crop = self._tile_size * 3 // 4, config.vit.grid_size // 8
         self._middle_stride, self._middle_crop = self._tile_size // 2, config.vit.grid_size // 4
@@ -42,13 +43,13 @@ class PyramidEncoder(nn.Module):
         self.fuse_lowres = nn.Conv2d(2 * level4, level4, kernel_size=1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Encodes a picture.
+        """Encode an image.
 
         Args:
-            image: (B, 3, 1536, 1536), RGB in [0, 1].
+            image: (B, 3, S, S), RGB in [0, 1].
 
         Returns:
-            Five feature maps, finest first: 768, 384, 192, 96 and 48 cells wide.
+            Five feature maps, finest first: S / 2, S / 4, S / 8, S / 16 and S / 32 cells wide.
         """
         middle = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
         coarse = F.interpolate(image, scale_factor=0.25, mode="bilinear", align_corners=False)
@@ -71,7 +72,7 @@ class PyramidEncoder(nn.Module):
         ]
 
     def _encode_tiles(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The patch encoder's output for all tiles, and its intermediate ones, however many go through it at once."""
+        """Return the patch encoder's output and intermediate maps for all tiles, computed in parts."""
         parts: list[tuple[Tensor, list[Tensor]]] = [
             self.patch_encoder(part, self.intermediate_blocks) for part in tiles.split(self.num_tiles_at_once)
         ]
@@ -82,7 +83,7 @@ class PyramidEncoder(nn.Module):
 
 
 def split_tiles(image: Tensor, tile_size: int, stride: int) -> Tensor:
-    """Cuts a square picture into n x n overlapping tiles.
+    """Cut a square image into n x n overlapping tiles.
 
     Args:
         image: (B, C, S, S).
@@ -97,12 +98,12 @@ def split_tiles(image: Tensor, tile_size: int, stride: int) -> Tensor:
 
 
 def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
-    """Joins the feature maps of n x n overlapping tiles, cropped on the sides that touch a neighbour.
+    """Join the feature maps of n x n overlapping tiles, cropped on the sides that touch a neighbour.
 
     Args:
         tiles: (n * n * B, C, h, h) in the order of `split_tiles`.
         batch: B.
-        crop: Cells to crop on each side that touches a neighbour.
+        crop: Number of cells to crop on each side that touches a neighbour.
 
     Returns:
         (B, C, S, S) with S = n * h - 2 * (n - 1) * crop; channels last.
@@ -125,7 +126,7 @@ def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
 
 
 def _upsampler(in_channels: int, out_channels: int, *, num_doublings: int) -> nn.Sequential:
-    """A 1x1 convolution and as many doublings by 2x2 transposed convolutions, all without bias."""
+    """Return a 1x1 convolution and `num_doublings` transposed 2x2 convolutions, all without bias."""
     doublings = (
         nn.ConvTranspose2d(out_channels, out_channels, kernel_size=2, stride=2, bias=False)
         for _ in range(num_doublings)

@@ -1,4 +1,7 @@
-"""SHARP: one picture in, 1,179,648 Gaussians out (arXiv 2512.10685)."""
+"""SHARP (arXiv 2512.10685): predicts 1,179,648 Gaussians from one image.
+
+`Sharp.forward` shows the whole graph in reading order: monodepth, depth layers, base Gaussians, features, deltas.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ UNUSED_PARAMETERS = frozenset(
     for encoder in ("patch_encoder", "image_encoder")
     for leaf in ("weight", "bias")
 )
-"""What the checkpoint holds and inference never uses: an image classifier on each vision transformer."""
+"""Parameters of the checkpoint that inference never uses: an image classifier on each vision transformer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """What the network makes of a picture before it has to know the depth.
+    """Everything that the network computes from the image alone, before the depth of its Gaussians is chosen.
 
     Attributes:
-        disparity: (B, 2, 1536, 1536) float32, front layer first, non-negative.
-        decoded: (B, feature_width, 768, 768), of the feature model's decoder.
+        disparity: (B, 2, S, S) float32, front layer first, non-negative.
+        decoded: (B, feature_width, S / 2, S / 2), output of the feature model's decoder.
     """
 
     disparity: Tensor
@@ -37,7 +40,7 @@ class Encoding:
 
 
 class Sharp(nn.Module):
-    """The whole network. Parameters carry the checkpoint's names.
+    """The whole network. Its parameters have the names of Apple's checkpoint, so that this loads strictly.
 
     Build it under `torch.device("meta")` and fill it by assignment to skip the random initialisation.
     """
@@ -59,7 +62,10 @@ class Sharp(nn.Module):
             image: (B, 3, S, S), RGB in [0, 1]; S is the configuration's `image_size`.
             disparity_factor: (B,), focal length over width of the original image, both in pixels.
             depth_m: (B, 1, S, S), external depth in metres, NaN where unknown; or None.
-            use: How the external depth replaces the network's own.
+            use: How the external depth replaces monodepth.
+
+        Returns:
+            N = S * S / 2 Gaussians for each image.
 
         Raises:
             DepthError: The depth map cannot be used.
@@ -69,7 +75,7 @@ class Sharp(nn.Module):
         return self.compose(image, encoding.decoded, self.depth_layers(monodepth_m, depth_m, use))
 
     def encode(self, image: Tensor) -> Encoding:
-        """Compute what depends on the image alone, which is nine tenths of the work.
+        """Compute everything that depends on the image alone, which is nine tenths of the work.
 
         Args:
             image: (B, 3, S, S) float32, RGB in [0, 1].
@@ -78,12 +84,15 @@ class Sharp(nn.Module):
         return Encoding(disparity=disparity, decoded=self.feature_model.decoder(features))
 
     def depth_layers(self, monodepth_m: Tensor, depth_m: Tensor | None, use: DepthUse) -> Tensor:
-        """Return the two layers of depth that the Gaussians are placed on, (B, 2, S, S) in metres.
+        """Choose the two layers of depth on which the Gaussians are placed.
 
         Args:
-            monodepth_m: (B, 2, S, S), the network's own depth.
-            depth_m: As for `forward`.
-            use: As for `forward`.
+            monodepth_m: (B, 2, S, S), metres.
+            depth_m: External depth, as for `forward`.
+            use: Use of the external depth, as for `forward`.
+
+        Returns:
+            (B, 2, S, S), metres.
 
         Raises:
             DepthError: The depth map cannot be used.
@@ -97,11 +106,11 @@ class Sharp(nn.Module):
         return replace_layers(monodepth_m, depth_m, use)
 
     def compose(self, image: Tensor, decoded: Tensor, depth_m: Tensor) -> NDCGaussians:
-        """Place Gaussians on two layers of depth.
+        """Place Gaussians on two layers of depth, and refine them.
 
         Args:
-            image: As for `encode`.
-            decoded: As in the image's `Encoding`.
+            image: (B, 3, S, S), RGB in [0, 1].
+            decoded: (B, feature_width, S / 2, S / 2), from the image's `Encoding`.
             depth_m: (B, 2, S, S), metres.
         """
         base = initialize(image, depth_m)

@@ -1,7 +1,7 @@
-"""Vision transformer: tiles of 384 x 384 pixels in, feature maps of 24 x 24 cells out.
+"""Vision transformer: turns tiles of 384 x 384 pixels into feature maps of 24 x 24 cells.
 
-Attribute names are those of the checkpoint (timm's). The classifier head that the checkpoint also holds has no
-place here.
+Attribute names are those of the checkpoint, which come from timm. The checkpoint's classifier head is left out. In the
+shapes below, g is the configuration's `grid_size`, 24 in the released network: a tile has g x g patches of 16 x 16 px.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from sharp_cog.model.config import ViTConfig
 
 PATCH_SIZE = 16
+"""Width and height of a patch in pixels."""
+
 _MLP_RATIO = 4
 _LAYER_NORM_EPS = 1e-6
 
 
 class Normalize(nn.Module):
-    """[0, 1] to [-1, 1]."""
+    """Maps [0, 1] to [-1, 1]. `sharp_cog.runtime.prepare` folds it into the convolution that follows."""
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Any shape."""
+        """Map a tensor of any shape."""
         return 2.0 * tiles - 1.0
 
 
@@ -36,34 +38,34 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """(B, 3, 384, 384) in [0, 1] -> (B, 576, width), row-major."""
+        """Map (B, 3, 16 g, 16 g) in [0, 1] to (B, g * g, width), row-major."""
         tokens: Tensor = self.proj(self.normalize(tiles)).flatten(2).transpose(1, 2)
         return tokens
 
 
 class LayerScale(nn.Module):
-    """A learned gain for each channel of a residual branch."""
+    """Learned gain for each channel of a residual branch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, branch: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
+        """Map (B, T, width) to (B, T, width)."""
         return branch * self.gamma
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalises the float32 residual stream and hands it on in the type that the next layer works in.
+    """Normalises the float32 residual stream and converts it for the next layer.
 
     Attributes:
-        dtype_out: That type.
+        dtype_out: Type in which the next layer computes.
     """
 
     dtype_out = torch.float32
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, width) float32 -> (B, T, width) of `dtype_out`."""
+        """Map (B, T, width) float32 to (B, T, width) of `dtype_out`."""
         return super().forward(tokens).to(self.dtype_out)
 
 
@@ -82,7 +84,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
+        """Map (B, T, width) to (B, T, width)."""
         batch, num_tokens, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, num_tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -92,15 +94,16 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of (B, heads, T, C), by the fastest of torch's kernels that is exact."""
+    """Compute the attention of (B, heads, T, C) by the fastest of torch's exact kernels."""
     return F.scaled_dot_product_attention(query, key, value)
 
 
 def attend_by_tile(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same on a CPU whose bfloat16 instructions torch's own kernel makes little use of: all but AMX.
+    """Compute the same as `attend`, one tile after the other, so that its scores (16 x 577 x 577) stay in the caches.
 
-    Tile by tile, so that the scores of one (16 x 577 x 577) stay in the caches; the softmax is float32 inside. Twice as
-    fast, and as close to float32: rounding the scores adds nothing to what rounding queries and keys does.
+    On CPUs with bfloat16 instructions but without AMX, this is twice as fast: torch's kernel makes little use of such
+    instructions. It is as close to float32, since rounding the scores adds nothing to the rounding of queries and keys;
+    the softmax computes in float32 inside.
     """
     scale = query.shape[-1] ** -0.5
     attended = torch.empty_like(query)
@@ -111,7 +114,7 @@ def attend_by_tile(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers around an exact GELU."""
+    """Multilayer perceptron: two linear layers around an exact GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,7 +123,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(_MLP_RATIO * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, width) -> (B, T, width)."""
+        """Map (B, T, width) to (B, T, width)."""
         mixed: Tensor = self.fc2(self.act(self.fc1(tokens)))
         return mixed
 
@@ -138,13 +141,13 @@ class Block(nn.Module):
         self.ls2: nn.Module = LayerScale(config.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Adds both branches to the residual stream (B, T, width) float32, in place, and returns it."""
+        """Add both branches to the residual stream (B, T, width) float32, in place, and return it."""
         tokens.add_(self.ls1(self.attn(self.norm1(tokens))))
         return tokens.add_(self.ls2(self.mlp(self.norm2(tokens))))
 
 
 class ViT(nn.Module):
-    """Vision transformer with a class token, which takes part and is dropped at the end."""
+    """Vision transformer with a class token, which takes part in the attention and is dropped at the end."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -156,15 +159,16 @@ class ViT(nn.Module):
         self.norm = LayerNorm(config.width, eps=_LAYER_NORM_EPS)
 
     def forward(self, tiles: Tensor, intermediate_blocks: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Encodes tiles.
+        """Encode tiles.
 
         Args:
-            tiles: (B, 3, 384, 384) float32, in [0, 1]; or smaller squares of whole patches, for which the positions
-                are those of a tile's upper left.
-            intermediate_blocks: 0-based blocks whose raw residual stream, without a norm, is returned too.
+            tiles: (B, 3, 16 g, 16 g) float32, in [0, 1]; or smaller squares of whole patches, which get the positions
+                of a tile's upper left.
+            intermediate_blocks: 0-based blocks after which the raw residual stream, without a norm, is returned too.
 
         Returns:
-            The normalised output (B, width, 24, 24), and as many intermediate ones of the same shape; channels last.
+            The normalised output (B, width, g, g), and a map of the same shape for each of `intermediate_blocks`;
+            channels last.
         """
         tokens = self.patch_embed(tiles)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self._positions(
@@ -174,11 +178,12 @@ class ViT(nn.Module):
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
             if index in intermediate_blocks:
-                # A copy, as the stream flows on in place.
+                # A copy, since the next blocks change the residual stream in place.
                 intermediates.append(_to_map(tokens.to(self.norm.dtype_out, copy=True)))
         return _to_map(self.norm(tokens)), intermediates
 
     def _positions(self, num_patches: int) -> Tensor:
+        """Return the embedding of the class token and of the patches, (1, 1 + num_patches, width)."""
         if num_patches == self.grid_size**2:
             return self.pos_embed
         size = math.isqrt(num_patches)
@@ -187,7 +192,7 @@ class ViT(nn.Module):
 
 
 def _to_map(tokens: Tensor) -> Tensor:
-    """(B, 1 + 576, width) with the class token first -> (B, width, 24, 24); or the map of a smaller square."""
+    """Map (B, 1 + g * g, width), with the class token first, to (B, width, g, g)."""
     size = math.isqrt(tokens.shape[1] - 1)
     features: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (size, size))
     return features
