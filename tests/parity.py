@@ -69,7 +69,7 @@ def state(variant: str) -> dict[str, Tensor]:
 
 
 def small_state() -> dict[str, Tensor]:
-    """Return the tiny checkpoint for images of 512 x 512 pixels, which `SharpConfig.matching` recognizes.
+    """Return the tiny checkpoint for images of 512 x 512 pixels, which `SharpConfig.matching` recognises.
 
     Only the position embeddings depend on the size of the image. They are cut to their upper left.
     """
@@ -173,13 +173,14 @@ def run(model: Sharp, reference: Reference, *, aligned: bool = False) -> tuple[d
             monodepth_m = depth_from_disparity(value, reference.disparity_factor)
             errors["monodepth"] = reference.error("monodepth", monodepth_m)
 
-    with torch.inference_mode():
-        depth = None
-        if aligned:  # The arrays of `tiny_aligned` were computed with this external depth.
-            _, disparity = model.monodepth_model(reference.image)
-            depth = 1.3 * depth_from_disparity(disparity, reference.disparity_factor)[:, :1] + 0.5
-        with observed(model, observe):
-            gaussians = model(reference.image, reference.disparity_factor, depth, DepthUse(mode="align"))
+    with torch.inference_mode(), observed(model, observe):
+        if not aligned:
+            gaussians = model(reference.image, reference.disparity_factor)
+        else:  # The arrays of `tiny_aligned` were computed with an external depth that is made of monodepth.
+            encoding = model.encode(reference.image)
+            monodepth_m = depth_from_disparity(encoding.disparity, reference.disparity_factor)
+            layers = model.depth_layers(monodepth_m, 1.3 * monodepth_m[:, :1] + 0.5, DepthUse(mode="align"))
+            gaussians = model.compose(reference.image, encoding.decoded, layers)
     for field in GAUSSIAN_FIELDS:
         observe(field, getattr(gaussians, field))
     return errors, gaussians

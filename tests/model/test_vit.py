@@ -1,4 +1,4 @@
-"""Both ways of attending against float64."""
+"""The vision transformer: its attention against float64, and its maps."""
 
 from __future__ import annotations
 
@@ -9,45 +9,63 @@ import torch
 from torch import Tensor
 
 from sharp_cog.model import vit
+from sharp_cog.model.vit import Attention, ViT, attend, attend_by_tile
+from tests import parity
 
 _ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
-"""Relative error, norm over norm, that an output of that type may have."""
+"""Relative error, norm over norm, that an output of each type may have."""
 
 
 @pytest.mark.parametrize("dtype", _ROUNDING)
-@pytest.mark.parametrize("attend", [vit._attend, vit._attend_by_tile])
-def test_attention_is_that_of_float64(attend: Callable[..., Tensor], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("compute", [attend, attend_by_tile])
+def test_attention_is_that_of_float64(compute: Callable[..., Tensor], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    # As the linear layer leaves them: tiles, tokens, which, heads, channels.
+    # The layout in which the linear layer leaves them: tiles, tokens, one of q, k and v, heads, channels.
     query, key, value = torch.randn(3, 50, 3, 4, 16).to(dtype).permute(2, 0, 3, 1, 4).unbind(0)
     weights = (query.double() @ key.double().mT / 16**0.5).softmax(-1)
     expected = weights @ value.double()
-    given = attend(query, key, value)
-    assert given.dtype == dtype
-    assert (given.double() - expected).norm() <= _ROUNDING[dtype] * expected.norm()
+    attended = compute(query, key, value)
+    assert attended.dtype == dtype
+    assert (attended.double() - expected).norm() <= _ROUNDING[dtype] * expected.norm()
 
 
-@pytest.mark.parametrize("has_amx", [False, True])
 @torch.no_grad()
-def test_the_way_is_the_cpus(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
-    used: list[str] = []
+def test_attention_is_computed_tile_by_tile_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Tensor] = []
 
-    def noted(name: str) -> Callable[..., Tensor]:
-        attend = getattr(vit, name)
+    def counted(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        calls.append(query)
+        return attend_by_tile(query, key, value)
 
-        def call(*tensors: Tensor) -> Tensor:
-            used.append(name)
-            result: Tensor = attend(*tensors)
-            return result
+    monkeypatch.setattr(vit, "attend_by_tile", counted)
+    torch.manual_seed(0)
+    attention, tokens = Attention(32, 2), torch.randn(2, 10, 32)
+    at_once = attention(tokens)
+    assert not calls
+    attention.is_tiled = True
+    torch.testing.assert_close(attention(tokens), at_once)
+    assert len(calls) == 1
 
-        return call
 
-    for name in ("_attend", "_attend_by_tile"):
-        monkeypatch.setattr(vit, name, noted(name))
-    monkeypatch.setattr(vit, "cpu_has_amx", lambda: has_amx)
-    attention = vit.Attention(32, 2)
-    tokens = torch.randn(1, 10, 32)
-    exact = attention(tokens)
-    rounded = attention.to(torch.bfloat16)(tokens.to(torch.bfloat16)).float()
-    assert used == ["_attend", "_attend" if has_amx else "_attend_by_tile"]
-    assert (rounded - exact).norm() < 0.05 * exact.norm()
+@torch.inference_mode()
+def test_maps_are_those_of_the_blocks_and_do_not_change_afterwards() -> None:
+    """The residual stream is computed in place, so that an intermediate map must be a copy of it."""
+    encoder = parity.small_network().monodepth_model.monodepth_predictor.encoder.patch_encoder
+    tiles = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    final, (first, last) = encoder(tiles, (0, 3))
+    assert first.shape == last.shape == final.shape == (2, 64, 8, 8)
+    normalised = torch.nn.functional.layer_norm(
+        last.permute(0, 2, 3, 1), (64,), encoder.norm.weight, encoder.norm.bias, 1e-6
+    )
+    torch.testing.assert_close(normalised.permute(0, 3, 1, 2), final)
+    (only,) = encoder(tiles, (0,))[1]
+    assert torch.equal(only, first)
+
+
+@torch.inference_mode()
+def test_a_smaller_square_gets_the_positions_of_the_upper_left() -> None:
+    """`small_state` cuts the embedding in the same way, so that both networks see the same small tile."""
+    tiles = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    large: ViT = parity.network("tiny").monodepth_model.monodepth_predictor.encoder.patch_encoder
+    small: ViT = parity.small_network().monodepth_model.monodepth_predictor.encoder.patch_encoder
+    torch.testing.assert_close(large(tiles)[0], small(tiles)[0])
