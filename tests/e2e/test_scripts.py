@@ -1,4 +1,4 @@
-"""The scripts and the command as a person starts them: real processes, real signals."""
+"""Scripts and commands as a person starts them, with real processes and real signals."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ NUM_GAUSSIANS = 1_179_648
 
 STUB_PYTHON = """\
 #!{bash}
-# Stands in for Python: notes what it is asked for, makes an empty environment, and installs nothing.
+# A stub of Python, which logs its arguments, creates an empty environment, and installs nothing.
 echo "$*" >>"{log}"
 case "$1 ${{2:-}}" in
   "-m venv")
@@ -39,10 +39,10 @@ esac
 
 
 class Checkout:
-    """A copy of the scripts in a folder of its own, with nothing but a few tools and a stub of Python on PATH."""
+    """A copy of the scripts in another folder, with only a few tools and a stub of Python on PATH."""
 
     def __init__(self, folder: Path) -> None:
-        # With blanks, since people's folders have them.
+        # People's folders have spaces in their names.
         self.root = folder / "a check out"
         self.log = folder / "log"
         self.tools = folder / "tools"
@@ -72,13 +72,13 @@ class Checkout:
         )
 
     def predict(self, *arguments: str, script: str = "predict") -> tuple[int, str, str]:
-        """Exit code, stdout and stderr."""
+        """Run a script and return its exit code, stdout and stderr."""
         process = self.start(*arguments, script=script)
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
     def installed(self) -> list[str]:
-        """What pip was asked for."""
+        """Return the arguments of each call of pip."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if line.startswith("-m pip install")]
 
@@ -106,13 +106,13 @@ def test_the_first_run_installs_and_the_second_starts_at_once(checkout: Checkout
     assert not checkout.log.exists(), "Python was started though nothing had changed"
 
 
-def test_the_http_service_installs_what_it_needs_and_no_more(checkout: Checkout) -> None:
+def test_the_http_service_installs_only_what_it_needs(checkout: Checkout) -> None:
     checkout.add_python()
     code, out, err = checkout.predict("--http", "--port", "8123", "--model", "lift", script="serve")
     assert code == 0, err
     assert out == f"{checkout.folder}: serve --http --host 127.0.0.1 --port 8123\n"
     assert " ".join(checkout.installed()).endswith(f"--editable {checkout.root}[http,preview,spz]")
-    assert "without the viewer, the page offers downloads alone: install npm" in err
+    assert "without the viewer, the page only offers downloads: install npm" in err
     code, _, err = checkout.predict("--http", "--upload-url", "http://localhost/", script="serve")
     assert code == 2
     assert "--upload-url is for Cog's server, not for --http" in err
@@ -129,7 +129,7 @@ def test_changed_dependencies_are_installed(checkout: Checkout) -> None:
     assert checkout.installed()
 
 
-def test_a_failed_installation_is_said_and_tried_again(checkout: Checkout) -> None:
+def test_a_failed_installation_is_reported_and_tried_again(checkout: Checkout) -> None:
     checkout.add_python()
     (checkout.folder / "no-network").touch()
     code, out, err = checkout.predict("a.jpg")
@@ -140,10 +140,10 @@ def test_a_failed_installation_is_said_and_tried_again(checkout: Checkout) -> No
     assert checkout.predict("a.jpg")[0] == 0
 
 
-def test_an_environment_that_was_left_half_made_is_completed(checkout: Checkout) -> None:
+def test_an_environment_that_was_interrupted_is_completed(checkout: Checkout) -> None:
     checkout.add_python()
     assert checkout.predict("a.jpg")[0] == 0
-    # What Ctrl-C leaves: Python is there, and pip and the stamp are not yet.
+    # Ctrl-C leaves an environment with Python, but without pip and the stamp.
     for name in ("bin/pip", "bin/sharp-cog", ".sharp-cog-preview"):
         (checkout.root / ".venv" / name).unlink()
     assert checkout.predict("a.jpg")[0] == 0
@@ -156,17 +156,17 @@ def test_scripts_that_start_together_install_once(checkout: Checkout) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert outputs == [f"{checkout.folder}: predict {number}.jpg\n" for number in range(3)]
     requests = checkout.installed()
-    assert len(requests) == len(set(requests)), "the same was installed twice"
+    assert len(requests) == len(set(requests)), "one package was installed twice"
 
 
-def test_without_python_the_message_says_which_is_needed(checkout: Checkout) -> None:
+def test_without_python_the_message_names_the_versions(checkout: Checkout) -> None:
     code, _, err = checkout.predict("a.jpg")
     assert code == 1
     assert "3.11" in err
     assert not (checkout.root / ".venv").exists()
 
 
-def test_without_the_venv_module_the_message_says_what_to_install(checkout: Checkout) -> None:
+def test_without_the_venv_module_the_message_names_the_package(checkout: Checkout) -> None:
     checkout.add_python()
     (checkout.folder / "no-venv").touch()
     code, _, err = checkout.predict("a.jpg")
@@ -176,17 +176,17 @@ def test_without_the_venv_module_the_message_says_what_to_install(checkout: Chec
     assert not (checkout.root / ".venv").exists()
 
 
-def write_picture(path: Path, seed: int = 0) -> None:
+def write_image(path: Path, seed: int = 0) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures with a depth map for both."""
+    """A folder of two images with one depth map for both."""
     (tmp_path / "photos").mkdir()
     for number in range(2):
-        write_picture(tmp_path / "photos" / f"{number}.jpg", seed=number)
+        write_image(tmp_path / "photos" / f"{number}.jpg", seed=number)
     depth_mm = np.linspace(1000, 4000, 48).astype(np.uint16).repeat(64).reshape(48, 64)
     Image.fromarray(depth_mm).save(tmp_path / "depth.png")
     return tmp_path
@@ -197,7 +197,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment without the settings of whoever runs the tests, and with the package to be tested."""
+    """Return the environment without the caller's settings, and with the package under test."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SHARP_")}
     return {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 
@@ -209,7 +209,7 @@ def check_splat(path: Path) -> None:
         assert np.isfinite(vertices[name]).all()
 
 
-def test_a_folder_with_a_broken_picture_in_it(folder: Path) -> None:
+def test_a_folder_with_a_broken_image_is_predicted_without_it(folder: Path) -> None:
     whole = (folder / "photos" / "1.jpg").read_bytes()
     (folder / "photos" / "1.jpg").write_bytes(whole[: len(whole) // 2])
     result = subprocess.run(
@@ -227,7 +227,7 @@ def test_a_folder_with_a_broken_picture_in_it(folder: Path) -> None:
     check_splat(folder / "splats" / "0.ply")
 
 
-def test_ctrl_c_leaves_whole_splats_and_nothing_else(folder: Path) -> None:
+def test_ctrl_c_leaves_complete_splats_and_nothing_else(folder: Path) -> None:
     for number in range(2, 30):
         shutil.copy(folder / "photos" / "0.jpg", folder / "photos" / f"{number}.jpg")
     splats = folder / "splats"
@@ -238,7 +238,7 @@ def test_ctrl_c_leaves_whole_splats_and_nothing_else(folder: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background of a shell leaves Ctrl-C ignored to all that they start.
+        # A shell ignores Ctrl-C for its background processes, and the children of the tests would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(splats.glob("*.ply")):
@@ -255,7 +255,7 @@ def test_ctrl_c_leaves_whole_splats_and_nothing_else(folder: Path) -> None:
         check_splat(path)
 
 
-def test_a_reader_that_leaves_early_is_no_error_message(folder: Path) -> None:
+def test_a_closed_pipe_is_no_error_message(folder: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
@@ -277,7 +277,7 @@ def test_a_reader_that_leaves_early_is_no_error_message(folder: Path) -> None:
 def test_a_fresh_checkout_installs_and_predicts(folder: Path) -> None:
     ignored = shutil.ignore_patterns(".venv*", ".git", ".*_cache", "*.egg-info", "__pycache__", "tests")
     shutil.copytree(ROOT, folder / "checkout", ignore=ignored)
-    # Not the environment that the tests run in, or there would be nothing to install.
+    # Without the environment of the tests, in which everything is installed already.
     kept = {name: value for name, value in environment().items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     own = str(Path(sys.executable).parent)
     kept["PATH"] = os.pathsep.join(part for part in kept["PATH"].split(os.pathsep) if part != own)
