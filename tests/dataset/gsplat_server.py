@@ -1,4 +1,4 @@
-"""A gsplat.org on loopback: its tRPC procedures, with every check that the field names allow, and its faults."""
+"""A server on loopback with the tRPC procedures of gsplat.org, strict checks, and faults on demand."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ class RefusalError(Exception):
 
 
 class GsplatServer:
-    """The service, without anything in it.
+    """A service that holds nothing yet.
 
     Attributes:
-        url: Its address.
-        files: Content by the address that it gives out.
-        orders: What was ordered, by share id.
-        calls: Names of the procedures that were called, in order, whatever came of it.
-        headers: Of each call.
-        failures: How many calls of a procedure answer 503 before it works; nothing is done.
-        lost: How many are done, but the connection breaks before the answer.
-        garbage: How many are done, and answered with a page of HTML.
-        refusals: How many are refused with 403.
+        url: Address of the service.
+        files: Uploaded content by the address that the service returned for it.
+        orders: Orders by share id.
+        calls: Names of the procedures that were called, in order, successful or not.
+        headers: Headers of each call.
+        failures: Number of calls of a procedure that answer 503, without effect, before it works.
+        lost: Number of calls that take effect, but whose connection breaks before the answer.
+        garbage: Number of calls that take effect, and are answered with an HTML page.
+        refusals: Number of calls that are refused with 403.
         hanging: Procedures that never answer.
-        dripping: Procedures whose answers come a byte at a time, and never whole.
-        forgets_uploads_after: So many chunks, after which it is started anew: once.
-        retry_after: What a 503 asks for, in seconds.
-        wraps: Whether data are in the envelope of superjson.
+        dripping: Procedures that answer a byte at a time and never finish.
+        forgets_uploads_after: Number of chunks after which the service restarts once, and forgets the upload.
+        retry_after: Seconds that a 503 asks for.
+        wraps: Whether data are wrapped in the envelope of superjson.
     """
 
     def __init__(self) -> None:

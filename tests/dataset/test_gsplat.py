@@ -1,4 +1,4 @@
-"""Sharing at gsplat.org, over HTTP to a server on loopback: what arrives there, and what its faults do."""
+"""Sharing at gsplat.org, against a server on loopback."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def splats_of(folder: Path, gaussians: Gaussians, *names: str) -> dict[str, Path
 
 
 def large_splats(folder: Path) -> dict[str, Path]:
-    """A .ply of more than two chunks."""
+    """A .ply file that needs more than two chunks."""
     path = folder / f"{PHOTO.id}.ply"
     path.write_bytes(np.random.default_rng(0).bytes(2 * gsplat_module.CHUNK_BYTES + 12_345))
     return {"ply": path}
@@ -80,7 +80,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gsplat_module, "MAX_SINGLE_BYTES", 150_000)
 
 
-def test_the_most_visible_are_shared_and_where_they_are_is_told(server: GsplatServer, tmp_path: Path) -> None:
+def test_most_visible_gaussians_are_shared_and_their_address_is_reported(server: GsplatServer, tmp_path: Path) -> None:
     gaussians = random_gaussians(200)
     # Fifty that cover far more of the picture than any other: in front, large, opaque.
     gaussians.means[:, 2] = gaussians.means[:, 2].abs() + 5.0
@@ -114,14 +114,14 @@ def test_the_most_visible_are_shared_and_where_they_are_is_told(server: GsplatSe
 
 
 @pytest.mark.parametrize("name", ["ply", "apple_ply", "spz", "compressed_ply", "splat"])
-def test_the_small_one_is_made_of_any_format_that_can_be_read(server: GsplatServer, tmp_path: Path, name: str) -> None:
+def test_small_splat_is_made_from_any_readable_format(server: GsplatServer, tmp_path: Path, name: str) -> None:
     told = gsplat_of(server)(PHOTO, splats_of(tmp_path, random_gaussians(200), name))
     assert told["gsplat_error"] == ""
     assert len(PlyData.read(str(tmp_path / "beach-1.small.gsplat.ply"))["vertex"].data) == 50
     assert list(server.files.values()) == [(tmp_path / "beach-1.small.gsplat.ply").read_bytes()]
 
 
-def test_what_cannot_be_read_is_told(server: GsplatServer, tmp_path: Path) -> None:
+def test_unreadable_splat_is_reported(server: GsplatServer, tmp_path: Path) -> None:
     told = gsplat_of(server)(PHOTO, splats_of(tmp_path, random_gaussians(10), "sog"))
     assert "ply, apple_ply" in told["gsplat_error"]
     assert server.calls == []
@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_told(server: GsplatServer, tmp_path: Path) -> No
     assert told["gsplat_error"].startswith("invalid_splat: ")
 
 
-def test_the_whole_goes_in_chunks_and_arrives_as_it_is(server: GsplatServer, tmp_path: Path) -> None:
+def test_whole_splat_is_uploaded_in_chunks_unchanged(server: GsplatServer, tmp_path: Path) -> None:
     splats = large_splats(tmp_path)
     told = gsplat_of(server, uses_small_ply=False)(PHOTO, splats)
     assert told["gsplat_error"] == ""
@@ -154,8 +154,8 @@ def test_one_call_is_used_under_twenty_mebibytes(
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("fault", ["failures", "lost", "garbage"])
 @pytest.mark.parametrize("wraps", [False, True])
-def test_faults_that_pass_are_got_over(server: GsplatServer, tmp_path: Path, fault: str, wraps: bool) -> None:
-    """5xx, connections that break after the call was done, and pages of HTML: at every call, and its content stays."""
+def test_passing_faults_are_retried(server: GsplatServer, tmp_path: Path, fault: str, wraps: bool) -> None:
+    """Server errors, connections that break after the call, and HTML pages, at every call."""
     server.wraps = wraps
     for name in (*UPLOAD_NAMES, "createOrder"):
         getattr(server, fault)[name] = 2
@@ -168,7 +168,7 @@ def test_faults_that_pass_are_got_over(server: GsplatServer, tmp_path: Path, fau
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_an_upload_that_the_service_has_forgotten_begins_anew(server: GsplatServer, tmp_path: Path) -> None:
+def test_forgotten_upload_is_restarted(server: GsplatServer, tmp_path: Path) -> None:
     server.forgets_uploads_after = 2
     splats = large_splats(tmp_path)
     told = gsplat_of(server, uses_small_ply=False)(PHOTO, splats)
@@ -177,7 +177,7 @@ def test_an_upload_that_the_service_has_forgotten_begins_anew(server: GsplatServ
     assert server.calls.count("chunkedUploadInitiate") == 2
 
 
-def test_a_refusal_is_not_asked_again(server: GsplatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_refusal_is_not_retried(server: GsplatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server.refusals["createOrder"] = 1
     told = gsplat_of(server)(PHOTO, splats_of(tmp_path, random_gaussians(60), "ply"))
     assert told == {"gsplat_error": told["gsplat_error"]}
@@ -187,7 +187,7 @@ def test_a_refusal_is_not_asked_again(server: GsplatServer, tmp_path: Path, capl
     assert "\x1b" not in caplog.text
 
 
-def test_what_fails_again_and_again_is_given_up(server: GsplatServer, tmp_path: Path) -> None:
+def test_lasting_failure_is_given_up(server: GsplatServer, tmp_path: Path) -> None:
     server.failures["uploadGaussianSplat"] = 100
     told = gsplat_of(server)(PHOTO, splats_of(tmp_path, random_gaussians(60), "ply"))
     assert "answered 503 to uploadGaussianSplat, 4 times" in told["gsplat_error"]
@@ -195,9 +195,7 @@ def test_what_fails_again_and_again_is_given_up(server: GsplatServer, tmp_path: 
 
 
 @pytest.mark.parametrize("after", ["7", "100000"])
-def test_how_long_to_wait_is_the_services_to_say_within_reason(
-    server: GsplatServer, tmp_path: Path, after: str
-) -> None:
+def test_retry_after_is_honoured_within_reason(server: GsplatServer, tmp_path: Path, after: str) -> None:
     waited: list[float] = []
     server.failures["createOrder"], server.retry_after = 1, after
     told = gsplat_of(server, sleep=waited.append)(PHOTO, splats_of(tmp_path, random_gaussians(60), "ply"))
@@ -206,7 +204,7 @@ def test_how_long_to_wait_is_the_services_to_say_within_reason(
 
 
 @pytest.mark.parametrize("kind", ["hanging", "dripping"])
-def test_a_service_that_hangs_costs_bounded_time(server: GsplatServer, tmp_path: Path, kind: str) -> None:
+def test_hanging_service_costs_bounded_time(server: GsplatServer, tmp_path: Path, kind: str) -> None:
     getattr(server, kind).add("uploadGaussianSplat")
     gsplat = gsplat_of(server, deadline_s=1.0, answer_s=0.5)
     start = time.monotonic()
@@ -215,7 +213,7 @@ def test_a_service_that_hangs_costs_bounded_time(server: GsplatServer, tmp_path:
     assert "cannot be reached" in told["gsplat_error"]
 
 
-def test_a_service_that_is_down_is_left_alone_for_a_while(
+def test_service_that_is_down_is_left_alone_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: GsplatServer
 ) -> None:
     server.failures["uploadGaussianSplat"] = 12
@@ -228,7 +226,7 @@ def test_a_service_that_is_down_is_left_alone_for_a_while(
     assert gsplat(PHOTO, splats)["gsplat_url"]
 
 
-def test_nobody_is_there(tmp_path: Path, server: GsplatServer) -> None:
+def test_unreachable_service_is_reported(tmp_path: Path, server: GsplatServer) -> None:
     gsplat = gsplat_of(server)
     server.close()
     assert "cannot be reached" in gsplat(PHOTO, splats_of(tmp_path, random_gaussians(60), "ply"))["gsplat_error"]
@@ -247,18 +245,18 @@ def test_credentials_of_this_machine_are_not_sent(
 @pytest.mark.parametrize(
     "base", ["gsplat.org", "ftp://gsplat.org", "https://", "https://[", "https://gsplat.org/?a=1", ""]
 )
-def test_an_address_that_is_none_is_refused(base: str) -> None:
+def test_invalid_address_is_refused(base: str) -> None:
     with pytest.raises(SettingError, match="GSPLAT_BASE"):
         Gsplat(base, expiration_type="1week", num_gaussians=1)
 
 
-def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+def test_address_with_a_password_is_refused_without_showing_it() -> None:
     with pytest.raises(SettingError, match="GSPLAT_BASE") as caught:
         Gsplat("https://me:sesame@gsplat.org", expiration_type="1week", num_gaussians=1)
     assert "sesame" not in str(caught.value)
 
 
-def test_a_fault_of_ours_does_not_fail_the_photograph(
+def test_unexpected_exception_does_not_fail_the_photograph(
     server: GsplatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = gsplat_of(server)(PHOTO, {"ply": None})  # type: ignore[dict-item]
@@ -267,7 +265,7 @@ def test_a_fault_of_ours_does_not_fail_the_photograph(
     assert "Traceback" in caplog.messages[0]
 
 
-def test_threads_share_at_once(server: GsplatServer, tmp_path: Path) -> None:
+def test_threads_can_share_at_once(server: GsplatServer, tmp_path: Path) -> None:
     gsplat = gsplat_of(server)
     told: list[dict[str, str]] = []
 
@@ -287,10 +285,8 @@ def test_threads_share_at_once(server: GsplatServer, tmp_path: Path) -> None:
     assert shared == {hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.glob("*.small.gsplat.ply")}
 
 
-def test_a_run_shares_every_photograph_and_is_not_held_up_where_that_fails(
-    server: GsplatServer, tmp_path: Path
-) -> None:
-    """From the settings on: what was shared is in the journal, and so is why one was not."""
+def test_run_shares_every_photograph_and_goes_on_after_failures(server: GsplatServer, tmp_path: Path) -> None:
+    """The journal holds the address of each shared splat, and the reason where sharing failed."""
     pictures = tmp_path / "in"
     pictures.mkdir()
     for number in range(4):
@@ -317,7 +313,7 @@ def test_a_run_shares_every_photograph_and_is_not_held_up_where_that_fails(
         assert b"element vertex 20\n" in content
 
 
-def test_sharing_needs_a_format_that_can_be_read(tmp_path: Path) -> None:
+def test_sharing_needs_a_readable_format(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     settings = DatasetSettings(
         input_dir=str(tmp_path / "in"), runs_dir=str(tmp_path / "runs"), gsplat_upload=True, formats=("sog",)

@@ -1,4 +1,4 @@
-"""Runs whose photographs come from Unsplash: what is fetched, what is not, and what the index says of whom."""
+"""Whole runs whose photographs come from Unsplash."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def downloads(unsplash: UnsplashServer) -> dict[str, int]:
     return {photo_id: count for photo_id in unsplash.ids if (count := unsplash.num_downloads(photo_id))}
 
 
-def test_a_list_becomes_a_dataset_with_attribution(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
+def test_list_becomes_a_dataset_with_attribution(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
     settings = settings_of(tmp_path, unsplash, hf_upload=True, hf_repo_id=REPO, unsplash_app_name="my_app")
     run_of(settings).work()
     assert journal_of(settings).counts() == {"done": 12}
@@ -76,7 +76,7 @@ def test_a_list_becomes_a_dataset_with_attribution(tmp_path: Path, unsplash: Uns
         assert image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLength] == 35.0
 
 
-def test_what_is_done_or_failed_twice_is_not_fetched_again(tmp_path: Path, unsplash: UnsplashServer) -> None:
+def test_finished_and_given_up_photographs_are_not_fetched_again(tmp_path: Path, unsplash: UnsplashServer) -> None:
     unsplash.broken = {"pic001"}
     unsplash.failures = {"/photos/pic002/download": 1}
     settings = settings_of(tmp_path, unsplash)
@@ -90,7 +90,7 @@ def test_what_is_done_or_failed_twice_is_not_fetched_again(tmp_path: Path, unspl
     assert failed.photo.id == "pic001"
 
 
-def test_a_search_ends_after_so_many_pictures_or_looks(tmp_path: Path, unsplash: UnsplashServer) -> None:
+def test_max_images_and_max_scan_end_a_search(tmp_path: Path, unsplash: UnsplashServer) -> None:
     settings = settings_of(tmp_path, unsplash, source="search", queries=("tree",), max_images=3)
     run_of(settings).work()
     assert journal_of(settings).counts()["done"] == 3
@@ -112,7 +112,7 @@ def test_known_pages_are_jumped_over(tmp_path: Path, unsplash: UnsplashServer) -
     assert not {5, 6} & set(asked)
 
 
-def test_a_list_from_its_old_end_is_gone_on_with_where_it_was(tmp_path: Path, unsplash: UnsplashServer) -> None:
+def test_list_from_the_oldest_is_resumed(tmp_path: Path, unsplash: UnsplashServer) -> None:
     settings = settings_of(tmp_path, unsplash, order_by="oldest", per_page=2, max_scan=8, list_seek_back_pages=1)
     run_of(settings).work()
     before = len(unsplash.pages())
@@ -124,7 +124,7 @@ def test_a_list_from_its_old_end_is_gone_on_with_where_it_was(tmp_path: Path, un
     assert unsplash.pages()[before:] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_rate_limit_ends_a_run_that_does_not_wait(tmp_path: Path, unsplash: UnsplashServer) -> None:
+def test_rate_limit_ends_a_run_that_does_not_wait(tmp_path: Path, unsplash: UnsplashServer) -> None:
     unsplash.rate_limit = 9
     settings = settings_of(tmp_path, unsplash, stop_on_rate_limit=True)
     run_of(settings).work()
@@ -135,9 +135,7 @@ def test_the_rate_limit_ends_a_run_that_does_not_wait(tmp_path: Path, unsplash: 
     assert not any(entry.tries for entry in journal.entries("seen"))
 
 
-def test_a_run_that_waits_for_the_hour_ends_at_once_when_it_is_stopped(
-    tmp_path: Path, unsplash: UnsplashServer
-) -> None:
+def test_run_that_waits_for_the_hour_stops_at_once(tmp_path: Path, unsplash: UnsplashServer) -> None:
     unsplash.rate_limit = 9
     settings = settings_of(tmp_path, unsplash)
     run = run_of(settings)
@@ -166,7 +164,7 @@ def ranges_of(hub: HubServer, folder: str) -> set[str]:
     return {name.rpartition("/")[2] for name in hub.files(REPO) if name.startswith(f"ranges/{folder}/")}
 
 
-def test_two_clients_go_through_ranges_of_a_list(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
+def test_two_clients_share_the_ranges_of_a_list(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
     # Neither fetches far ahead, so that both have something to do.
     more = {**RANGES, **LOCKS, "download_queue_max": 1}
     runs = [run_of(settings_of(tmp_path, unsplash, run_id=name, **more), 0.1) for name in ("a", "b")]
@@ -185,7 +183,7 @@ def test_two_clients_go_through_ranges_of_a_list(tmp_path: Path, unsplash: Unspl
     assert unsplash.pages()[len(before) :] == [1], "the done prefix is not read again"
 
 
-def test_a_range_with_a_hole_is_not_done_but_given_up(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
+def test_range_with_a_hole_is_abandoned(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
 
     oldest = unsplash.ids[::-1]
     unsplash.broken = {oldest[5]}
@@ -204,7 +202,7 @@ def test_a_range_with_a_hole_is_not_done_but_given_up(tmp_path: Path, unsplash: 
     assert unsplash.num_downloads(oldest[5]) == 2
 
 
-def test_a_stopped_client_gives_its_range_back_and_another_goes_on_in_it(
+def test_range_of_a_stopped_client_is_resumed_by_another(
     tmp_path: Path, unsplash: UnsplashServer, hub: HubServer
 ) -> None:
 
@@ -220,7 +218,7 @@ def test_a_stopped_client_gives_its_range_back_and_another_goes_on_in_it(
     assert ranges_of(hub, "locks") == set()
 
 
-def test_few_pictures_need_no_range(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
+def test_small_runs_use_no_ranges(tmp_path: Path, unsplash: UnsplashServer, hub: HubServer) -> None:
     settings = settings_of(tmp_path, unsplash, **{**RANGES, "range_lock_min_images": 30}, **LOCKS, max_images=2)
     run_of(settings).work()
     assert journal_of(settings).counts()["done"] == 2

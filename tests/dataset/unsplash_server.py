@@ -1,4 +1,4 @@
-"""An Unsplash on loopback: its API, and pictures on another address, as Unsplash has them."""
+"""A server on loopback with the API of Unsplash, and the images on another address."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class UnsplashServer:
 
     Attributes:
         url: Address of the API.
-        picture_url: Address of the pictures.
-        photos: What the API says of each photograph, in order; a test may change it.
-        pictures: Files by id.
+        picture_url: Address of the images.
+        photos: Answers of the API about each photograph, in order; a test may change them.
+        pictures: Image files by id.
         requests: Path and query of every request, to both addresses, in order.
-        keys: The Authorization header of each request, or nothing.
-        rate_limit: How many requests the API answers before it refuses them until `reset`; None is any number.
-        limit_status: With which status it refuses.
-        tells_rate_limit: Whether answers say how many requests are left.
-        failures: How many times a path, without its query, answers 503 before it works.
-        broken: Ids whose picture is text.
-        truncated: How many times the picture of an id ends early before it comes whole.
+        keys: Authorization header of each request, or an empty string.
+        rate_limit: Number of requests that the API answers before it refuses them until `reset`; None is unlimited.
+        limit_status: HTTP status of these refusals.
+        tells_rate_limit: Whether answers report the number of requests left.
+        failures: Number of 503 answers of a path, without its query, before it works.
+        broken: Ids whose image is text.
+        truncated: Number of times that the image of an id ends early before it arrives whole.
     """
 
     def __init__(self, count: int = 8, *, size: tuple[int, int] = (64, 48), focal_length: str | None = None) -> None:
@@ -178,7 +178,7 @@ def _serve(answer: Any) -> ThreadingHTTPServer:
 
 
 def _page(photos: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
-    """Entries of lists: all but what only the details hold."""
+    """Returns a photograph as lists show it, without the fields that only the details hold."""
     per_page = min(int(query["per_page"]), 30)
     start = (int(query["page"]) - 1) * per_page
     return [
@@ -200,7 +200,7 @@ def _send(handler: BaseHTTPRequestHandler, body: bytes, status: int, headers: di
 
 
 def _jpeg(number: int, size: tuple[int, int]) -> bytes:
-    """A picture like no other."""
+    """Returns a JPEG that differs from every other one."""
     width, height = size
     image = Image.new("RGB", size)
     image.putdata(list(_pixels(number, width, height)))
