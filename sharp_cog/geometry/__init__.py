@@ -1,1 +1,1 @@
-"""The camera, the Gaussians, and what can be done to a scene of them."""
+"""The camera, the Gaussians, and operations on a scene of Gaussians."""

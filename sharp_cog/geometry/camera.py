@@ -1,6 +1,6 @@
-"""The photograph's camera: a pinhole with the principal point in the centre.
+"""The photograph's camera: a pinhole with its principal point in the centre of the image.
 
-Frame: OpenCV (x right, y down, z forward), in metres; the camera sits at the origin and looks along +z.
+Frame: OpenCV axes (x right, y down, z forward) in metres; the camera stands at the origin and looks along +z.
 """
 
 import math
@@ -12,17 +12,19 @@ from sharp_cog.errors import OptionError
 FocalLengthSource = Literal["caller", "exif_35mm", "exif", "estimated", "default"]
 
 FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
+"""Diagonal of a 36 x 24 mm frame of 35 mm film."""
+
 DEFAULT_FOCAL_LENGTH_MM = 30.0
-"""What SHARP assumes, as a 35 mm equivalent, of a picture that does not say."""
+"""35 mm-equivalent focal length that SHARP assumes for an image without EXIF."""
 
 
 def focal_length_px_from_mm(focal_length_mm: float, *, width: int, height: int) -> float:
-    """Converts a 35 mm-equivalent focal length to pixels, by the diagonal of the 36 x 24 mm frame.
+    """Convert a 35 mm-equivalent focal length to pixels, by the diagonal of the 36 x 24 mm frame.
 
     Args:
         focal_length_mm: 35 mm-equivalent focal length in millimetres.
-        width: Width of the picture in pixels, after EXIF rotation.
-        height: Height of the picture in pixels, after EXIF rotation.
+        width: Width of the image in pixels, after EXIF rotation.
+        height: Height of the image in pixels, after EXIF rotation.
     """
     return focal_length_mm * math.hypot(width, height) / FULL_FRAME_DIAGONAL_MM
 
@@ -32,10 +34,10 @@ class Camera:
     """Pinhole camera of a photograph.
 
     Attributes:
-        width: Width of the picture in pixels, after EXIF rotation.
-        height: Height of the picture in pixels, after EXIF rotation.
+        width: Width of the image in pixels, after EXIF rotation.
+        height: Height of the image in pixels, after EXIF rotation.
         focal_length_px: Focal length in pixels, the same in x and y.
-        focal_length_source: Where the focal length came from.
+        focal_length_source: Source of the focal length.
 
     Raises:
         OptionError: A size is not positive or the focal length is not a positive finite number.
@@ -54,7 +56,7 @@ class Camera:
 
     @property
     def disparity_factor(self) -> float:
-        """Focal length over picture width: what the network divides by disparity to get metres."""
+        """Focal length over the width of the image; the network divides it by disparity to get metres."""
         return self.focal_length_px / self.width
 
     @property

@@ -1,6 +1,6 @@
-"""The two sets of Gaussians that travel through the pipeline.
+"""The two kinds of Gaussians in the pipeline: those of the network, and those of a metric scene.
 
-This module must stay importable without torch: tensors are only named, never made, here.
+This module must stay importable without torch, so it only names tensors in annotations and never creates one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CHANNELS = {"means": 3, "scales": 3, "quaternions_wxyz": 4, "colors_linear": 3,
 
 
 def _check_shapes(gaussians: NDCGaussians | Gaussians, num_leading: int) -> None:
-    """Checks that all fields agree in their leading dimensions and have the right channels."""
+    """Check that all fields agree in their leading dimensions and have the right number of channels."""
     leading = tuple(gaussians.means.shape[:-1])
     if len(leading) != num_leading:
         raise ValueError(f"means has shape {tuple(gaussians.means.shape)}, expected {num_leading + 1} dimensions")
@@ -29,12 +29,12 @@ def _check_shapes(gaussians: NDCGaussians | Gaussians, num_leading: int) -> None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NDCGaussians:
-    """What a predictor returns: Gaussians in normalised device coordinates, before the camera is applied.
+    """Gaussians of a predictor, in normalised device coordinates, before the camera is applied.
 
-    For a batch of B pictures with N Gaussians each, in the order layer, row, column.
+    A batch of B images has N Gaussians each, in the order layer, row, column.
 
     Attributes:
-        means: (B, N, 3), (z x, z y, z) with x, y in [-1, 1] (top left is (-1, -1)) and z in metres.
+        means: (B, N, 3), (z x, z y, z) with x, y in [-1, 1], where the top left is (-1, -1), and z in metres.
         scales: (B, N, 3), standard deviations in the same space, positive.
         quaternions_wxyz: (B, N, 4), real part first, not necessarily unit.
         colors_linear: (B, N, 3), linear RGB in [0, 1].
@@ -56,10 +56,10 @@ class NDCGaussians:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gaussians:
-    """Metric Gaussians of one scene, OpenCV axes (x right, y down, z forward): what writers accept.
+    """Metric Gaussians of one scene with OpenCV axes (x right, y down, z forward), as writers take them.
 
-    Writers refuse what is not finite or not unit, and write the nearest value that is in range of what is beyond it:
-    `sharp_cog.formats.ply.vertex_block`.
+    Writers refuse values that are not finite and quaternions that are not unit, and clamp values that are out of range:
+    see `sharp_cog.formats.ply.vertex_block`.
 
     Attributes:
         means: (N, 3), metres; all fields are float32.
@@ -80,7 +80,7 @@ class Gaussians:
 
     def __post_init__(self) -> None:
         _check_shapes(self, num_leading=1)
-        # Half precision has no logit of an opacity near 1, and doubles would be rounded where nobody sees it.
+        # Half precision cannot hold the logit of an opacity near 1, and float64 would be rounded silently by writers.
         for field in fields(self):
             dtype = str(getattr(self, field.name).dtype)
             if dtype != "torch.float32":

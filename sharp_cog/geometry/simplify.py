@@ -1,4 +1,4 @@
-"""Fewer Gaussians: the ones that contribute most to the photograph's own view are kept."""
+"""Simplifying a scene: keep the Gaussians that contribute most to the view of the photograph's camera."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ from torch import Tensor
 from sharp_cog.geometry.gaussians import Gaussians
 
 EVEN_FACTOR = 4.0
-"""Factor within which contributions count as equal. On a splat whose contributions span a factor of 80, four costs one
-decibel of what the strict order keeps; where they span a factor of two, it gains thirty."""
+"""Factor within which contributions count as equal.
+
+Compared with the strict order, a factor of four costs one decibel of likeness to the whole splat where contributions
+span a factor of 80, and gains thirty where they span a factor of two.
+"""
 
 _GOLDEN_RATIO_32 = 2654435769
-"""The golden ratio's fraction of 2^32."""
+"""Fractional part of the golden ratio, times 2^32."""
+
 _TINY = torch.finfo(torch.float32).tiny
+"""Least contribution that has a logarithm."""
 
 
 def prune(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opacity: float = 0.0) -> Gaussians:
-    """Drops the Gaussians that add least to the picture, seen from the photograph's camera.
+    """Drop the Gaussians that contribute least to the view of the photograph's camera.
 
-    Where contributions are much alike, as those of a wall are, the strict order would empty one region after the
-    other. So what differs by less than a factor of `EVEN_FACTOR` is thinned out evenly: nothing is dropped that
-    contributes more than that many times as much as something kept.
+    If contributions are alike, as those of a wall are, dropping the least first would empty one region after the other.
+    Gaussians whose contributions differ by less than a factor of `EVEN_FACTOR` are therefore thinned out evenly. No
+    Gaussian is dropped that contributes more than `EVEN_FACTOR` times as much as one that is kept.
 
     Args:
-        gaussians: OpenCV axes, the photograph's camera at the origin.
-        max_gaussians: Keep at most so many: those of the largest `contribution`, thinned out. None keeps all.
-        min_opacity: Drop what is less opaque.
+        gaussians: Scene with OpenCV axes and the photograph's camera at the origin.
+        max_gaussians: Maximum number of Gaussians to keep; None keeps all.
+        min_opacity: Least opacity of the Gaussians to keep.
 
     Returns:
-        What is kept, in the order in which it came.
+        The remaining Gaussians, in their original order.
     """
     if max_gaussians is None and min_opacity <= 0:
         return gaussians
     kept = torch.nonzero(gaussians.opacities >= min_opacity).squeeze(-1)
     if max_gaussians is not None and len(kept) > max_gaussians:
-        # Multiples of the golden ratio, modulo 1, are spread evenly whatever their number (Weyl, 1916).
+        # Multiples of the golden ratio modulo 1 are spread evenly, however many there are (Weyl, 1916), and random
+        # numbers are not.
         turns = (kept * _GOLDEN_RATIO_32 & 0xFFFFFFFF).to(torch.float32) / 2.0**32
         rank = contribution(gaussians)[kept].clamp(min=_TINY).log_() + math.log(EVEN_FACTOR) * turns
         kept = kept[torch.topk(rank, max_gaussians, sorted=False).indices].sort().values
@@ -51,21 +57,25 @@ def prune(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opacity
 
 
 def contribution(gaussians: Gaussians) -> Tensor:
-    """Opacity times projected area on the photograph's picture plane, up to a factor, (N,); 0 behind the camera.
+    """Compute opacity times projected area on the image plane, up to a constant factor.
 
-    Along a unit direction d, a Gaussian with axes R and standard deviations S casts a shadow whose area grows with
-    det(S) |S^-1 R^T d|; on the picture plane it shrinks with the squared distance and grows with 1 / cos^3 of the angle
-    off the axis. Volume instead of area would favour the far: it grows with the cube of the distance.
+    Along a unit direction d, a Gaussian with axes R and standard deviations S casts a shadow whose area is proportional
+    to det(S) |S^-1 R^T d|. On the image plane it shrinks with the squared distance and grows with 1 / cos^3 of the
+    angle to the optical axis. Volume in place of area would favour distant Gaussians, as it grows with the cube of the
+    distance.
+
+    Returns:
+        (N,), 0 for Gaussians behind the camera.
     """
     distance = torch.linalg.vector_norm(gaussians.means, dim=-1).clamp(min=1e-12)
     w, vector = gaussians.quaternions_wxyz[:, :1], gaussians.quaternions_wxyz[:, 1:]
     direction = gaussians.means / distance.unsqueeze(-1)
-    # R^T d, by the conjugate of the quaternion.
+    # R^T d: the conjugate of the quaternion rotates the direction into the Gaussian's own axes.
     twice = 2.0 * torch.linalg.cross(-vector, direction)
     local = direction + w * twice + torch.linalg.cross(-vector, twice)
     a, b, c = gaussians.scales.unbind(-1)
     x, y, z = local.unbind(-1)
-    # det(S) S^-1 without a division: each axis times the two other deviations.
+    # det(S) S^-1 without a division, since deviations may be zero: each axis is multiplied by the two others.
     shadow = torch.sqrt((x * b * c) ** 2 + (y * a * c) ** 2 + (z * a * b) ** 2)
     depth = gaussians.means[:, 2]
     area = shadow * distance / depth.clamp(min=1e-6) ** 3

@@ -1,4 +1,4 @@
-"""Scaling, moving and re-orienting a scene of Gaussians."""
+"""Scaling, moving and rotating a scene of Gaussians."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ import torch
 from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.geometry.quaternions import canonicalize
 
-NEAR_SHARE, FOCUS_SHARE, FAR_SHARE = 0.05, 0.5, 0.95
-"""Quantiles of depth that stand for the nearest things, for the centre of a film's movement, and for the farthest."""
+NEAR_SHARE = 0.05
+"""Quantile of depth that stands for the nearest objects; the very nearest Gaussian may be a stray one."""
+
+FOCUS_SHARE = 0.5
+"""Quantile of depth that a moving camera turns about."""
+
+FAR_SHARE = 0.95
+"""Quantile of depth that stands for the farthest objects."""
 
 
 def scale_and_center(
     gaussians: Gaussians, *, scale: float = 1.0, is_centred: bool = False
 ) -> tuple[Gaussians, tuple[float, float, float]]:
-    """Scales a scene about the photograph's camera, then moves its centre, the median position, to the origin.
+    """Scale a scene about the photograph's camera, then move its centre, which is the median position, to the origin.
 
     Args:
-        gaussians: The photograph's camera at the origin.
+        gaussians: Scene with the photograph's camera at the origin.
         scale: Factor on all lengths.
-        is_centred: Whether the centre becomes the origin.
+        is_centred: Whether to move the centre to the origin.
 
     Returns:
-        The scene, and where the photograph's camera stands in it.
+        The scene, and the position of the photograph's camera in it.
     """
     scaled = gaussians
     if scale != 1.0:
@@ -37,14 +43,17 @@ def scale_and_center(
 
 
 def translate(gaussians: Gaussians, offset: tuple[float, float, float]) -> Gaussians:
-    """Adds an offset (x, y, z) to all positions."""
+    """Add an offset (x, y, z) in metres to all positions."""
     if not any(offset):
         return gaussians
     return replace(gaussians, means=gaussians.means + gaussians.means.new_tensor(offset))
 
 
 def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
-    """Turns a scene by 180 degrees about x: between OpenCV axes (y down, z ahead) and OpenGL ones (y up, z back)."""
+    """Rotate a scene by 180 degrees about x, from OpenCV axes (y down, z forward) to OpenGL axes (y up, z backward).
+
+    The rotation is its own inverse.
+    """
     w, x, y, z = gaussians.quaternions_wxyz.unbind(-1)
     return replace(
         gaussians,
@@ -54,7 +63,7 @@ def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
 
 
 def depths_ahead(gaussians: Gaussians, *shares: float) -> list[float]:
-    """Quantiles of the depths in metres of what lies ahead of the photograph's camera; 1 where nothing does."""
+    """Return quantiles of depth in metres of the Gaussians in front of the photograph's camera, or 1 without any."""
     depth_m = gaussians.means[:, 2].cpu().numpy()
     depth_m = depth_m[depth_m > 0]
     return [float(value) for value in np.quantile(depth_m, shares)] if len(depth_m) else [1.0] * len(shares)
