@@ -1,44 +1,127 @@
-"""Settings from the environment, overridden by flags; and options from flags."""
+"""Flags of the command line, derived from the tables of options and settings, and the values that they give."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from sharp_cog.config.dataset import FIXED_FOLDERS, DatasetSettings
+from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
+from sharp_cog.config.parameters import Parameter, parameters
 from sharp_cog.config.settings import Settings
+
+Flag = tuple[tuple[str, ...], dict[str, Any]]
+"""Arguments of one call of `argparse.ArgumentParser.add_argument`, positional and named."""
+Options = TypeVar("Options", bound=OutputOptions)
+
+_TYPES = {"int": int, "float": float}
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple": "A,B"}
+
+
+def flag(*names: str, **facts: Any) -> Flag:
+    """Return a flag or a positional argument; the arguments are those of `add_argument`."""
+    return names, facts
+
+
+def option_flags(cls: type[OutputOptions], *names: str) -> list[Flag]:
+    """Return the flags of the options of a class, or of those that are named.
+
+    The format has a flag of its own, since its default depends on the output file.
+    """
+    return [
+        _option_flag(about)
+        for about in parameters(cls)
+        if about.name != "output_format" and (not names or about.name in names)
+    ]
+
+
+def format_flag() -> Flag:
+    """Return the flag of the output format."""
+    about = next(about for about in parameters(OutputOptions) if about.name == "output_format")
+    default = f"by the suffix of the output file, else {DEFAULT_FORMAT}"
+    return flag("--format", choices=tuple(OUTPUT_FORMATS), help=f"{about.help} (default: {default})")
+
+
+def setting_flags(*names: str) -> list[Flag]:
+    """Return the flags of these settings of the pipeline; a flag that is not given leaves the variable's value."""
+    named = {about.name: about for about in parameters(Settings)}
+    return [
+        flag(
+            _flag_of(name),
+            choices=tuple(named[name].choices) or None,
+            metavar=named[name].metavar or None,
+            help=_help(named[name]),
+        )
+        for name in names
+    ]
+
+
+def dataset_flags() -> list[Flag]:
+    """Return a flag for each setting of a dataset run.
+
+    Secrets have none, since other users of the machine see command lines. The flags of fixed folders are hidden; they
+    are still understood, so that `DatasetSettings.build` can explain that the folder is fixed.
+    """
+    flags = [
+        flag(
+            _flag_of(about.name),
+            metavar=_METAVARS[about.kind],
+            # A switch needs no value: `--hf-upload` is `--hf-upload 1`.
+            nargs="?" if about.kind == "bool" else None,
+            const="1" if about.kind == "bool" else None,
+            help=_help(about),
+        )
+        for about in parameters(DatasetSettings)
+        if not about.is_secret
+    ]
+    return [*flags, *(flag(_flag_of(name), help=argparse.SUPPRESS) for name in FIXED_FOLDERS)]
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
-    """The process's settings; flags that a command does not have, or that are not given, change nothing.
+    """Return the settings of the pipeline, from the flags that are given and from the environment.
 
     Raises:
         SettingError: An environment variable or a flag has a bad value.
     """
-    settings = Settings.from_environment()
-    if getattr(arguments, "model", None):
-        settings = replace(settings, model=arguments.model)
-    if getattr(arguments, "device", None):
-        settings = replace(settings, device=arguments.device)
-    if getattr(arguments, "precision", None):
-        settings = replace(settings, precision=arguments.precision)
-    if getattr(arguments, "checkpoint", None):
-        settings = replace(settings, checkpoint=Path(arguments.checkpoint))
-    if getattr(arguments, "cache_dir", None):
-        settings = replace(settings, cache_dir=Path(arguments.cache_dir))
-    return settings
+    return Settings.from_environment(flags=arguments)
 
 
-def depth_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags about depth of `sharp_cog.config.options.PredictOptions`, by the option's name."""
-    names = ("depth_format", "depth_mode", "back_surface_factor", "depth_fit", "depth_scale", "depth_offset")
-    return {name: getattr(arguments, name) for name in (*names, "save_internal_depth")}
+def options_from(arguments: argparse.Namespace, cls: type[Options], **given: Any) -> Options:
+    """Return the options that the flags give.
+
+    Args:
+        arguments: Parsed flags; an option that the command has no flag for keeps its default.
+        cls: Class of the options.
+        given: Values that are not taken from a flag, such as `output_format`.
+
+    Raises:
+        OptionError: A value is out of its range, or two options exclude each other.
+    """
+    names = [about.name for about in parameters(cls) if about.name not in given and hasattr(arguments, about.name)]
+    return cls(**{name: getattr(arguments, name) for name in names}, **given)
 
 
-def output_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `sharp_cog.config.options.OutputOptions` but for the format, by the option's name."""
-    return {
-        name: getattr(arguments, name)
-        for name in ("axes", "max_gaussians", "min_opacity", "scale", "center", "spz_version")
-    }
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _option_flag(about: Parameter) -> Flag:
+    if about.kind == "bool":
+        return flag(_flag_of(about.name), action="store_true", help=about.help)
+    return flag(
+        _flag_of(about.name),
+        type=_TYPES.get(about.kind),
+        choices=tuple(about.choices) or None,
+        default=about.default,
+        metavar=about.metavar or None,
+        help=_help(about),
+    )
+
+
+def _help(about: Parameter) -> str:
+    meanings = f". {about.meanings}" if about.meanings else ""
+    notes = "; ".join(
+        note for note in (about.default_text and f"default: {about.default_text}", about.variable) if note
+    )
+    return f"{about.help}{meanings} ({notes})" if notes else f"{about.help}{meanings}"

@@ -1,86 +1,92 @@
-"""The options of one prediction: the same names, ranges and defaults behind every door."""
+"""Options of one prediction: one table for all frontends, with names, ranges, defaults and help."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
+from sharp_cog.config.parameters import FRONTENDS, check, parameter, parameters, parse
 from sharp_cog.errors import OptionError
 from sharp_cog.text import plain, quoted
 
-AXES = ("auto", "opencv", "opengl")
-SPZ_VERSIONS = (3, 4)
-
 ESTIMATORS = ("depth-pro", "depth-anything-v2-metric")
-"""Networks other than SHARP that tell depth: `sharp_cog.depth.estimators`."""
-DEPTH_FORMATS = ("auto", "metric", "relative", "inverse-relative")
-DEPTH_MODES = ("ratio", "fixed", "align")
-DEPTH_FITS = ("auto", "none", "median", "affine")
-
-BACK_SURFACE_FACTOR_RANGE = (1.0, 100.0)
-DEPTH_SCALE_RANGE = (1e-3, 1e3)
-DEPTH_OFFSET_RANGE = (-100.0, 100.0)
+"""Networks other than SHARP that estimate depth, in `sharp_cog.depth.estimators`."""
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
-MAX_GAUSSIANS_RANGE = (1, 1_000_000_000)
-MIN_OPACITY_RANGE = (0.0, 1.0)
-SCALE_RANGE = (1e-6, 1e6)
+AXES = {
+    "auto": "the format's usual axes, opengl for spz and glb, opencv for the others",
+    "opencv": "x right, y down, z forward",
+    "opengl": "x right, y up, z backward",
+}
+_DEPTH_FORMATS = {
+    "auto": "guess from the values, and log the guess",
+    "metric": "metres",
+    "relative": "0 (near) to 1 (far), mapped to 1 to 10 m",
+    "inverse-relative": "disparity, larger is nearer, its median mapped to 3 m",
+}
+DEPTH_FORMATS = tuple(_DEPTH_FORMATS)
 
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "output_format": tuple(OUTPUT_FORMATS),
-    "axes": AXES,
-    "spz_version": SPZ_VERSIONS,
-    "depth_format": DEPTH_FORMATS,
-    "depth_mode": DEPTH_MODES,
-    "depth_fit": DEPTH_FITS,
-}
-"""Of the options that have them, by name."""
-RANGES: dict[str, tuple[tuple[float, float], str]] = {
-    "max_gaussians": (MAX_GAUSSIANS_RANGE, "Gaussians"),
-    "min_opacity": (MIN_OPACITY_RANGE, "(1 is opaque)"),
-    "scale": (SCALE_RANGE, "(1 keeps metres)"),
-    "back_surface_factor": (BACK_SURFACE_FACTOR_RANGE, "(1 is no distance)"),
-    "depth_scale": (DEPTH_SCALE_RANGE, "(1 changes nothing)"),
-    "depth_offset": (DEPTH_OFFSET_RANGE, "metres"),
-    "focal_length_px": (FOCAL_LENGTH_PX_RANGE, "pixels"),
-    "focal_length_mm": (FOCAL_LENGTH_MM_RANGE, "millimetres"),
-}
-"""Least and largest value of the others that are numbers, and their unit."""
+_NOT_COG = tuple(frontend for frontend in FRONTENDS if frontend != "Cog")
+_MAX_NAMED = 3
+"""Unknown options that an error names; it counts the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputOptions:
-    """What of a splat is written, and how.
-
-    Attributes:
-        output_format: One of `OUTPUT_FORMATS`.
-        axes: `opencv` (x right, y down, z ahead), `opengl` (x right, y up, z back), or `auto`: what the format asks
-            for, which is OpenCV's but for spz and glb.
-        max_gaussians: Keep at most so many: those that add most to the photograph's own view. None keeps all.
-        min_opacity: Drop Gaussians that are less opaque.
-        scale: Factor on all lengths, about the photograph's camera.
-        center: Move the scene so that its centre, the median position, becomes the origin. Otherwise the photograph's
-            camera is the origin.
-        spz_version: Of the format spz: 3, which most viewers read, or 4.
+    """Options of a written splat.
 
     Raises:
-        OptionError: A value is out of its range, or the format cannot have it.
+        OptionError: A value is out of its range, or the format does not allow it.
     """
 
-    output_format: str = DEFAULT_FORMAT
-    axes: str = "auto"
-    max_gaussians: int | None = None
-    min_opacity: float = 0.0
-    scale: float = 1.0
-    center: bool = False
-    spz_version: int = 3
+    output_format: str = parameter(
+        DEFAULT_FORMAT,
+        "file format: ply for any viewer, spz and sog are small, html is a web page, mp4 a video",
+        choices={format_.name: format_.description for format_ in OUTPUT_FORMATS.values()},
+        aliases=("format",),
+    )
+    axes: str = parameter(
+        "auto", "coordinate axes; if a viewer shows the scene upside down, try opengl or opencv", choices=AXES
+    )
+    max_gaussians: int | None = parameter(
+        None,
+        "keep at most this many of the 1,179,648 Gaussians, those that matter most to the image",
+        limits=(1, 1_000_000_000),
+        unit="Gaussians",
+        metavar="N",
+    )
+    min_opacity: float = parameter(
+        0.0,
+        "drop Gaussians that are less opaque: 0 keeps all, 0.1 drops haze, 1 keeps opaque ones",
+        limits=(0.0, 1.0),
+        unit="(1 is opaque)",
+        metavar="P",
+    )
+    scale: float = parameter(
+        1.0,
+        "factor on all lengths, about the photograph's camera",
+        limits=(1e-6, 1e6),
+        unit="(1 keeps metres)",
+        metavar="S",
+        frontends=_NOT_COG,
+    )
+    center: bool = parameter(
+        False,
+        "move the origin from the photograph's camera to the median position of the scene",
+        frontends=_NOT_COG,
+    )
+    spz_version: int = parameter(
+        3,
+        "version of the format spz",
+        choices={3: "most viewers read it", 4: "needs a newer viewer"},
+        frontends=_NOT_COG,
+    )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            _check(option.name, getattr(self, option.name))
+        for about in parameters(type(self)):
+            check(about, about.name, getattr(self, about.name), OptionError)
         format_ = OUTPUT_FORMATS[self.output_format]
         fixed = format_.axes if format_.has_fixed_axes else None
         if fixed and self.axes not in ("auto", fixed):
@@ -96,58 +102,89 @@ class OutputOptions:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Builds options from a transport's mapping; None and empty strings count as not given.
+        """Build options from the mapping that a frontend received.
 
-        Numbers and flags may arrive as text, as forms and environment variables send them.
+        Args:
+            values: Values by name. Numbers and booleans may be text, as in forms; None and empty text are not given.
 
         Raises:
-            OptionError: An unknown name, a value of the wrong type, or a value out of its range.
+            OptionError: A name is unknown, or a value has the wrong type or is out of its range.
         """
-        known = {field.name: str(field.type) for field in fields(cls)}
+        known = {about.name: about for about in parameters(cls)}
         given = {name: value for name, value in values.items() if value is not None and value != ""}
         unknown = sorted(given.keys() - known.keys())
         if unknown:
             named = ", ".join(plain(name) or quoted(name) for name in unknown[:_MAX_NAMED])
             more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
             raise OptionError(f"unknown option {named}{more}: choose from {', '.join(sorted(known))}")
-        for name, value in given.items():
-            type_ = known[name].removesuffix(" | None")
-            if type_ in _CONVERTERS:
-                given[name] = _CONVERTERS[type_](name, value)
-        return cls(**given)
+        return cls(**{name: parse(known[name], name, value, OptionError) for name, value in given.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictOptions(OutputOptions):
-    """Options of one prediction, with those of what is written.
-
-    Attributes:
-        focal_length_px: Focal length in pixels of the picture as it is shown (after EXIF rotation).
-        focal_length_mm: The same as a 35 mm equivalent in millimetres; not together with `focal_length_px`.
-            Without either, EXIF decides, and without EXIF 30 mm.
-        depth_format: What the numbers of a depth map mean: `metric`, `relative`, `inverse-relative`, or `auto`; as
-            `sharp_cog.depth.maps.decode`.
-        depth_mode: How the map takes the place of SHARP's own depth: `ratio`, `fixed` or `align`; as
-            `sharp_cog.model.external_depth.DepthUse`, like the next four.
-        back_surface_factor: Above 1 it selects `fixed`.
-        depth_fit: `none`, `median`, `affine`, or `auto`: none for a metric map, affine for the others.
-        depth_scale: Factor on the depth, after the fit.
-        depth_offset: Added after that, in metres.
-        save_internal_depth: Keep SHARP's own depth in the prediction.
+    """Options of one prediction and of the splat that is written.
 
     Raises:
-        OptionError: A value is out of its range, the format cannot have it, or two of them exclude each other.
+        OptionError: A value is out of its range, the format does not allow it, or two options exclude each other.
     """
 
-    focal_length_px: float | None = None
-    focal_length_mm: float | None = None
-    depth_format: str = "auto"
-    depth_mode: str = "ratio"
-    back_surface_factor: float = 1.0
-    depth_fit: str = "auto"
-    depth_scale: float = 1.0
-    depth_offset: float = 0.0
-    save_internal_depth: bool = False
+    focal_length_px: float | None = parameter(
+        None,
+        "focal length in pixels of the upright image; by default from EXIF, else 30 mm equivalent",
+        limits=FOCAL_LENGTH_PX_RANGE,
+        unit="pixels",
+        metavar="PX",
+        aliases=("f_px",),
+    )
+    focal_length_mm: float | None = parameter(
+        None,
+        "focal length as a 35 mm equivalent in millimetres, instead of the one in pixels",
+        limits=FOCAL_LENGTH_MM_RANGE,
+        unit="millimetres",
+        metavar="MM",
+    )
+    depth_format: str = parameter("auto", "meaning of the depth map's values", choices=_DEPTH_FORMATS)
+    depth_mode: str = parameter(
+        "ratio",
+        "use of the depth map: ratio and fixed take its depth, align takes only its scale",
+        choices={
+            "ratio": "the map, and behind it the back surface at SHARP's own ratio of back to front",
+            "fixed": "the map, and behind it the back surface at the back surface factor times the map",
+            "align": "SHARP's monodepth in all its detail, brought to the map by a network of the checkpoint",
+        },
+    )
+    back_surface_factor: float = parameter(
+        1.0,
+        "depth of the hidden back surface, as a multiple of the map; above 1 selects mode fixed",
+        limits=(1.0, 100.0),
+        unit="(1 is no distance)",
+        metavar="F",
+    )
+    depth_fit: str = parameter(
+        "auto",
+        "fit of the depth map to SHARP's monodepth before it is used",
+        choices={
+            "auto": "none for a metric map, affine for any other",
+            "none": "no fit",
+            "median": "one factor",
+            "affine": "scale and shift of disparity",
+        },
+    )
+    depth_scale: float = parameter(
+        1.0,
+        "factor on the depth map, after the fit",
+        limits=(1e-3, 1e3),
+        unit="(1 changes nothing)",
+        metavar="S",
+    )
+    depth_offset: float = parameter(
+        0.0, "metres to add to the depth map, after the factor", limits=(-100.0, 100.0), unit="metres", metavar="M"
+    )
+    save_internal_depth: bool = parameter(
+        False,
+        "also return SHARP's monodepth, the front and the back surface in metres",
+        frontends=("command line", "Python", "HTTP", "Modal"),
+    )
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
@@ -161,46 +198,3 @@ class PredictOptions(OutputOptions):
                 f"focal_length_px={self.focal_length_px} and focal_length_mm={self.focal_length_mm} are both given: "
                 "give only one of them"
             )
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise OptionError(f"{name} is {quoted(value)}: give a number")
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        raise OptionError(f"{name} is {quoted(value)}: give a number") from None
-
-
-def _whole_number(name: str, value: object) -> int:
-    number = _number(name, value)
-    if not number.is_integer():
-        raise OptionError(f"{name} is {quoted(value)}: give a whole number")
-    return int(number)
-
-
-def _flag(name: str, value: object) -> bool:
-    flags = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    flag = flags.get(value.strip().lower()) if isinstance(value, str) else None
-    if flag is None:
-        raise OptionError(f"{name} is {quoted(value)}: give true or false")
-    return flag
-
-
-_MAX_NAMED = 3
-"""Unknown options that an error names; the rest is counted."""
-_CONVERTERS: dict[str, Any] = {"float": _number, "int": _whole_number, "bool": _flag}
-"""By the type of the field, as it is written."""
-
-
-def _check(name: str, value: Any) -> None:
-    """Checks a value against what the option may be."""
-    choices = CHOICES.get(name)
-    if choices is not None and value not in choices:
-        raise OptionError(f"{name} is {quoted(value)}: choose one of {', '.join(map(str, choices))}")
-    if name in RANGES and value is not None:
-        (low, high), unit = RANGES[name]
-        if not (math.isfinite(value) and low <= value <= high):
-            raise OptionError(f"{name} is {value}: give a number from {low:g} to {high:g} {unit}")

@@ -1,4 +1,4 @@
-"""Changes to the process itself: environment variables that torch reads, and glibc's memory allocator."""
+"""Tweaks of the process that sharp_cog runs in: huge pages, and glibc's memory allocator."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Callable, Mapping, MutableMapping
 from functools import cache
 
 _M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+"""Parameter of `mallopt`, from glibc's malloc.h."""
 
 
 def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Lets torch ask the system for huge pages, unless the environment says otherwise; before its first tensor of all.
+    """Let torch ask the system for huge pages, unless the environment says otherwise.
 
-    The network's feature maps are hundreds of megabytes each, made and freed at every prediction. Getting such memory
-    in pages of 4 kB takes a CPU as long as the work on it.
+    The network's feature maps take hundreds of megabytes each and are allocated anew for every prediction. In pages of
+    4 kB, a CPU spends as much time on the page faults as on the computation. The call must come before torch's first
+    tensor, since torch reads the variable once.
     """
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def use_one_arena(environment: Mapping[str, str] = os.environ) -> None:
-    """Lets all threads of the process share one arena of glibc's malloc, unless the environment says otherwise.
+    """Let all threads share one arena of glibc's malloc, unless the environment says otherwise.
 
-    For services, before their threads start: each of these holds whole splats at times, and glibc would keep hundreds
-    of megabytes of freed memory for each. Where there is another malloc, nothing is done.
+    Services call it before they start threads. Each thread holds whole splats at times, and glibc would keep hundreds
+    of megabytes of freed memory in an arena of each. Other allocators are left alone.
     """
     if "MALLOC_ARENA_MAX" in environment or sys.platform != "linux":
         return
@@ -35,10 +36,10 @@ def use_one_arena(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def give_back() -> None:
-    """Gives free memory back to the system, in some milliseconds; nothing where the heap is not glibc's.
+    """Return free memory to the system, within milliseconds; does nothing where the allocator is not glibc's.
 
-    A service frees arrays of some megabytes in another order than it has made them. What lies between those in use
-    stays with the process, and the heap grows for hundreds of requests, by a third and more, before it ends to.
+    A service frees arrays of some megabytes in another order than it allocated them. glibc keeps the gaps between the
+    blocks that are still in use, so that the heap grows by a third and more over hundreds of requests.
     """
     trim = _malloc_trim()
     if trim is not None:

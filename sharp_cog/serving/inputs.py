@@ -1,4 +1,4 @@
-"""What callers send, the same behind every door: pictures as base64 or by a URL, options by name."""
+"""Inputs of a request, alike for all frontends: images as base64 or by URL, and options by name."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.parameters import parameters
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError
 from sharp_cog.serving.fetch import fetch
 
-ALIASES = {"f_px": "focal_length_px", "format": "output_format"}
-"""Names that callers of other services of SHARP know, and ours."""
+ALIASES = {alias: about.name for about in parameters(PredictOptions) for alias in about.aliases}
+"""Names of options at other services of SHARP, each with our name."""
 
 _ADDRESS = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
 
 def options_from(values: Mapping[str, Any]) -> PredictOptions:
-    """Builds options from a transport's mapping; None and empty strings count as not given.
+    """Build options from the values of a request; None and empty text are not given.
+
+    Args:
+        values: Values by name or alias.
 
     Raises:
-        OptionError: As `PredictOptions.from_mapping`, or an option is given under two names.
+        OptionError: A name is unknown, a value is bad, or an option is given under two names.
     """
     named: dict[str, Any] = {}
     for name, value in values.items():
@@ -33,16 +37,20 @@ def options_from(values: Mapping[str, Any]) -> PredictOptions:
             continue
         if ours in named:
             both = " and ".join(other for other in values if ALIASES.get(other, other) == ours)
-            raise OptionError(f"{both} are both given: they are the same, give one")
+            raise OptionError(f"{both} are both given, and are the same option: give one")
         named[ours] = value
     return PredictOptions.from_mapping(named)
 
 
 def decode_base64(name: str, text: object) -> bytes:
-    """Bytes of base64 text, with or without a data URI's prefix; white space does not count.
+    """Decode base64 text, with or without the prefix of a data URI; white space is ignored.
+
+    Args:
+        name: Name of the field, for errors.
+        text: Value of the field.
 
     Raises:
-        InputError: It is no text, or not base64.
+        InputError: The value is not text, or not base64.
     """
     if not isinstance(text, str):
         raise InputError(f"{name} is of type {type(text).__name__}: give base64 text")
@@ -62,29 +70,34 @@ def decode_base64(name: str, text: object) -> bytes:
 
 
 def check_sources(given: Collection[str], *, image_name: str) -> None:
-    """Checks that there is one picture, and one depth map at most.
+    """Check that a request has one image, and at most one depth map.
 
     Args:
-        given: Names of what the request holds: `image_url`, `depth`, `depth_url` and `image_name` count.
-        image_name: What the door calls the picture itself.
+        given: Names of the fields in the request.
+        image_name: Name of the frontend's field for an image that is sent along; one behind a URL is `image_url`.
 
     Raises:
-        ImageError: There is no picture, or there are two.
+        ImageError: There is no image, or there are two.
         DepthError: There are two depth maps.
     """
     if image_name in given and "image_url" in given:
         raise ImageError(f"{image_name} and image_url are both given: give one")
     if image_name not in given and "image_url" not in given:
-        raise ImageError(f"there is no picture: give {image_name} or image_url")
+        raise ImageError(f"the request has no image: give {image_name} or image_url")
     if "depth" in given and "depth_url" in given:
         raise DepthError("depth and depth_url are both given: give one")
 
 
 def fetch_named(name: str, url: object, settings: ServiceSettings) -> bytes:
-    """What is behind a URL in a request.
+    """Fetch the file behind a URL in a request.
+
+    Args:
+        name: Name of the field, for errors.
+        url: Value of the field.
+        settings: Limits of the fetch.
 
     Raises:
-        InputError: The value is no text, or cannot be fetched.
+        InputError: The value is not text, or the file cannot be fetched.
     """
     if not isinstance(url, str):
         raise InputError(f"{name} is of type {type(url).__name__}: give an http or https address")

@@ -1,21 +1,18 @@
-"""Settings of a run: every variable works as it is named, as a flag, and in a table of the README."""
+"""Settings of a dataset run, as variables and as flags."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sharp_cog.cli import main
-from sharp_cog.config.dataset import DatasetSettings, add_flags
+from sharp_cog.cli import build_parser, main
+from sharp_cog.config.dataset import FIXED_FOLDERS, DatasetSettings
+from sharp_cog.config.parameters import parameters
 from sharp_cog.errors import SettingError
-
-README = Path(__file__).parents[2] / "README.md"
 
 ENVIRONMENT = {
     "SOURCE": ("search", "search"),
@@ -56,36 +53,31 @@ ENVIRONMENT = {
     "HF_INDEX_FLUSH_SECS": ("7.5", 7.5),
     "HF_USE_LOCKS": ("on", True),
     "CLAIM_BATCH": ("8", 8),
-    "HF_LOCKS_DIR": ("l", "l"),
-    "HF_DONE_DIR": ("d", "d"),
     "HF_LOCK_STALE_SECS": ("9", 9.0),
     "RANGE_SIZE": ("60", 60),
     "RANGE_LOCK_MIN_IMAGES": ("11", 11),
     "RANGE_LOCK_STALE_SECS": ("12", 12.0),
-    "RANGE_LOCKS_DIR": ("r/l", "r/l"),
-    "RANGE_DONE_DIR": ("r/d", "r/d"),
-    "RANGE_PROGRESS_DIR": ("r/p", "r/p"),
-    "RANGE_ABANDONED_DIR": ("r/a", "r/a"),
     "GSPLAT_UPLOAD": ("1", True),
     "GSPLAT_BASE": ("http://127.0.0.1:9", "http://127.0.0.1:9"),
     "GSPLAT_EXPIRATION_TYPE": ("1month", "1month"),
     "GSPLAT_USE_SMALL_PLY": ("no", False),
     "GSPLAT_FILTER_VISIBILITY": ("13", 13),
 }
-"""All but CLAIMS_DIR, which excludes HF_USE_LOCKS."""
+"""Text and value of each variable; none is the default. CLAIMS_DIR is left out, since it excludes HF_USE_LOCKS."""
+
+
+ABOUT = parameters(DatasetSettings)
 
 
 def by_variable(settings: DatasetSettings) -> dict[str, Any]:
-    return {setting.metadata["variable"]: getattr(settings, setting.name) for setting in fields(DatasetSettings)}
+    return {about.variable: getattr(settings, about.name) for about in ABOUT}
 
 
-def flags_of(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    return parser.parse_args(arguments)
+def parse_flags(*arguments: str) -> argparse.Namespace:
+    return build_parser().parse_args(["dataset", "run", *arguments])
 
 
-def test_every_variable_works_as_it_is_named() -> None:
+def test_every_setting_is_read_from_its_variable() -> None:
     settings = DatasetSettings.build({name: text for name, (text, _) in ENVIRONMENT.items()})
     found = by_variable(settings)
     assert found.pop("CLAIMS_DIR") == ""
@@ -95,29 +87,30 @@ def test_every_variable_works_as_it_is_named() -> None:
     assert DatasetSettings.build({"SHARP_INPUT_DIR": "in", "CLAIMS_DIR": "/shared"}).claims_dir == "/shared"
 
 
-def test_every_setting_has_a_flag_which_counts_before_its_variable() -> None:
+def test_every_setting_has_a_flag_that_takes_precedence_over_its_variable() -> None:
     arguments = []
-    for setting in fields(DatasetSettings):
-        variable = setting.metadata["variable"]
-        if variable not in ("UNSPLASH_ACCESS_KEY", "CLAIMS_DIR"):
-            arguments += [f"--{setting.name.replace('_', '-')}", ENVIRONMENT[variable][0]]
+    for about in ABOUT:
+        if about.variable not in ("UNSPLASH_ACCESS_KEY", "CLAIMS_DIR"):
+            arguments += [f"--{about.name.replace('_', '-')}", ENVIRONMENT[about.variable][0]]
     environment = {"UNSPLASH_ACCESS_KEY": "sesame", "RUN_ID": "other", "PER_PAGE": "3", "HF_UPLOAD": "0"}
-    found = by_variable(DatasetSettings.build(environment, flags_of(*arguments)))
+    found = by_variable(DatasetSettings.build(environment, parse_flags(*arguments)))
     assert {name: found[name] for name in ENVIRONMENT} == {name: value for name, (_, value) in ENVIRONMENT.items()}
-    assert DatasetSettings.build({"SHARP_INPUT_DIR": "in"}, flags_of("--claims-dir", "/shared")).claims_dir == "/shared"
+    assert (
+        DatasetSettings.build({"SHARP_INPUT_DIR": "in"}, parse_flags("--claims-dir", "/shared")).claims_dir == "/shared"
+    )
 
 
 def test_a_switch_needs_no_value() -> None:
     settings = DatasetSettings.build(
-        {"SHARP_INPUT_DIR": "in", "LIST_AUTO_SEEK": "1"}, flags_of("--log-gpu-mem", "--list-auto-seek", "0")
+        {"SHARP_INPUT_DIR": "in", "LIST_AUTO_SEEK": "1"}, parse_flags("--log-gpu-mem", "--list-auto-seek", "0")
     )
     assert settings.log_gpu_mem
     assert not settings.list_auto_seek
 
 
-def test_a_key_is_on_no_command_line_and_in_no_log() -> None:
+def test_the_access_key_is_on_no_command_line_and_in_no_log() -> None:
     with pytest.raises(SystemExit):
-        flags_of("--unsplash-access-key", "sesame")
+        parse_flags("--unsplash-access-key", "sesame")
     assert "sesame" not in repr(DatasetSettings(source="list", unsplash_access_key="sesame"))
 
 
@@ -154,7 +147,6 @@ def test_empty_variables_count_as_not_set() -> None:
         ("HF_REPO_ID", "splats"),
         ("HF_REPO_TYPE", "space"),
         ("HF_INDEX_REPO_PATH", "/"),
-        ("HF_LOCKS_DIR", "../locks"),
         ("HF_LOCK_STALE_SECS", "0"),
         ("HF_LOCK_STALE_SECS", "nan"),
         ("HF_INDEX_FLUSH_SECS", "soon"),
@@ -186,21 +178,33 @@ def test_a_bad_value_is_refused_with_its_variable(variable: str, text: str) -> N
         ),
     ],
 )
-def test_settings_that_do_not_go_together_are_told(environment: dict[str, str], message: str) -> None:
+def test_settings_that_exclude_or_need_each_other_are_refused(environment: dict[str, str], message: str) -> None:
     if "CLAIMS_DIR" in environment:
         environment = {**environment, "SHARP_INPUT_DIR": "in"}
     with pytest.raises(SettingError, match=f"^{message}"):
         DatasetSettings.build(environment)
 
 
-def test_nothing_is_published_unless_it_is_asked_for() -> None:
+@pytest.mark.parametrize(("name", "folder"), FIXED_FOLDERS.items())
+def test_a_fixed_folder_accepts_its_own_name_and_refuses_any_other(name: str, folder: str) -> None:
+    base, variable = {"SHARP_INPUT_DIR": "in"}, name.upper()
+    flag = f"--{name.replace('_', '-')}"
+    assert DatasetSettings.build({**base, variable: folder}) == DatasetSettings.build(base)
+    assert DatasetSettings.build(base, parse_flags(flag, f"{folder}/")) == DatasetSettings.build(base)
+    with pytest.raises(SettingError, match=f"^{variable} is '../other', but this folder is always {folder}: leave it"):
+        DatasetSettings.build({**base, variable: "../other"})
+    with pytest.raises(SettingError, match=f"^{variable} is 'other', but this folder is always {folder}: leave it"):
+        DatasetSettings.build(base, parse_flags(flag, "other"))
+
+
+def test_nothing_is_published_by_default() -> None:
     settings = DatasetSettings(input_dir="in", hf_repo_id="you/splats")
     assert not settings.hf_upload
     assert not settings.gsplat_upload
     assert DatasetSettings(input_dir="in").hf_repo_id == ""
 
 
-def test_bad_values_end_the_command_at_once(
+def test_a_bad_value_ends_the_command_with_its_variable_and_range(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PER_PAGE", "99")
@@ -208,37 +212,14 @@ def test_bad_values_end_the_command_at_once(
     assert "error: PER_PAGE is 99: give a number from 1 to 30 [invalid_setting]" in capsys.readouterr().err
 
 
-def table() -> str:
-    rows = ["| variable | meaning | default |", "| --- | --- | --- |"]
-    for setting in fields(DatasetSettings):
-        default: Any = setting.default
-        if isinstance(default, bool):
-            default = int(default)
-        if isinstance(default, float):
-            default = f"{default:g}"
-        text = ",".join(default) if isinstance(default, tuple) else str(default)
-        rows.append(
-            f"| `{setting.metadata['variable']}` | {setting.metadata['help']} | {f'`{text}`' if text else ''} |"
-        )
-    return "\n".join(rows).replace("|  |", "| |")
-
-
-def test_the_table_of_the_readme_is_what_there_is() -> None:
-    """The table between the marks is what `table` gives; copy it there."""
-    readme = README.read_text(encoding="utf-8")
-    found = re.search(r"<!-- dataset settings -->\n\n(.*?)\n\n<!-- end -->", readme, re.DOTALL)
-    assert found is not None
-    assert found[1] == table()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"RUN_ID=caf\xe9\n", ".env is not UTF-8 at byte 10: save it as UTF-8"),
-        (b"RUN_ID=a\0b\n", "'RUN_ID' cannot be set to what it is given (embedded null byte): correct .env"),
+        (b"RUN_ID=a\0b\n", "'RUN_ID' cannot be set to its value (embedded null byte): correct .env"),
     ],
 )
-def test_a_broken_file_of_variables_is_told(
+def test_a_broken_env_file_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -252,14 +233,16 @@ def test_a_broken_file_of_variables_is_told(
     assert capsys.readouterr().err == f"error: {message} [invalid_setting]\n"
 
 
-def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "dotenv", None)
     assert main(["dataset", "run", "--input-dir", "in"]) == 1
     error = capsys.readouterr().err
     assert error == "error: datasets need dotenv: .venv/bin/pip install -e '.[dataset]' [not_installed]\n"
 
 
-def test_status_of_a_run_that_is_not_there_is_told(
+def test_the_status_of_a_run_that_does_not_exist_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

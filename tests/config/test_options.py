@@ -1,21 +1,19 @@
-"""Options: what transports send, as numbers or as text."""
+"""Options of a prediction, as frontends send them: numbers, or text."""
 
 import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, PredictOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError
-from sharp_cog.formats import FORMATS
 
 
 def test_without_values_the_options_are_the_defaults() -> None:
     assert PredictOptions.from_mapping({}) == PredictOptions()
-    assert PredictOptions() == PredictOptions(focal_length_px=None, focal_length_mm=None, output_format="ply")
 
 
 def test_none_and_empty_text_count_as_not_given() -> None:
@@ -23,8 +21,9 @@ def test_none_and_empty_text_count_as_not_given() -> None:
     assert PredictOptions.from_mapping(values) == PredictOptions()
 
 
+@settings(max_examples=25)
 @given(st.floats(*FOCAL_LENGTH_PX_RANGE))
-def test_a_number_sent_as_text_is_the_same_number(focal_length_px: float) -> None:
+def test_a_number_as_text_is_the_same_number(focal_length_px: float) -> None:
     expected = PredictOptions(focal_length_px=focal_length_px)
     assert PredictOptions.from_mapping({"focal_length_px": repr(focal_length_px)}) == expected
     assert PredictOptions.from_mapping({"focal_length_px": focal_length_px}) == expected
@@ -33,33 +32,29 @@ def test_a_number_sent_as_text_is_the_same_number(focal_length_px: float) -> Non
 @pytest.mark.parametrize(
     ("name", "limits"), [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE)]
 )
-def test_the_ends_of_a_range_are_taken_and_what_lies_beyond_is_refused(name: str, limits: tuple[float, float]) -> None:
+def test_the_ends_of_a_range_are_accepted_and_anything_beyond_is_refused(
+    name: str, limits: tuple[float, float]
+) -> None:
     low, high = limits
     for value in limits:
         assert getattr(PredictOptions.from_mapping({name: value}), name) == value
-    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0, -1, math.nan, math.inf):
+    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0, -1, math.nan, math.inf, "1e999"):
         with pytest.raises(OptionError, match=rf"{name} is .*: give a number from {low:g} to "):
             PredictOptions.from_mapping({name: value})
 
 
 @pytest.mark.parametrize("value", ["wide", "1,5", "0x10", True, [28], {"mm": 28}, b"28"])
-def test_what_is_not_a_number_is_refused(value: object) -> None:
+def test_a_value_that_is_not_a_number_is_refused(value: object) -> None:
     with pytest.raises(OptionError, match=r"focal_length_mm is .*: give a number"):
         PredictOptions.from_mapping({"focal_length_mm": value})
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-def test_text_that_is_no_finite_number_is_refused(value: str) -> None:
-    with pytest.raises(OptionError, match="focal_length_px is"):
-        PredictOptions.from_mapping({"focal_length_px": value})
-
-
-def test_both_focal_lengths_are_refused() -> None:
+def test_two_focal_lengths_are_refused() -> None:
     with pytest.raises(OptionError, match=r"focal_length_px=900.0 and focal_length_mm=28.0 are both given"):
         PredictOptions.from_mapping({"focal_length_px": "900", "focal_length_mm": "28"})
 
 
-def test_an_unknown_option_is_refused_and_the_known_ones_are_named() -> None:
+def test_an_unknown_option_is_refused_with_the_names_of_the_known_ones() -> None:
     with pytest.raises(OptionError) as caught:
         PredictOptions.from_mapping({"focal_lenght_px": 900})
     assert "focal_lenght_px" in str(caught.value)
@@ -67,14 +62,19 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_named() -> None:
         assert field.name in str(caught.value)
 
 
+def test_an_error_names_only_a_few_of_many_unknown_options() -> None:
+    with pytest.raises(OptionError, match=r"^unknown option a0, a1, a10 and 97 more: choose from axes, "):
+        PredictOptions.from_mapping({f"a{number}": 1 for number in range(100)})
+    with pytest.raises(OptionError) as caught:
+        PredictOptions.from_mapping({"\ud800\n": 1, "x" * 10**6: 1})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("output_format", ["PLY", "obj", "ply "])
-def test_an_unknown_format_is_refused_and_the_known_ones_are_named(output_format: str) -> None:
+def test_an_unknown_format_is_refused_with_the_names_of_the_known_ones(output_format: str) -> None:
     with pytest.raises(OptionError, match="choose one of " + ", ".join(OUTPUT_FORMATS)):
         PredictOptions(output_format=output_format)
-
-
-def test_the_formats_that_can_be_asked_for_are_those_that_can_be_written() -> None:
-    assert tuple(FORMATS) == OUTPUT_FORMATS
 
 
 def test_options_cannot_be_changed() -> None:
@@ -95,7 +95,7 @@ def test_options_cannot_be_changed() -> None:
         ({"axes": "opengl"}, PredictOptions(axes="opengl")),
     ],
 )
-def test_options_of_the_output_arrive_as_text_too(values: dict[str, object], expected: PredictOptions) -> None:
+def test_values_are_accepted_as_text_and_as_themselves(values: dict[str, object], expected: PredictOptions) -> None:
     assert PredictOptions.from_mapping(values) == expected
     assert PredictOptions.from_mapping(dataclasses.asdict(expected)) == expected
 
@@ -103,28 +103,25 @@ def test_options_of_the_output_arrive_as_text_too(values: dict[str, object], exp
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_gaussians": "0"}, "max_gaussians is 0: give a number from 1 to"),
+        ({"max_gaussians": "0"}, "max_gaussians is 0: give a number from 1 to 1,000,000,000 Gaussians"),
         ({"max_gaussians": "1.5"}, "max_gaussians is '1.5': give a whole number"),
-        ({"max_gaussians": "nan"}, "max_gaussians is 'nan': give a whole number"),
-        ({"max_gaussians": True}, "max_gaussians is True: give a number"),
         ({"min_opacity": 1.01}, "min_opacity is 1.01: give a number from 0 to 1"),
         ({"min_opacity": -0.1}, "min_opacity is -0.1"),
         ({"scale": 0}, "scale is 0.0: give a number from 1e-06"),
         ({"center": "perhaps"}, "center is 'perhaps': give true or false"),
-        ({"center": 2}, "center is 2: give true or false"),
-        ({"center": [1]}, r"center is \[1\]: give true or false"),
         ({"axes": "unity"}, "axes is 'unity': choose one of auto, opencv, opengl"),
         ({"spz_version": 2}, "spz_version is 2: choose one of 3, 4"),
         ({"output_format": "html", "axes": "opengl"}, "axes is 'opengl', but html always has opencv"),
         ({"output_format": "html", "center": True}, "center is given, but in html"),
+        ({"depth_mode": "align", "back_surface_factor": 2}, "back_surface_factor is 2 and depth_mode 'align'"),
     ],
 )
-def test_bad_options_of_the_output_are_refused(values: dict[str, object], message: str) -> None:
+def test_a_bad_option_is_refused_with_its_value_and_a_remedy(values: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         PredictOptions.from_mapping(values)
 
 
-def test_what_a_format_has_anyway_may_be_named() -> None:
+def test_axes_that_a_format_has_anyway_may_be_named() -> None:
     assert PredictOptions(output_format="glb", axes="opengl").axes == "opengl"
     assert PredictOptions(output_format="html", axes="opencv").axes == "opencv"
 
@@ -142,12 +139,3 @@ def test_a_monstrous_value_is_refused_in_a_short_line(name: str, value: object) 
     assert message.startswith(f"{name} is ")
     assert message.isprintable()
     assert len(message) < 400
-
-
-def test_of_many_unknown_options_a_few_are_named() -> None:
-    with pytest.raises(OptionError, match=r"^unknown option a0, a1, a10 and 97 more: choose from axes, "):
-        PredictOptions.from_mapping({f"a{number}": 1 for number in range(100)})
-    with pytest.raises(OptionError) as caught:
-        PredictOptions.from_mapping({"\ud800\n": 1, "x" * 10**6: 1})
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 600

@@ -1,0 +1,109 @@
+"""Settings of the services: HTTP, RunPod, Modal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sharp_cog.config.parameters import MAX_NUMBER, POSITIVE
+from sharp_cog.config.settings import check_settings, given, is_address, setting
+from sharp_cog.errors import SettingError
+
+_AT_LEAST_0 = (0, MAX_NUMBER)
+_AT_LEAST_1 = (1, MAX_NUMBER)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSettings:
+    """Settings of a process that serves requests. RunPod names the variables without `SHARP_`.
+
+    Raises:
+        SettingError: A value is bad; the message names the variable.
+    """
+
+    queue_size: int = setting(
+        "SHARP_QUEUE_SIZE", 16, "requests that may wait for the device; more are refused with 503", limits=_AT_LEAST_0
+    )
+    request_seconds: float = setting(
+        "SHARP_REQUEST_SECONDS", 600.0, "time limit of a request, including its time in the queue", limits=POSITIVE
+    )
+    max_body_megabytes: float = setting(
+        "SHARP_MAX_BODY_MEGABYTES",
+        200.0,
+        "largest request; larger ones are refused before they are read",
+        limits=POSITIVE,
+    )
+    kept_predictions: int = setting(
+        "SHARP_KEPT_PREDICTIONS",
+        1,
+        "number of last predictions to keep, 66 MB each: the same image in another format needs no new prediction",
+        limits=_AT_LEAST_0,
+    )
+    fetch_megabytes: float = setting(
+        "SHARP_FETCH_MEGABYTES", 50.0, "largest file to fetch from a URL in a request", limits=POSITIVE
+    )
+    fetch_seconds: float = setting("SHARP_FETCH_SECONDS", 30.0, "time limit for fetching a URL", limits=POSITIVE)
+    fetch_private: bool = setting(
+        "SHARP_FETCH_PRIVATE", False, "allow URLs at private addresses; only where you trust every caller"
+    )
+    runpod_sync_megabytes: float = setting(
+        "SHARP_RUNPOD_SYNC_MEGABYTES", 20.0, "largest result that RunPod returns for `runsync`", limits=POSITIVE
+    )
+    runpod_async_megabytes: float = setting(
+        "SHARP_RUNPOD_ASYNC_MEGABYTES", 10.0, "largest result that RunPod returns for `run`", limits=POSITIVE
+    )
+    runpod_webhook: str = setting(
+        "RUNPOD_WEBHOOK_POST_OUTPUT", "", "RunPod's address for results and progress; RunPod sets it", is_secret=True
+    )
+    bucket_endpoint_url: str = setting(
+        "BUCKET_ENDPOINT_URL",
+        "",
+        "address of an S3-compatible store for RunPod's results",
+        is_secret=True,
+        accepts=is_address,
+        remedy="give an http or https address",
+    )
+    bucket_access_key_id: str = setting("BUCKET_ACCESS_KEY_ID", "", "access key of the store", is_secret=True)
+    bucket_secret_access_key: str = setting("BUCKET_SECRET_ACCESS_KEY", "", "secret of the access key", is_secret=True)
+    bucket_name: str = setting("BUCKET_NAME", "", "name of the bucket in the store")
+    modal_gpu: str = setting("SHARP_MODAL_GPU", "A100", "GPU of a Modal container, such as T4, L4, A10G, A100 or H100")
+    modal_idle_seconds: int = setting(
+        "SHARP_MODAL_IDLE_SECONDS", 300, "time until Modal stops an idle container", limits=_AT_LEAST_1
+    )
+    modal_concurrency: int = setting(
+        "SHARP_MODAL_CONCURRENCY", 10, "requests that a Modal container accepts at once", limits=_AT_LEAST_1
+    )
+    modal_timeout_seconds: int = setting(
+        "SHARP_MODAL_TIMEOUT_SECONDS", 600, "time limit of a call at Modal", limits=_AT_LEAST_1
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        bucket = {
+            "BUCKET_ENDPOINT_URL": self.bucket_endpoint_url,
+            "BUCKET_ACCESS_KEY_ID": self.bucket_access_key_id,
+            "BUCKET_SECRET_ACCESS_KEY": self.bucket_secret_access_key,
+            "BUCKET_NAME": self.bucket_name,
+        }
+        missing = [variable for variable, value in bucket.items() if not value]
+        if missing and len(missing) < len(bucket):
+            raise SettingError(
+                f"{missing[0]} is not set, but other BUCKET_ variables are: set all four of them, or none"
+            )
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether results go to a bucket."""
+        return bool(self.bucket_endpoint_url)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServiceSettings:
+        """Read the variables; empty ones count as not set.
+
+        Args:
+            environment: Variables; None is the environment of the process.
+
+        Raises:
+            SettingError: A variable has a bad value.
+        """
+        return cls(**given(cls, environment))

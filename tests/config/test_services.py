@@ -1,0 +1,71 @@
+"""Settings of the services."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.errors import SettingError
+
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.example",
+    "BUCKET_ACCESS_KEY_ID": "key",
+    "BUCKET_SECRET_ACCESS_KEY": "sesame",
+    "BUCKET_NAME": "splats",
+}
+
+
+def test_every_setting_is_read_from_its_variable() -> None:
+    environment = {
+        "SHARP_QUEUE_SIZE": "3",
+        "SHARP_REQUEST_SECONDS": "12.5",
+        "SHARP_MAX_BODY_MEGABYTES": "7",
+        "SHARP_KEPT_PREDICTIONS": "0",
+        "SHARP_FETCH_MEGABYTES": "1.5",
+        "SHARP_FETCH_SECONDS": "4",
+        "SHARP_FETCH_PRIVATE": "on",
+        "SHARP_RUNPOD_SYNC_MEGABYTES": "15",
+        "SHARP_RUNPOD_ASYNC_MEGABYTES": "5",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": "https://runpod.example/done",
+        **BUCKET,
+        "SHARP_MODAL_GPU": "T4",
+        "SHARP_MODAL_IDLE_SECONDS": "60",
+        "SHARP_MODAL_CONCURRENCY": "2",
+        "SHARP_MODAL_TIMEOUT_SECONDS": "90",
+    }
+    settings = ServiceSettings.from_environment(environment)
+    values = [3, 12.5, 7, 0, 1.5, 4, True, 15, 5, "https://runpod.example/done", *BUCKET.values(), "T4", 60, 2, 90]
+    assert list(dataclasses.asdict(settings).values()) == values
+    assert settings.has_bucket
+    assert "sesame" not in repr(settings)
+    assert ServiceSettings.from_environment({}) == ServiceSettings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SHARP_QUEUE_SIZE", "-1"),
+        ("SHARP_QUEUE_SIZE", "1.5"),
+        ("SHARP_QUEUE_SIZE", "9" * 400),
+        ("SHARP_REQUEST_SECONDS", "0"),
+        ("SHARP_REQUEST_SECONDS", "nan"),
+        ("SHARP_REQUEST_SECONDS", "1e300"),
+        ("SHARP_MAX_BODY_MEGABYTES", "much"),
+        ("SHARP_KEPT_PREDICTIONS", "-1"),
+        ("SHARP_FETCH_SECONDS", "1e10"),
+        ("SHARP_FETCH_PRIVATE", "perhaps"),
+        ("SHARP_MODAL_CONCURRENCY", "0"),
+        ("BUCKET_ENDPOINT_URL", "s3.example"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(SettingError, match=f"^{variable} is "):
+        ServiceSettings.from_environment({**BUCKET, variable: text})
+
+
+@pytest.mark.parametrize("missing", BUCKET)
+def test_a_bucket_needs_all_four_variables(missing: str) -> None:
+    with pytest.raises(SettingError, match=f"^{missing} is not set, but other BUCKET_ variables are"):
+        ServiceSettings.from_environment({**BUCKET, missing: ""})
