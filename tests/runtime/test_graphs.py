@@ -1,14 +1,14 @@
-"""CUDA graphs without CUDA: the calls of torch.cuda's own are a tape, which runs the same operations again.
+"""CUDA graphs without CUDA: a tape records operations in place of a graph, and replays them on the CPU.
 
-As a graph, a tape knows nothing of Python: it computes on the buffers that it was recorded with, and what one of the
-same pool was recorded before may overwrite what it computed.
+A tape is as strict as a graph: it computes on the buffers that it was recorded with, and a tape that was recorded
+earlier in the same pool may overwrite its results.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,21 +23,21 @@ from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.runtime.graphs import CaptureError, GraphedCall
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
-from tests.parity import Reference, state
+from tests.parity import small_input, small_state
 
 CPU = torch.device("cpu")
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All in a value but packed weights, which have no storage and never change."""
+    """Return all tensors in a value except packed weights, which have no storage and never change."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
 
 
 class Tape(TorchDispatchMode):
-    """Stands for `torch.cuda.CUDAGraph`.
+    """Stand-in for `torch.cuda.CUDAGraph`.
 
     Attributes:
-        later: Tapes of the same pool that were recorded after this one.
+        later: Tapes of the same pool that were recorded after this tape.
     """
 
     def __init__(self) -> None:
@@ -63,13 +63,13 @@ class Tape(TorchDispatchMode):
     def replay(self) -> None:
         self.num_replays += 1
         for tape in self.later:
-            tape.spoil()
+            tape.overwrite()
         for function, args, kwargs, made in self._calls:
             again = tensors(function(*args, **kwargs))
             for buffer, value in zip(made, again if made else (), strict=bool(made)):
                 buffer.copy_(value)
 
-    def spoil(self) -> None:
+    def overwrite(self) -> None:
         for tensor in self._own.values():
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
@@ -77,7 +77,7 @@ class Tape(TorchDispatchMode):
 
 @pytest.fixture
 def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """All that are recorded."""
+    """Replace the graphs of `torch.cuda` by tapes, and return those that get recorded."""
     recorded: list[Tape] = []
 
     @contextlib.contextmanager
@@ -120,13 +120,13 @@ def test_a_function_is_replayed_on_new_inputs(tapes: list[Tape]) -> None:
     assert [tape.num_replays for tape in tapes] == [3]
 
 
-def test_what_waits_for_the_device_cannot_be_captured(tapes: list[Tape]) -> None:
+def test_a_function_that_waits_for_the_device_cannot_be_captured(tapes: list[Tape]) -> None:
     call = GraphedCall(lambda x: x * x.sum().item(), pool=object())
     with pytest.raises(CaptureError, match="not permitted"):
         call(torch.ones(3))
 
 
-def test_a_fixed_input_is_read_where_it_lies(tapes: list[Tape]) -> None:
+def test_a_fixed_input_is_not_copied(tapes: list[Tape]) -> None:
     call = GraphedCall(lambda x: x + 1, pool=object(), fixed=(0,))
     buffer = torch.zeros(3)
     call(buffer)
@@ -136,32 +136,29 @@ def test_a_fixed_input_is_read_where_it_lies(tapes: list[Tape]) -> None:
         call(buffer.clone())
 
 
-def test_the_network_by_graphs_is_the_network(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures, depth maps and focal lengths in turn: nothing of one is left in another."""
+def test_the_network_captured_as_graphs_computes_the_same(tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, depth maps and focal lengths alternate, so that a buffer of one in another would show."""
     monkeypatch.setattr("sharp_cog.runtime.graphs._NUM_WARM_UPS", 0)
-    runner = SharpRunner(Weights(state=state("tiny"), is_folded=False), device=CPU, dtype=torch.float32)
-    reference = Reference.load("tiny")
-    image, factor = reference.image, reference.disparity_factor
-    other = image.flip(3)
-    depth = torch.linspace(1, 5, image.shape[-1]).expand(1, 1, *image.shape[-2:])
-    calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = [
-        ("a", image, factor, None),
-        ("b", other, factor, depth),
-        ("b", other, 2 * factor, None),
-    ]
+    runner = SharpRunner(Weights(state=small_state(), is_folded=False), device=CPU, dtype=torch.float32)
+    first = replace(small_input(), image_hash="a", use=DepthUse(mode="ratio"))
+    size = first.image.shape[-1]
+    second = replace(
+        first,
+        image=first.image.flip(3),
+        depth_m=torch.linspace(1, 5, size).expand(1, 1, size, size),
+        image_hash="b",
+    )
+    third = replace(second, disparity_factor=2 * first.disparity_factor, depth_m=None)
 
     def predicted() -> list[NDCGaussians]:
         with torch.inference_mode():
-            return [
-                runner(picture, disparity_factor, depth_m, DepthUse(mode="ratio"), image_key=key)
-                for key, picture, disparity_factor, depth_m in calls
-            ]
+            return [runner.predict(model_input).gaussians for model_input in (first, second, third)]
 
     expected = predicted()
     runner._uses_graphs = True
-    for given, exact in zip(predicted(), expected, strict=True):
+    for found, exact in zip(predicted(), expected, strict=True):
         for field in fields(NDCGaussians):
-            assert torch.equal(getattr(given, field.name), getattr(exact, field.name)), field.name
+            assert torch.equal(getattr(found, field.name), getattr(exact, field.name)), field.name
     assert runner.counters.graph_failures == 0
     assert runner.counters.reused_encodings == 2
     assert [tape.num_replays for tape in tapes] == [2, 3]

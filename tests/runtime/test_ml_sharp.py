@@ -1,33 +1,29 @@
-"""The adapter for Apple's package and the stage-by-stage comparison.
+"""The adapter for Apple's package.
 
-Apple's package cannot be installed from a package index, so a stand-in with its names and call serves here: what is
-tested is the adapter's wiring, and that a comparison finds exactly the stages that differ.
+The package cannot be installed from a package index, so a stand-in with its names and calls serves here.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from sharp_cog.cli import main
-from sharp_cog.errors import CheckpointError, NotInstalledError
-from sharp_cog.model.config import SharpConfig
+from sharp_cog.errors import CheckpointError, DepthError, NotInstalledError
 from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.model.sharp import UNUSED_PARAMETERS, Sharp
 from sharp_cog.runtime.ml_sharp import COMMIT, MLSharp
-from sharp_cog.runtime.verify import compare, of_same_sign
-from tests.parity import Reference, network, state
+from tests.parity import SMALL_CONFIG, small_input, small_network, small_state
+
+CPU = torch.device("cpu")
 
 
 class Gaussians3D(NamedTuple):
-    """Field names of Apple's type."""
+    """Output of Apple's network."""
 
     mean_vectors: Tensor
     singular_values: Tensor
@@ -37,10 +33,10 @@ class Gaussians3D(NamedTuple):
 
 
 class StandIn(Sharp):
-    """A predictor with Apple's call and result, and, like Apple's, with the classifiers that nothing uses."""
+    """A network with Apple's call and result and, like Apple's, with classifiers that nothing uses."""
 
     def __init__(self) -> None:
-        super().__init__(SharpConfig.tiny())
+        super().__init__(SMALL_CONFIG)
         for vit in (
             self.monodepth_model.monodepth_predictor.encoder.patch_encoder,
             self.monodepth_model.monodepth_predictor.encoder.image_encoder,
@@ -56,7 +52,7 @@ class StandIn(Sharp):
 
 @pytest.fixture
 def apple(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes `sharp.models` importable."""
+    """Make a stand-in importable as `sharp.models`."""
     models = ModuleType("sharp.models")
     models.PredictorParams = object  # type: ignore[attr-defined]
     models.create_predictor = lambda params: StandIn()  # type: ignore[attr-defined]
@@ -64,71 +60,41 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sharp.models", models)
 
 
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    return Reference.load("tiny")
-
-
-def test_without_the_package_the_error_holds_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_has_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sharp", None)
     with pytest.raises(NotInstalledError, match=COMMIT):
-        MLSharp({})
+        MLSharp({}, device=CPU)
 
 
 @pytest.mark.usefixtures("apple")
 def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
-    incomplete = state("tiny")
+    incomplete = small_state()
     del incomplete["prediction_head.texture_prediction_head.bias"]
     with pytest.raises(CheckpointError, match=r"prediction_head\.texture_prediction_head\.bias"):
-        MLSharp(incomplete)
+        MLSharp(incomplete, device=CPU)
 
 
 @pytest.mark.usefixtures("apple")
-def test_comparison_finds_the_stages_that_differ(reference: Reference) -> None:
-    apples = MLSharp(state("tiny")).eval()
-    ours = network("tiny")
+def test_a_use_of_depth_that_the_package_lacks_is_refused() -> None:
+    depth_m = torch.ones(1, 1, 512, 512)
+    with pytest.raises(DepthError, match="choose depth_mode align and depth_fit none"):
+        MLSharp(small_state(), device=CPU).predict(small_input(depth_m, DepthUse(mode="ratio")))
 
-    def differences() -> dict[str, float]:
-        found = compare(
-            apples, apples.predictor, ours, image=reference.image, disparity_factor=reference.disparity_factor
+
+@pytest.mark.usefixtures("apple")
+def test_apples_gaussians_get_our_names() -> None:
+    model_input = small_input(torch.full((1, 1, 512, 512), 2.0), DepthUse(mode="align"))
+    with torch.inference_mode():
+        predicted = MLSharp(small_state(), device=CPU).predict(model_input)
+        expected = small_network()(
+            model_input.image, model_input.disparity_factor, model_input.depth_m, DepthUse(mode="align")
         )
-        return {difference.stage: difference.relative for difference in found}
-
-    same = differences()
-    assert list(same) == [
-        "encoder 0", "encoder 1", "encoder 2", "encoder 3", "encoder 4", "monodepth decoder", "disparity",
-        "features 0", "features 1", "delta", "means", "scales", "quaternions_wxyz", "colors_linear", "opacities",
-    ]  # fmt: skip
-    assert max(same.values()) < 1e-6
-
-    with torch.no_grad():
-        bias = state("tiny")["feature_model.texture_head.3.bias"]
-        ours.get_parameter("feature_model.texture_head.3.bias").copy_(bias + 0.1)
-    changed = differences()
-    unchanged = {"encoder 0", "encoder 1", "encoder 2", "encoder 3", "encoder 4", "monodepth decoder", "disparity"}
-    unchanged |= {"features 1", "means"}  # Geometry and positions do not depend on the texture head.
-    for stage, relative in changed.items():
-        assert (relative < 1e-6) == (stage in unchanged), f"{stage}: {relative}"
-
-
-def test_one_rotation_is_no_difference_whatever_its_sign() -> None:
-    """About w = 0 a rounding decides the sign of w."""
-    reference = torch.tensor([[1e-7, 0.6, 0.8, 0.0], [-1e-7, 0.6, 0.8, 0.0], [1.0, 0.0, 0.0, 0.0]])
-    rounded = reference + torch.tensor([[-2e-7, 0.0, 0.0, 0.0], [2e-7, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    for value in (reference, -reference, rounded, -rounded):
-        assert (of_same_sign(value, reference) - reference).abs().max() < 1e-6
-    other = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
-    assert torch.equal(of_same_sign(other, reference[:1]), other)
-
-
-@pytest.mark.usefixtures("apple")
-def test_the_verify_command_prints_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(state("tiny"), tmp_path / "tiny.pt")
-    Image.new("RGB", (96, 64), "grey").save(tmp_path / "grey.png")
-    arguments = ["verify", str(tmp_path / "grey.png"), "--checkpoint", str(tmp_path / "tiny.pt"), "--device", "cpu"]
-    assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert all(stage in said for stage in ("encoder 0", "disparity", "delta", "quaternions_wxyz", "the same within"))
+    assert predicted.monodepth_m is None, "the package does not return it"
+    assert torch.equal(predicted.gaussians.means, expected.means)
+    assert torch.equal(predicted.gaussians.scales, expected.scales)
+    assert torch.equal(predicted.gaussians.quaternions_wxyz, -expected.quaternions_wxyz), "the stand-in's own sign"
+    assert torch.equal(predicted.gaussians.colors_linear, expected.colors_linear)
+    assert torch.equal(predicted.gaussians.opacities, expected.opacities)
 
 
 def test_unused_parameters_are_the_classifiers() -> None:

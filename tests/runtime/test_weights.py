@@ -16,7 +16,7 @@ from sharp_cog.errors import CheckpointError
 from sharp_cog.runtime import weights
 from sharp_cog.runtime.precision import cpu_has_bfloat16
 from tests.parity import state
-from tests.pipeline.test_pipeline import picture
+from tests.images import png as picture
 
 BF16 = torch.bfloat16
 
