@@ -1,4 +1,4 @@
-"""`sharp-cog convert`: a splat in another format, smaller, or placed in another way."""
+"""`sharp-cog convert`: write a splat in another format, simplified, or in another coordinate frame."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sharp_cog import formats
-from sharp_cog.cli.settings import output_options, settings_from
+from sharp_cog.cli.settings import options_from, settings_from
 from sharp_cog.cli.splats import camera_of
 from sharp_cog.config.options import OutputOptions
 from sharp_cog.errors import InputError
@@ -16,11 +16,11 @@ from sharp_cog.pipeline import output
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     source, target = Path(arguments.source), Path(arguments.target)
     viewer_dir = settings_from(arguments).viewer_dir
     output_format = arguments.format or formats.format_of(target)
-    options = OutputOptions(output_format=output_format, **output_options(arguments))
+    options = options_from(arguments, OutputOptions, output_format=output_format)
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target} is the splat that is read: write to another file")
     output.check(options, viewer_dir=viewer_dir)

@@ -1,4 +1,4 @@
-"""`sharp-cog dataset run` and `status`: a stream of photographs into a dataset of splats."""
+"""`sharp-cog dataset`: turn a stream of photographs into a dataset of splats, or report how far a run is."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     try:
         from dotenv import dotenv_values
 
-        # Before the hub's client is imported, which reads the environment once.
+        # The hub's client reads the environment when it is imported, so .env must be read before.
         environment = process_environment(read_variables(".env", dotenv_values))
         import sharp_cog.dataset.build
         import sharp_cog.dataset.show  # noqa: F401
@@ -42,11 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_variables(path: str, read: Callable[[str], dict[str, str | None]]) -> dict[str, str | None]:
-    """The variables of a file `.env`; none where it is not there."""
+    """Return the variables of a `.env` file; none if the file does not exist.
+
+    Args:
+        path: The file.
+        read: Function that parses it, such as `dotenv.dotenv_values`.
+
+    Raises:
+        SettingError: The file cannot be read, or is not UTF-8.
+    """
     try:
         return read(path)
     except OSError as error:
-        raise SettingError(f"{path} cannot be read: {error.strerror or error}: check its rights") from error
+        raise SettingError(f"{path} cannot be read: {error.strerror or error}: check its permissions") from error
     except UnicodeDecodeError as error:
         raise SettingError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
 
@@ -67,12 +75,12 @@ def _status(settings: DatasetSettings) -> int:
 def _run(settings: DatasetSettings, sharp: Settings) -> int:
     from sharp_cog.dataset.build import build
     from sharp_cog.dataset.journal import Journal
-    from sharp_cog.dataset.show import shown
+    from sharp_cog.dataset.show import show
 
     try:
         settings.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{settings.run_dir} cannot be made: {error.strerror or error}: check RUNS_DIR") from error
+        raise OutputError(f"{settings.run_dir} cannot be created: {error.strerror or error}: check RUNS_DIR") from error
     lock = FileLock(settings.run_dir / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -84,10 +92,11 @@ def _run(settings: DatasetSettings, sharp: Settings) -> int:
         journal = Journal(settings.run_dir / "journal.sqlite")
         work = build(settings, journal, sharp)
         try:
-            with _stopping_gently(work.stop) as received, shown(work):
+            with _stop_on_signals(work.stop) as received, show(work):
                 work.work()
         except KeyboardInterrupt:
-            # Nothing is lost: every step is in the journal. Threads that wait for the network would hold us up.
+            # Threads may wait for the network for minutes, so the process ends without them. Nothing is lost, because
+            # every step is in the journal.
             print("stopped", file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)
         counts = journal.counts()
@@ -98,15 +107,22 @@ def _run(settings: DatasetSettings, sharp: Settings) -> int:
 
 
 @contextmanager
-def _stopping_gently(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM ends the run when what is under way is done, the second one at once."""
+def _stop_on_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """Let the first Ctrl-C or SIGTERM finish the work in progress, and the second one stop at once.
+
+    Args:
+        stop: Function that ends the run once its work in progress is done.
+
+    Yields:
+        The signals received so far.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        _LOG.warning("stopping: what is under way is finished; once more stops at once")
+        _LOG.warning("stopping: work in progress is being finished; press Ctrl-C again to stop at once")
         stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""`sharp-cog download`: the checkpoint, ahead of time."""
+"""`sharp-cog download`: fetch and verify the checkpoint before it is needed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sharp_cog.runtime import checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     settings = settings_from(arguments)
     found = checkpoint.locate(settings)
     path = found or checkpoint.ensure(settings)
-    if found is not None:  # A fresh download has been verified already.
+    if found is not None:  # `ensure` verifies what it downloads.
         checkpoint.verify(path, settings)
     print(f"{path}: {path.stat().st_size:,} bytes, verified")
     return 0

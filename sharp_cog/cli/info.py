@@ -1,4 +1,4 @@
-"""`sharp-cog info`: what is in a splat or a picture."""
+"""`sharp-cog info`: print facts about a splat or an image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import torch
 from sharp_cog import formats
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import InputError
+from sharp_cog.files.read import read_bytes
 from sharp_cog.formats import Splat
 from sharp_cog.geometry.camera import FULL_FRAME_DIAGONAL_MM, Camera
 from sharp_cog.imaging import images
 
 Report = dict[str, object]
+"""Facts by their names, in the order in which they are printed."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     path = Path(arguments.file)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    content = read_bytes(path, InputError)
     splat_format = formats.detect(content, path)
     if splat_format is not None:
         report = {"format": splat_format, **_splat(formats.read(path))}
@@ -65,7 +64,7 @@ def _camera(camera: Camera) -> Report:
 
 
 def _quantiles(values: torch.Tensor) -> dict[str, float]:
-    """The least, the 10 %, 50 % and 90 % quantiles, and the most."""
+    """Return the minimum, the 10 %, 50 % and 90 % quantiles, and the maximum, with four digits."""
     ordered = values.sort().values
     last = len(ordered) - 1
     return {f"{share:.0%}": float(f"{ordered[round(share * last)].item():.4g}") for share in (0, 0.1, 0.5, 0.9, 1)}

@@ -1,4 +1,4 @@
-"""`sharp-cog predict`: photographs in, splats out; one bad picture does not stop the rest."""
+"""`sharp-cog predict`: turn photographs into splats; one bad image does not stop the rest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sharp_cog import formats
-from sharp_cog.cli import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, report
+from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, report
+from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
-from sharp_cog.cli.settings import depth_options, output_options, settings_from
+from sharp_cog.cli.settings import options_from, settings_from
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.depth import estimators
-from sharp_cog.depth.estimators import Estimator
-from sharp_cog.errors import ImageError, OptionError, SharpError
+from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
 from sharp_cog.formats import FORMATS
-from sharp_cog.geometry.transform import FAR_SHARE, NEAR_SHARE
 from sharp_cog.imaging import images
 from sharp_cog.pipeline import output
 from sharp_cog.pipeline.pipeline import SharpPipeline
@@ -33,25 +32,20 @@ from sharp_cog.preview import movie
 from sharp_cog.runtime import checkpoint
 from sharp_cog.runtime.device import find_device
 
-_SOURCES = {
+_FOCAL_LENGTH_SOURCES = {
     "caller": "as given",
     "exif_35mm": "from EXIF",
     "exif": "from EXIF",
-    "estimated": "estimated from the picture",
+    "estimated": "estimated from the image",
     "default": "assumed, 30 mm equivalent",
 }
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     settings = settings_from(arguments)
-    options = PredictOptions(
-        focal_length_px=arguments.focal_length_px,
-        focal_length_mm=arguments.focal_length_mm,
-        output_format=arguments.format or _format_of_output(arguments.output),
-        **output_options(arguments),
-        **depth_options(arguments),
-    )
+    output_format = arguments.format or _format_of_output(arguments.output)
+    options = options_from(arguments, PredictOptions, output_format=output_format)
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
     output.check(options, viewer_dir=settings.viewer_dir)
@@ -64,31 +58,39 @@ def run(arguments: argparse.Namespace) -> int:
         suffix=FORMATS[options.output_format].suffix,
         recursive=arguments.recursive,
     )
+    if settings.model == "lift" and arguments.depth is None and arguments.depth_from is None:
+        raise DepthError(
+            "the model 'lift' needs a depth map: add --depth FILE or --depth-from NAME, or choose --model sharp"
+        )
     if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
-        # A broken picture should be known before gigabytes are fetched for it.
+        # Loading would download gigabytes. An image that cannot be used should be reported before that.
         images.decode(read_bytes(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
-    estimate = None
+    estimator = None
     if arguments.depth_from is not None:
         device = find_device(settings.device)
-        estimate = estimators.load(arguments.depth_from, checkpoint=arguments.estimator_checkpoint, device=device)
+        estimator = estimators.load(arguments.depth_from, checkpoint=arguments.estimator_checkpoint, device=device)
+    requests = [
+        Request(image=job.image, depth=estimator or job.depth, options=options, key=str(index))
+        for index, job in enumerate(jobs)
+    ]
     pipeline = SharpPipeline.load(settings)
-    with tqdm(total=len(jobs), unit="picture", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
-        work = _Work(pipeline, jobs, bar=bar, has_preview=arguments.preview, verbose=arguments.verbose)
+    with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
+        batch = _Batch(jobs, bar=bar, has_preview=arguments.preview, verbose=arguments.verbose)
         try:
-            work.run(options, estimate)
+            batch.run(pipeline, requests)
         except KeyboardInterrupt:
             bar.close()
-            print(f"stopped: {work.num_written} of {len(jobs)} splats are written", file=sys.stderr)
+            print(f"stopped: {len(batch.written)} of {len(jobs)} splats are written", file=sys.stderr)
             return EXIT_INTERRUPTED
-    if work.num_written:
+    if batch.written:
         print(FORMATS[options.output_format].viewing_hint)
     if len(jobs) > 1:
-        print(f"{work.num_written} of {len(jobs)} pictures became splats")
-    return EXIT_FAILED if EXIT_FAILED in work.exit_codes else EXIT_BAD_INPUT if work.exit_codes else 0
+        print(f"{len(batch.written)} of {len(jobs)} images became splats")
+    return EXIT_FAILED if EXIT_FAILED in batch.exit_codes else max(batch.exit_codes, default=0)
 
 
 def _format_of_output(output: str | None) -> str:
-    """What the suffix of `-o FILE` asks for; .ply for a folder, and for a suffix that is none of ours."""
+    """Return the format that the suffix of `-o FILE` names; `ply` for a folder and for an unknown suffix."""
     if output is None or output.endswith(("/", "\\")) or Path(output).is_dir():
         return "ply"
     try:
@@ -97,80 +99,62 @@ def _format_of_output(output: str | None) -> str:
         return "ply"
 
 
-class _Work:
-    """Turns the planned images into splats, and reports each of them.
+class _Batch:
+    """Predicts and writes the planned images, and reports each of them.
 
     Attributes:
         exit_codes: Exit codes of the images that failed.
-        num_written: Number of splats written.
+        written: Splats written so far, with everything that belongs beside them.
     """
 
-    def __init__(
-        self,
-        pipeline: SharpPipeline,
-        jobs: list[Job],
-        *,
-        bar: tqdm[Any],
-        has_preview: bool,
-        verbose: bool,
-    ) -> None:
-        self.exit_codes, self.num_written = set[int](), 0
-        self._pipeline, self._jobs, self._bar = pipeline, jobs, bar
+    def __init__(self, jobs: list[Job], *, bar: tqdm[Any], has_preview: bool, verbose: bool) -> None:
+        self.exit_codes = set[int]()
+        self.written: list[Path] = []
+        self._jobs, self._bar = jobs, bar
         self._has_preview, self._verbose = has_preview, verbose
 
-    def run(self, options: PredictOptions, estimate: Estimator | None) -> None:
-        """Predict and write all images; what is wrong with one does not stop the others.
-
-        Args:
-            options: Options of all predictions.
-            estimate: Network that estimates the depth; None uses the planned depth maps, if there are any.
-        """
-        requests = (
-            Request(image=job.image, depth=estimate or job.depth, options=options, key=str(index))
-            for index, job in enumerate(self._jobs)
-        )
-        with closing(self._pipeline.map(requests, encode=self._write)) as outcomes:  # type: ignore[type-var]
+    def run(self, pipeline: SharpPipeline, requests: list[Request]) -> None:
+        """Process all requests; an error of one image is reported and does not stop the others."""
+        # Closing the iterator waits for the splats that are being written, also after Ctrl-C.
+        with closing(pipeline.map(requests, encode=self._write)) as outcomes:  # type: ignore[type-var]
             for job, outcome in zip(self._jobs, outcomes, strict=True):
-                with tqdm.external_write_mode():
-                    if isinstance(outcome, SharpError):
+                if isinstance(outcome, SharpError):
+                    with tqdm.external_write_mode():
                         self.exit_codes.add(report(outcome, verbose=self._verbose, about=f"{job.image}: "))
-                    else:
-                        _print_written(job, outcome, has_preview=self._has_preview)
                 self._bar.update()
 
-    def _write(self, prediction: Prediction) -> Prediction:
-        """Write one image's splat and what belongs beside it; on CUDA in a thread beside the device's."""
+    def _write(self, prediction: Prediction) -> None:
+        """Write one image's splat and its side files, and print them.
+
+        On CUDA the pipeline calls this in a thread. A splat that is finished after Ctrl-C is printed and counted too.
+        """
         job = self._jobs[int(prediction.key)]
         prediction.write(job.target, output_format=prediction.options.output_format)
         if prediction.monodepth_m is not None:
-            _write_internal_depth(job, prediction.monodepth_m)
+            _write_monodepth(job, prediction.monodepth_m)
         if self._has_preview:
             movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
-        self.num_written += 1
-        return prediction
+        self.written.append(job.target)
+        with tqdm.external_write_mode():
+            self._print_written(job, prediction)
+
+    def _print_written(self, job: Job, prediction: Prediction) -> None:
+        """Print one line about the splat, one for each side file, and one with the seconds of each stage."""
+        camera, megabytes = prediction.camera, job.target.stat().st_size / 1e6
+        print(
+            f"{job.target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
+            f"{camera.focal_length_px:.0f} px ({_FOCAL_LENGTH_SOURCES[camera.focal_length_source]})"
+        )
+        if prediction.monodepth_m is not None:
+            print(f"  {job.internal_depth}: SHARP's own depth, front and back")
+        if self._has_preview:
+            print(f"  {job.preview}: a preview")
+        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
+        print(f"  {sum(prediction.timings.values()):.2f} s: {stages}")
 
 
-def _write_internal_depth(job: Job, depth_m: NDArray[np.float32]) -> None:
-    """Writes SHARP's own depth as it is, and its two layers side by side in colours."""
+def _write_monodepth(job: Job, depth_m: NDArray[np.float32]) -> None:
+    """Write SHARP's own depth as an array, and its two layers side by side as an image."""
     with open_atomically(job.internal_depth) as file:
         np.save(file, depth_m)
-    near_m, far_m = (float(value) for value in np.quantile(depth_m, (NEAR_SHARE, FAR_SHARE)))
-    movie.write_picture(
-        job.internal_depth.with_suffix(".png"), movie.in_colors(np.concatenate(list(depth_m), axis=1), near_m, far_m)
-    )
-
-
-def _print_written(job: Job, prediction: Prediction, *, has_preview: bool) -> None:
-    """A line of what was written, and one of how long each stage took."""
-    target = job.target
-    camera, megabytes = prediction.camera, target.stat().st_size / 1e6
-    print(
-        f"{target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
-        f"{camera.focal_length_px:.0f} px ({_SOURCES[camera.focal_length_source]})"
-    )
-    stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
-    if prediction.monodepth_m is not None:
-        print(f"  {job.internal_depth}: SHARP's own depth, front and back")
-    if has_preview:
-        print(f"  {job.preview}: a preview")
-    print(f"  {sum(prediction.timings.values()):.2f} s: {stages}")
+    movie.write_image(job.internal_depth.with_suffix(".png"), depth_colors(np.concatenate(list(depth_m), axis=1)))

@@ -1,4 +1,4 @@
-"""`sharp-cog serve`: the HTTP service with its page."""
+"""`sharp-cog serve`: serve the model over HTTP, with a page for browsers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import socket
 
 from sharp_cog.cli.settings import settings_from
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import NotInstalledError, SettingError
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; see `sharp_cog.cli.main` for the exit code."""
+    """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     try:
         import uvicorn
 
@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise NotInstalledError(
             f"the HTTP service needs {error.name}: .venv/bin/pip install -e '.[http]', or use scripts/serve --http"
         ) from error
-    from sharp_cog.pipeline.pipeline import SharpPipeline  # What takes long comes after what may fail.
+    # Importing torch takes seconds, so it comes after the packages that may be missing.
+    from sharp_cog.pipeline.pipeline import SharpPipeline
 
     settings, service = settings_from(arguments), ServiceSettings.from_environment()
     app = create_app(lambda: SharpPipeline.load(settings), service)
@@ -30,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
         family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
         listener = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0  # Negative where a name is not known; no message then repeats it.
+        # An unknown host name has a negative number, for which `os.strerror` has no text.
+        number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else error
         raise SettingError(
             f"cannot listen on {arguments.host}, port {arguments.port}: {reason}: choose another --host or --port"

@@ -1,4 +1,4 @@
-"""The camera of a splat that a command has read."""
+"""Camera of a splat that a command has read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 from sharp_cog.formats import Splat
 from sharp_cog.geometry.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, focal_length_px_from_mm
 
-_ASSUMED_SIZE = (1200, 800)
+_ASSUMED_WIDTH = 1200
+"""Width of the image that a splat without a camera is assumed to come from, in pixels."""
+_ASSUMED_HEIGHT = 800
+"""Height of that image."""
 
 
 def camera_of(path: Path, splat: Splat) -> Camera:
-    """The splat's camera; an ordinary one, and a note about it, where the file does not say."""
+    """Return the splat's camera; if its file has none, say so on stderr and assume an ordinary one."""
     if splat.camera is not None:
         return splat.camera
-    width, height = _ASSUMED_SIZE
-    focal_length_px = focal_length_px_from_mm(DEFAULT_FOCAL_LENGTH_MM, width=width, height=height)
-    print(f"{path} does not say which camera it is seen by: a 30 mm equivalent, 3:2, is assumed", file=sys.stderr)
-    return Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source="default")
+    print(f"{path} does not name the camera that took its image: a 30 mm equivalent, 3:2, is assumed", file=sys.stderr)
+    return Camera(
+        width=_ASSUMED_WIDTH,
+        height=_ASSUMED_HEIGHT,
+        focal_length_px=focal_length_px_from_mm(DEFAULT_FOCAL_LENGTH_MM, width=_ASSUMED_WIDTH, height=_ASSUMED_HEIGHT),
+        focal_length_source="default",
+    )

@@ -1,4 +1,4 @@
-"""`sharp-cog verify`: our network against Apple's own package on a picture of the caller's."""
+"""`sharp-cog verify`: compare this package's network with Apple's own package on one image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import cast
 
 from sharp_cog.cli import EXIT_FAILED
-from sharp_cog.cli.settings import settings_from
+from sharp_cog.cli.settings import options_from, settings_from
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
+from sharp_cog.files.read import read_bytes
 from sharp_cog.imaging import images
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.runtime.ml_sharp import MLSharp
@@ -20,22 +21,22 @@ from sharp_cog.runtime.verify import compare
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table of differences; 1 if one is larger than the tolerance."""
+    """Print a table of differences, and return 1 if one is larger than the tolerance."""
     settings = settings_from(arguments)
-    options = PredictOptions(focal_length_px=arguments.focal_length_px, focal_length_mm=arguments.focal_length_mm)
-    try:
-        image_bytes = Path(arguments.image).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{arguments.image} cannot be read: {error.strerror or error}") from error
-    source = images.decode(image_bytes, options, max_pixels=settings.max_pixels)
-    apples = SharpPipeline.load(replace(settings, model="ml-sharp"))
-    ours = SharpPipeline.load(replace(settings, model="sharp", precision="float32"))
-    model_input = preprocess(source, None, size=ours.predictor.image_size, device=ours.device)
-    apples_network, our_network = cast(MLSharp, apples.predictor).network, cast(SharpRunner, ours.predictor).model
-    differences = compare(apples.predictor, apples_network, ours.predictor, our_network, model_input)
+    options = options_from(arguments, PredictOptions)
+    source = images.decode(read_bytes(Path(arguments.image), ImageError), options, max_pixels=settings.max_pixels)
+    reference = SharpPipeline.load(replace(settings, model="ml-sharp"))
+    candidate = SharpPipeline.load(replace(settings, model="sharp", precision="float32"))
+    differences = compare(
+        reference.predictor,
+        cast(MLSharp, reference.predictor).network,
+        candidate.predictor,
+        cast(SharpRunner, candidate.predictor).model,
+        preprocess(source, None, size=candidate.predictor.image_size, device=candidate.device),
+    )
     print(f"{'stage':<20} {'relative':>10} {'largest':>10}")
     for difference in differences:
-        is_worse = not difference.relative <= arguments.tolerance
+        is_worse = not difference.relative <= arguments.tolerance  # True for NaN too.
         print(
             f"{difference.stage:<20} {difference.relative:>10.2e} {difference.maximum:>10.2e}"
             f"{'  over the tolerance' if is_worse else ''}"

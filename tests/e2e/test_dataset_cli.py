@@ -1,4 +1,4 @@
-"""`sharp-cog dataset` as people start and stop it: a process of its own, with the model that needs no weights."""
+"""`sharp-cog dataset` as people start and stop it: in its own process, with the model that needs no weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NUM_GAUSSIANS = 2 * 768 * 768
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Four photographs in folders, each with its depth map beside it."""
+def photos(tmp_path: Path) -> Path:
+    """A folder with four photographs in two folders, each with its depth map beside it."""
     for number in range(4):
         folder = tmp_path / "in" / f"day{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def started(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SHARP_"))}
     return subprocess.Popen(
         [sys.executable, "-m", "sharp_cog", "dataset", *arguments],
@@ -46,6 +46,7 @@ def started(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.P
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a process and return its exit code and output."""
     try:
         output, _ = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
@@ -64,8 +65,8 @@ def counts(tmp_path: Path, run_id: str = "main") -> dict[str, int]:
 ARGUMENTS = ("run", "--input-dir", "in", "--formats", "ply,sog")
 
 
-def wait_until_one_is_under_way(tmp_path: Path, process: subprocess.Popen[str]) -> None:
-    """Until the first .ply is there: its .sog, which takes longer, is being written then."""
+def wait_until_one_is_in_progress(tmp_path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait for the first .ply. Its .sog, which takes longer, is being written at that moment."""
     deadline = time.monotonic() + 60
     while not list((tmp_path / "runs/main/gaussians").glob("*.ply")):
         assert process.poll() is None, ended(process)
@@ -73,10 +74,10 @@ def wait_until_one_is_under_way(tmp_path: Path, process: subprocess.Popen[str]) 
         time.sleep(0.02)
 
 
-def test_a_folder_becomes_splats(tmp_path: Path, pictures: Path) -> None:
-    (pictures / "broken.png").write_text("no picture")
+def test_a_folder_becomes_splats(tmp_path: Path, photos: Path) -> None:
+    (photos / "broken.png").write_text("not an image")
     (tmp_path / ".env").write_text("SHARP_INPUT_DIR=in\nRUN_ID=from-file\nFORMATS=ply\nLOG_GPU_MEM=1\n")
-    code, output = ended(started(tmp_path, "run", RUN_ID="named", ML_SHARP_DIR="/old", CONDA_ENV_NAME="sharp"))
+    code, output = ended(start(tmp_path, "run", RUN_ID="named", ML_SHARP_DIR="/old", CONDA_ENV_NAME="sharp"))
     assert code == 0, output
     assert "ML_SHARP_DIR is set, but not needed" in output
     assert "CONDA_ENV_NAME is set, but not needed" in output
@@ -88,44 +89,44 @@ def test_a_folder_becomes_splats(tmp_path: Path, pictures: Path) -> None:
     assert PlyData.read(splats[0])["vertex"].count == NUM_GAUSSIANS
     assert (run / "gpu_mem_log.csv").read_text().count("\n") == 5
 
-    code, output = ended(started(tmp_path, "status", "--run-id", "named"))
+    code, output = ended(start(tmp_path, "status", "--run-id", "named"))
     assert code == 0, output
     figures = {name.rsplit(None, 1)[0]: name.rsplit(None, 1)[1] for name in output.splitlines()[:7]}
     assert (figures["done"], figures["given up"], figures["to be fetched"]) == ("4", "1", "0")
     assert "invalid_image: " in output
     before = [path.stat().st_mtime_ns for path in splats]
-    assert ended(started(tmp_path, "run", "--run-id", "named"))[0] == 0
+    assert ended(start(tmp_path, "run", "--run-id", "named"))[0] == 0
     assert [path.stat().st_mtime_ns for path in splats] == before
 
 
-def test_ctrl_c_finishes_what_is_under_way_and_the_next_run_goes_on(tmp_path: Path, pictures: Path) -> None:
+def test_ctrl_c_finishes_the_work_in_progress_and_the_next_run_continues(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "PAUSE").touch()
-    process = started(tmp_path, *ARGUMENTS, CONTROL_DIR="control")
+    process = start(tmp_path, *ARGUMENTS, CONTROL_DIR="control")
     while not (tmp_path / "runs/main/journal.sqlite").exists():
         assert process.poll() is None, ended(process)
         time.sleep(0.02)
-    busy_code, busy = ended(started(tmp_path, *ARGUMENTS))
+    busy_code, busy = ended(start(tmp_path, *ARGUMENTS))
     assert busy_code == 1
     assert "RUN_ID is 'main', which another process is working on" in busy
     (tmp_path / "control" / "PAUSE").unlink()
-    wait_until_one_is_under_way(tmp_path, process)
+    wait_until_one_is_in_progress(tmp_path, process)
     process.send_signal(signal.SIGINT)
     code, output = ended(process)
     assert code == 130, output
-    assert "stopping: what is under way is finished" in output
+    assert "stopping: work in progress is being finished" in output
     left = counts(tmp_path)
-    assert left.keys() <= {"done", "fetched", "seen"}, "what was begun was finished"
+    assert left.keys() <= {"done", "fetched", "seen"}, "photographs in progress were finished"
     assert left["done"] >= 1
-    assert ended(started(tmp_path, *ARGUMENTS))[0] == 0
+    assert ended(start(tmp_path, *ARGUMENTS))[0] == 0
     assert counts(tmp_path) == {"done": 4}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["second Ctrl-C", "SIGKILL"])
-def test_what_stops_at_once_loses_nothing(tmp_path: Path, pictures: Path, how: str) -> None:
-    process = started(tmp_path, *ARGUMENTS)
-    wait_until_one_is_under_way(tmp_path, process)
+def test_a_run_that_is_stopped_at_once_loses_nothing(tmp_path: Path, photos: Path, how: str) -> None:
+    process = start(tmp_path, *ARGUMENTS)
+    wait_until_one_is_in_progress(tmp_path, process)
     if how == "SIGKILL":
         process.kill()
     else:
@@ -135,15 +136,15 @@ def test_what_stops_at_once_loses_nothing(tmp_path: Path, pictures: Path, how: s
     code, output = ended(process)
     assert code == (-9 if how == "SIGKILL" else 130), output
     assert counts(tmp_path).get("done", 0) < 4
-    code, output = ended(started(tmp_path, *ARGUMENTS))
+    code, output = ended(start(tmp_path, *ARGUMENTS))
     assert code == 0, output
     assert counts(tmp_path) == {"done": 4}
     assert (
         sorted(path.suffix for path in (tmp_path / "runs/main/gaussians").iterdir()) == [".ply"] * 4 + [".sog"] * 4
-    ), "no half file is left"
+    ), "no incomplete file is left"
 
 
-def test_a_terminal_shows_a_live_view(tmp_path: Path, pictures: Path) -> None:
+def test_a_terminal_shows_a_live_view(tmp_path: Path, photos: Path) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sharp_cog", "dataset", "run", "--input-dir", "in", "--max-images", "1"],
@@ -159,11 +160,11 @@ def test_a_terminal_shows_a_live_view(tmp_path: Path, pictures: Path) -> None:
             continue
         try:
             shown += os.read(master, 1 << 16)
-        except OSError:  # The other end is closed.
+        except OSError:  # The process has closed the terminal.
             break
     os.close(master)
     assert process.wait(10) == 0, shown
     text = shown.decode()
     for name in ("done", "failed", "an hour", "waiting", "time left"):
         assert name in text
-    assert text.rstrip().endswith("\x1b[?25h"), "the cursor is there again"
+    assert text.rstrip().endswith("\x1b[?25h"), "the cursor is visible again"

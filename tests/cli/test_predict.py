@@ -1,0 +1,318 @@
+"""`sharp-cog predict` in this process: the real pipeline, with a predictor that costs nothing."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plyfile
+import pytest
+import torch
+from PIL import Image
+
+from sharp_cog import formats
+from sharp_cog.config.settings import Settings
+from sharp_cog.depth import estimators
+from sharp_cog.depth.estimators import Estimate
+from sharp_cog.model.external_depth import DepthUse
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from tests.cli.commands import StubPredictor, names, run, write_image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LIFTED_ROOM = (EXAMPLES / "room.jpg", "--model", "lift", "--depth", EXAMPLES / "room.depth.png")
+
+
+def predict(*arguments: object) -> int:
+    return run("predict", *arguments)
+
+
+@pytest.fixture(params=[False, True], ids=["one after another", "overlapped"])
+def overlaps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether images are decoded and splats written in threads beside the device, as on a GPU."""
+    overlaps: bool = request.param
+    overlap(monkeypatch, overlaps)
+    return overlaps
+
+
+def overlap(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+    pipeline_map = SharpPipeline.map
+
+    def mapped(pipeline: SharpPipeline, *arguments: Any, **options: Any) -> Any:
+        return pipeline_map(pipeline, *arguments, overlaps=overlaps, **options)
+
+    monkeypatch.setattr(SharpPipeline, "map", mapped)
+
+
+def test_a_splat_is_written_beside_its_image_and_described(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_image(tmp_path / "photo.jpg", width=360, height=240, equivalent_mm=50)
+    (tmp_path / "photo.ply").write_bytes(b"an older splat")
+    assert predict(photo) == 0
+    assert names(tmp_path) == ["photo.jpg", "photo.ply"]
+    assert plyfile.PlyData.read(tmp_path / "photo.ply")["vertex"].count == 4
+    printed = capsys.readouterr().out
+    # 50 mm on a frame 36 mm wide is 500 px on one of 360 px.
+    for expected in (str(tmp_path / "photo.ply"), "4 Gaussians", "500 px", "EXIF", "network", "write", "https://"):
+        assert expected in printed
+
+
+def test_an_assumed_focal_length_is_reported(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(write_image(tmp_path / "photo.png")) == 0
+    assert "(assumed, 30 mm equivalent)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["room.sog", "room.spz", "room.glb", "room.compressed.ply", "room.splat"])
+def test_the_suffix_of_the_output_selects_the_format(predictor: StubPredictor, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    assert predict(write_image(tmp_path / "room.jpg"), "-o", target, "--max-gaussians", 3) == 0
+    written = formats.format_of(target)
+    if written in ("sog", "glb"):
+        assert target.read_bytes()[:4] == {"sog": b"PK\x03\x04", "glb": b"glTF"}[written]
+    else:
+        assert formats.detect(target.read_bytes(), target) == written
+        assert len(formats.read(target).gaussians) == 3
+
+
+def test_an_output_with_an_unknown_suffix_is_a_ply(predictor: StubPredictor, tmp_path: Path) -> None:
+    assert predict(write_image(tmp_path / "room.jpg"), "-o", tmp_path / "room.scene") == 0
+    assert formats.detect((tmp_path / "room.scene").read_bytes()) == "ply"
+
+
+def test_format_outranks_the_suffix_of_the_output(predictor: StubPredictor, tmp_path: Path) -> None:
+    assert predict(write_image(tmp_path / "room.jpg"), "-o", tmp_path / "room.bin", "--format", "spz") == 0
+    assert formats.detect((tmp_path / "room.bin").read_bytes()) == "spz"
+
+
+@pytest.mark.usefixtures("overlaps")
+def test_one_bad_image_does_not_stop_the_rest(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "c.png", "d.webp"):
+        write_image(folder / name)
+    (folder / "b.jpg").write_bytes(b"not an image")
+    assert predict(folder, "-o", tmp_path / "splats") == 2
+    assert names(tmp_path / "splats") == ["a.ply", "c.ply", "d.ply"]
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "b.jpg" in errors[0]
+    assert "[invalid_image]" in errors[0]
+    assert "3 of 4 images became splats" in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_an_image_that_vanishes_does_not_stop_the_rest(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(write_image(tmp_path / "a.jpg"), tmp_path / "gone.jpg") == 2
+    assert names(tmp_path) == ["a.jpg", "a.ply"]
+    assert f"error: {tmp_path / 'gone.jpg'}: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("overlaps")
+def test_a_failed_prediction_is_exit_code_1_even_beside_a_bad_image(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor.outcomes[1] = float("nan")
+    (tmp_path / "z.jpg").write_bytes(b"not an image")
+    photos = [write_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    assert predict(*photos, tmp_path / "z.jpg") == 1
+    assert names(tmp_path) == ["a.jpg", "b.jpg", "b.ply", "z.jpg"]
+    assert "[prediction_failed]" in capsys.readouterr().err
+
+
+def test_ctrl_c_reports_what_was_written(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictor.outcomes[3] = KeyboardInterrupt()
+    photos = [write_image(tmp_path / f"{name}.jpg") for name in "abcd"]
+    assert predict(*photos) == 130
+    assert names(tmp_path) == ["a.jpg", "a.ply", "b.jpg", "b.ply", "c.jpg", "d.jpg"]
+    assert capsys.readouterr().err.endswith("stopped: 2 of 4 splats are written\n")
+
+
+def test_ctrl_c_finishes_and_reports_the_splats_that_are_being_written(
+    predictor: StubPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlap(monkeypatch, True)
+    write = Prediction.write
+
+    def write_after_ctrl_c(prediction: Prediction, path: Path, **options: Any) -> Path:
+        if path.name == "c.ply":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # The main thread has stopped the rest by then.
+        return write(prediction, path, **options)
+
+    monkeypatch.setattr(Prediction, "write", write_after_ctrl_c)
+    assert predict(*(write_image(tmp_path / f"{letter}.jpg") for letter in "abcdefghijklmnop")) == 130
+    splats = sorted(path.name for path in tmp_path.glob("*.ply"))
+    assert "c.ply" in splats
+    assert len(splats) < 16
+    captured = capsys.readouterr()
+    assert f"stopped: {len(splats)} of 16 splats are written" in captured.err
+    assert all(f"{tmp_path / name}: 4 Gaussians" in captured.out for name in splats)
+    assert not [name for name in names(tmp_path) if name.endswith(".part")]
+
+
+def test_the_next_image_is_decoded_and_the_last_splat_written_while_the_device_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second prediction waits for the first file: without the overlap it would wait forever."""
+    overlap(monkeypatch, True)
+    written = threading.Event()
+    write = Prediction.write
+
+    def observed_write(prediction: Prediction, path: Path, **options: Any) -> Path:
+        written.set()
+        return write(prediction, path, **options)
+
+    class WaitingPredictor(StubPredictor):
+        def predict(self, model_input: Any) -> Any:
+            if len(self.depths_m) == 1:
+                assert written.wait(20)
+            return super().predict(model_input)
+
+    def load(settings: Settings) -> SharpPipeline:
+        return SharpPipeline(WaitingPredictor(), device=torch.device("cpu"), settings=settings)
+
+    monkeypatch.setattr(Prediction, "write", observed_write)
+    monkeypatch.setattr(SharpPipeline, "load", load)
+    assert predict(*(write_image(tmp_path / f"{name}.jpg") for name in "abc")) == 0
+    assert {"a.ply", "b.ply", "c.ply"} <= set(names(tmp_path))
+
+
+def test_bad_arguments_are_reported_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(settings: Settings) -> SharpPipeline:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(SharpPipeline, "load", load)
+    photo = write_image(tmp_path / "photo.jpg")
+    (tmp_path / "text.jpg").write_text("text")
+    # The folder of checkpoints is empty, so SHARP would have to be downloaded.
+    monkeypatch.setenv("SHARP_CACHE_DIR", str(tmp_path))
+    cases: list[tuple[str, int, list[object]]] = [
+        ("cannot write into the folder", 1, [photo, "-o", tmp_path / "none" / "photo.ply"]),
+        ("there is no file or folder", 2, [tmp_path / "other.jpg"]),
+        ("focal_length_px is", 2, [photo, "--focal-length-px", "0"]),
+        ("focal_length_px is", 2, [photo, "--focal-length-px", "-5"]),
+        ("focal_length_mm", 2, [photo, "--focal-length-px", "500", "--focal-length-mm", "28"]),
+        ("[invalid_image]", 2, [tmp_path / "text.jpg"]),
+        ("axes is 'opencv', but glb always has opengl", 2, [photo, "--format", "glb", "--axes", "opencv"]),
+        ("center is given", 2, [photo, "--format", "mp4", "--center"]),
+        ("are both given: give one", 2, [photo, "--depth", photo, "--depth-from", "depth-pro"]),
+        ("[invalid_depth]", 2, [photo, "--depth", tmp_path / "no.png"]),
+        ("add --depth FILE", 2, [photo, "--model", "lift"]),
+    ]
+    for message, exit_code, arguments in cases:
+        assert predict(*arguments) == exit_code, message
+        assert message in capsys.readouterr().err
+    assert names(tmp_path) == ["photo.jpg", "text.jpg"]
+
+
+def test_sharp_without_its_checkpoint_does_not_fall_back_to_lift(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_image(tmp_path / "a.jpg")
+    assert predict(photo, "--checkpoint", tmp_path / "no.pt") == 1
+    assert "[checkpoint_missing]" in capsys.readouterr().err
+    assert names(tmp_path) == ["a.jpg"]
+
+
+def test_flags_outrank_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHARP_DEVICE", "abacus")
+    monkeypatch.setenv("SHARP_MODEL", "lift")
+    photo = write_image(tmp_path / "a.jpg")
+    np.save(tmp_path / "a.npy", np.full((64, 96), 2.5, dtype=np.float32))
+    assert predict(photo, "--depth", tmp_path / "a.npy") == 1
+    assert "abacus" in capsys.readouterr().err
+    assert predict(photo, "--depth", tmp_path / "a.npy", "--device", "slide-rule") == 1
+    assert "slide-rule" in capsys.readouterr().err
+
+
+def test_options_of_depth_reach_the_network(predictor: StubPredictor, tmp_path: Path) -> None:
+    photo, depth = write_image(tmp_path / "photo.jpg"), tmp_path / "depth.npy"
+    np.save(depth, np.full((64, 96), 4.0, dtype=np.float32))
+    flags = ["--depth-mode", "align", "--depth-fit", "median", "--depth-scale", "2", "--depth-offset", "-0.5"]
+    assert predict(photo, "--depth", depth, *flags) == 0
+    assert predictor.uses[-1] == DepthUse(mode="align", fit="median", scale=2.0, offset_m=-0.5)
+    assert predict(photo, "--depth", depth, "--back-surface-factor", "1.5") == 0
+    assert predictor.uses[-1] == DepthUse(mode="fixed", back_surface_factor=1.5)
+    assert predict(photo, "--depth", depth, "--depth-format", "inverse-relative") == 0
+    assert predictor.depths_m[-1] == 3.0
+    assert predict(photo, "--depth", depth, "--depth-mode", "align", "--back-surface-factor", "2") == 2
+
+
+def test_each_image_gets_its_own_depth_map(predictor: StubPredictor, tmp_path: Path) -> None:
+    photos = [write_image(tmp_path / "photos" / name) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    np.save(tmp_path / "photos" / "a.depth.npy", np.full((64, 96), 2.0, dtype=np.float32))
+    Image.fromarray(np.full((64, 96), 3000, dtype=np.uint16)).save(tmp_path / "photos" / "b.depth.png")
+    assert predict(*photos, "--depth", tmp_path / "photos", "-o", f"{tmp_path}/splats/") == 0
+    assert predictor.depths_m == [2.0, 3.0, None]
+
+
+@pytest.mark.parametrize(("equivalent_mm", "source"), [(None, "(estimated from the image)"), (35, "(from EXIF)")])
+def test_depth_from_estimates_the_depth_and_a_missing_focal_length(
+    predictor: StubPredictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    equivalent_mm: int | None,
+    source: str,
+) -> None:
+    loaded: list[object] = []
+
+    def load(name: str, *, checkpoint: str | None, device: torch.device) -> Any:
+        loaded.append((name, checkpoint, device.type))
+        return lambda source: Estimate(depth_m=np.full((64, 96), 2.5, dtype=np.float32), focal_length_px=77.0)
+
+    monkeypatch.setattr(estimators, "load", load)
+    photo = write_image(tmp_path / "photo.jpg", equivalent_mm=equivalent_mm)
+    flags = ["--depth-from", "depth-pro", "--estimator-checkpoint", "mine", "--device", "cpu"]
+    assert predict(photo, *flags) == 0
+    assert loaded == [("depth-pro", "mine", "cpu")]
+    assert predictor.depths_m == [2.5]
+    printed = capsys.readouterr().out
+    assert source in printed
+    assert ("77 px" in printed) == (equivalent_mm is None)
+
+
+def test_internal_depth_is_written_beside_the_splat(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_image(tmp_path / "photo.jpg")
+    assert predict(photo, "--save-internal-depth") == 0
+    assert names(tmp_path) == ["photo.jpg", "photo.ply", "photo_internal_depth.npy", "photo_internal_depth.png"]
+    depth_m = np.load(tmp_path / "photo_internal_depth.npy")
+    assert (depth_m.shape, depth_m.dtype) == ((2, 8, 8), np.float32)
+    assert [layer.mean() for layer in depth_m] == [2.0, 3.0]
+    with Image.open(tmp_path / "photo_internal_depth.png") as colors:
+        assert colors.size == (16, 8)
+    assert "photo_internal_depth.npy: SHARP's own depth" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("short_films")
+def test_a_preview_is_written_beside_the_splat(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(write_image(tmp_path / "room.jpg"), "--preview") == 0
+    assert names(tmp_path) == ["room.jpg", "room.ply", "room.preview.webp"]
+    with Image.open(tmp_path / "room.preview.webp") as film:
+        assert film.format == "WEBP"
+    assert "room.preview.webp: a preview" in capsys.readouterr().out
+
+
+def test_lift_predicts_the_example(tmp_path: Path) -> None:
+    assert predict(*LIFTED_ROOM, "-o", tmp_path / "room.ply") == 0
+    assert len(formats.read(tmp_path / "room.ply").gaussians) == 2 * 768 * 768
