@@ -1,7 +1,7 @@
 """The Cog predictor: what Replicate, `cog run` and `scripts/serve` serve.
 
-Cog reads the signature of `run` without executing it, so every default, limit, choice and description here is one
-literal; tests hold them against `sharp_cog.config.options`. After a change of the signature run `scripts/schema`.
+Cog reads the signature of `run` without executing it, so every default, limit, choice and description here is a
+literal, and tests compare them with `sharp_cog.config.options`. After a change of the signature run `scripts/schema`.
 """
 
 import re
@@ -25,19 +25,19 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
     """Loads the model once, then turns one photograph after the other into a splat."""
 
     has_failed = False
-    """Whether the device did, which only a new process mends."""
+    """Whether the device has failed, so that the process must be restarted."""
 
     def setup(self) -> None:
-        """Gets the checkpoint to local disk, loads it and runs everything once."""
+        """Download the checkpoint if it is missing, load it and run everything once."""
         start = time.perf_counter()
-        # Cog's inputs come here as well as our outputs: it leaves both behind (see `_delete_leftovers`).
+        # Cog's inputs and our outputs go to this folder, because Cog leaves both behind (see `_delete_leftovers`).
         self.folder = ScratchFolder()
         tempfile.tempdir = str(self.folder.path)
         try:
             self.pipeline = SharpPipeline.load()
             warm_up_seconds = self.pipeline.warm_up()
         except Exception as error:
-            # Of a setup that fails, Cog keeps one line, and drops the log lines that it has not passed on by then.
+            # Cog keeps one line of the error, and drops log lines that it has not passed on when the setup fails.
             print(trace(error), file=sys.stderr, flush=True)
             time.sleep(1)
             raise
@@ -49,35 +49,35 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         image: Path = Input(description="The photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF."),
         focal_length_px: float | None = Input(
             default=None,
-            description="Focal length in pixels of the picture as it is shown. Without one, EXIF decides, else 30 mm.",
+            description="Focal length in pixels of the upright image; by default from EXIF, else 30 mm equivalent.",
             ge=1,
             le=1000000,
         ),
         focal_length_mm: float | None = Input(
             default=None,
-            description="Focal length as a 35 mm equivalent in millimetres; give this one or the other, not both.",
+            description="Focal length as a 35 mm equivalent in millimetres, instead of the one in pixels.",
             ge=1,
             le=5000,
         ),
         output_format: str = Input(
             default="ply",
-            description="ply suits every viewer; spz and sog are small, for the web; html is a page; mp4 is a film.",
+            description="File format: ply for any viewer, spz and sog are small, html is a web page, mp4 a video.",
             choices=["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4"],
         ),
         axes: str = Input(
             default="auto",
-            description="auto suits each format's viewers; if yours shows things upside down, try opengl or opencv.",
+            description="Coordinate axes; if a viewer shows the scene upside down, try opengl or opencv.",
             choices=["auto", "opencv", "opengl"],
         ),
         max_gaussians: int | None = Input(
             default=None,
-            description="Keep only so many of the 1,179,648 Gaussians, those that matter most: a smaller file.",
+            description="Keep at most this many of the 1,179,648 Gaussians, those that matter most to the image.",
             ge=1,
             le=1000000000,
         ),
         min_opacity: float = Input(
             default=0.0,
-            description="Drop Gaussians fainter than this: 0 keeps all, 0.1 drops haze, 1 keeps what is opaque.",
+            description="Drop Gaussians less opaque than this: 0 keeps all, 0.1 drops haze, 1 keeps opaque ones.",
             ge=0,
             le=1,
         ),
@@ -87,34 +87,34 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
         depth_format: str = Input(
             default="auto",
-            description="What its numbers mean: metres, 0 to 1 (far is large), or disparity (near is large).",
+            description="Meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity.",
             choices=["auto", "metric", "relative", "inverse-relative"],
         ),
         depth_mode: str = Input(
             default="ratio",
-            description="ratio and fixed take your depth; align keeps SHARP's detail and takes your scale.",
+            description="Use of the depth map: ratio and fixed take its depth, align takes only its scale.",
             choices=["ratio", "fixed", "align"],
         ),
         back_surface_factor: float = Input(
             default=1.0,
-            description="How much farther hidden surfaces lie than your depth; above 1 selects the mode fixed.",
+            description="Depth of the hidden back surface, as a multiple of the map; above 1 selects mode fixed.",
             ge=1,
             le=100,
         ),
         depth_fit: str = Input(
             default="auto",
-            description="Bring your depth to SHARP's own first: by one factor, or by scale and shift of disparity.",
+            description="Fit of the depth map to SHARP's monodepth: by one factor, or by scale and shift of disparity.",
             choices=["auto", "none", "median", "affine"],
         ),
         depth_scale: float = Input(
             default=1.0,
-            description="Factor on your depth.",
+            description="Factor on the depth map, after the fit.",
             ge=0.001,
             le=1000,
         ),
         depth_offset: float = Input(
             default=0.0,
-            description="Metres added to your depth.",
+            description="Metres to add to the depth map, after the factor.",
             ge=-100,
             le=100,
         ),
@@ -147,7 +147,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             self.has_failed |= isinstance(error, DeviceError)
             raise RuntimeError(f"{error.code}: {error}") from error
         except Exception as error:
-            print(trace(error), file=sys.stderr)  # Cog's answer and log hold the message alone.
+            print(trace(error), file=sys.stderr)  # Cog itself logs the message alone.
             raise
         camera = prediction.camera
         self.record_metric("num_gaussians", len(prediction.gaussians))
@@ -161,15 +161,15 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         return Path(output)
 
     def healthcheck(self) -> bool:
-        """Whether predictions can work; Cog's health check asks."""
+        """Return whether predictions can work, for Cog's health check."""
         return not self.has_failed
 
 
 def _delete_leftovers(folder: LocalPath, keep: Iterable[object]) -> None:
-    """Deletes what earlier predictions left in the folder.
+    """Delete the files that earlier predictions left in the folder.
 
-    Cog reads an output after `run` has returned and never deletes it. It also forgets the inputs that it has fetched
-    when another input of the same prediction cannot be fetched.
+    Cog reads an output after `run` has returned and never deletes it. It also leaves the inputs that it has fetched if
+    another input of the same prediction cannot be fetched.
     """
     kept = {LocalPath(path) for path in keep if isinstance(path, Path)}
     for path in folder.iterdir():
@@ -178,11 +178,11 @@ def _delete_leftovers(folder: LocalPath, keep: Iterable[object]) -> None:
 
 
 def _content(name: str, file: object) -> bytes:
-    """Bytes of an input that Cog downloaded or decoded into a file of its own.
+    """Return the content of an input that Cog has downloaded or decoded into a file.
 
     Raises:
-        InputError: The input is text that Cog passed on as it came, which could be the path of any file on the server,
-            or the file is empty.
+        InputError: The file is empty, or the input is text that Cog has passed on as it came. Such text could be the
+            path of any file on the server, so it is never opened.
     """
     if not isinstance(file, Path):
         raise InputError(f"{name} is {redact(str(file))[:80]!r}, not a file: send a data URI or an http(s) address")
@@ -193,10 +193,10 @@ def _content(name: str, file: object) -> bytes:
 
 
 def _output_name(image: Path, suffix: str) -> str:
-    """Names the splat after the input: `/tmp/tmpk3_x9w2dbeach.jpg`, as Cog calls what it downloads, to `beach.ply`.
+    """Name the splat after the input: Cog's download `/tmp/tmpk3_x9w2dbeach.jpg` becomes `beach.ply`.
 
-    A data URI carries no name (Cog says `file`); its splat is `splat.ply`.
+    A data URI has no name, so Cog calls its file `file`; its splat is `splat.ply`.
     """
     name = re.sub(r"^tmp[a-z0-9_]{8}", "", image.name)
-    name = re.sub(r"[^ -~]", "_", name)  # Not every store takes other letters in an address.
+    name = re.sub(r"[^ -~]", "_", name)  # Not every store accepts other characters in a URL.
     return file_name(None if LocalPath(name).stem == "file" else name, suffix)

@@ -59,7 +59,7 @@ class OutputOptions:
     )
     min_opacity: float = parameter(
         0.0,
-        "drop Gaussians that are less opaque: 0 keeps all, 0.1 drops haze, 1 keeps opaque ones",
+        "drop Gaussians less opaque than this: 0 keeps all, 0.1 drops haze, 1 keeps opaque ones",
         limits=(0.0, 1.0),
         unit="(1 is opaque)",
         metavar="P",
@@ -143,7 +143,9 @@ class PredictOptions(OutputOptions):
         unit="millimetres",
         metavar="MM",
     )
-    depth_format: str = parameter("auto", "meaning of the depth map's values", choices=_DEPTH_FORMATS)
+    depth_format: str = parameter(
+        "auto", "meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity", choices=_DEPTH_FORMATS
+    )
     depth_mode: str = parameter(
         "ratio",
         "use of the depth map: ratio and fixed take its depth, align takes only its scale",
@@ -162,7 +164,7 @@ class PredictOptions(OutputOptions):
     )
     depth_fit: str = parameter(
         "auto",
-        "fit of the depth map to SHARP's monodepth before it is used",
+        "fit of the depth map to SHARP's monodepth: by one factor, or by scale and shift of disparity",
         choices={
             "auto": "none for a metric map, affine for any other",
             "none": "no fit",

@@ -1,11 +1,10 @@
-"""openapi_schema.json and the signature in predict.py, against Cog's own inspector and the package's options."""
+"""The signature in predict.py and openapi_schema.json, against Cog's own inspector and the table of options."""
 
 import ast
 import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,54 @@ from cog._inspector import create_predictor
 from cog.input import FieldInfo
 
 import predict
-from sharp_cog.config import options
 from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.parameters import Parameter, parameters, sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_TEXT = (ROOT / "openapi_schema.json").read_text(encoding="utf-8")
 SCHEMAS: dict[str, Any] = json.loads(SCHEMA_TEXT)["components"]["schemas"]
 PROPERTIES: dict[str, dict[str, Any]] = SCHEMAS["Input"]["properties"]
-MODULES = [Path("predict.py"), *sorted(path.relative_to(ROOT) for path in (ROOT / "sharp_cog").rglob("*.py"))]
 JSON_TYPES = {
     adt.PrimitiveType.PATH: "string",
     adt.PrimitiveType.FLOAT: "number",
     adt.PrimitiveType.INTEGER: "integer",
     adt.PrimitiveType.STRING: "string",
 }
-
-
-def inputs() -> dict[str, FieldInfo]:
-    """What `Input(...)` made of each parameter of `run`."""
-    parameters = list(inspect.signature(predict.Predictor.run).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in parameters}
+OFFERED = [about for about in parameters(PredictOptions) if "Cog" in about.frontends]
+SIGNATURE = inspect.signature(predict.Predictor.run, eval_str=True).parameters
+INPUTS: dict[str, FieldInfo] = {name: each.default for name, each in SIGNATURE.items() if name != "self"}
 
 
 def input_calls() -> dict[str, ast.Call]:
-    """The source of each `Input(...)` in the signature of `run`."""
+    """Return the source of each `Input(...)` in the signature of `run`."""
     tree = ast.parse((ROOT / "predict.py").read_text(encoding="utf-8"))
     (run,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "run")
     calls = [default for default in run.args.defaults if isinstance(default, ast.Call)]
     return dict(zip([argument.arg for argument in run.args.args[1:]], calls, strict=True))
 
 
-def test_schema_is_what_the_script_writes() -> None:
+def test_the_inputs_are_the_image_the_depth_map_and_the_options_that_cog_offers() -> None:
+    assert INPUTS.keys() == {"image", "depth", *(about.name for about in OFFERED)}
+
+
+@pytest.mark.parametrize("about", OFFERED, ids=lambda about: str(about.name))
+def test_an_input_has_the_type_limits_choices_default_and_help_of_its_option(about: Parameter) -> None:
+    types = {"str": str, "int": int, "float": float}
+    is_optional = about.default is None
+    assert SIGNATURE[about.name].annotation == (types[about.kind] | None if is_optional else types[about.kind])
+    field = INPUTS[about.name]
+    assert field.default == about.default
+    assert (field.ge, field.le) == (about.limits or (None, None))
+    assert (field.choices or []) == list(about.choices)
+    assert field.description == sentence(about.help)
+
+
+def test_the_schema_is_the_one_that_the_script_writes() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "schema"), "--check"]
     assert subprocess.run(command, timeout=120, check=False).returncode == 0
 
 
-def test_schema_agrees_with_what_cog_sees_in_the_predictor() -> None:
+def test_the_schema_agrees_with_the_signature_that_cog_reads() -> None:
     seen = create_predictor("predict", "Predictor").inputs
     assert list(PROPERTIES) == list(seen)
     for name, field in seen.items():
@@ -78,49 +89,23 @@ def test_every_reference_in_the_schema_resolves() -> None:
     assert references <= SCHEMAS.keys()
 
 
-NOT_OFFERED = {"scale", "center", "spz_version", "save_internal_depth"}
-"""Options that only the command line and Python have."""
-
-
-def test_limits_choices_and_defaults_are_those_of_the_options() -> None:
-    options_inputs = inputs()
-    assert {field.name for field in fields(PredictOptions)} - NOT_OFFERED == options_inputs.keys() - {"image", "depth"}
-    pixels, millimetres = options_inputs["focal_length_px"], options_inputs["focal_length_mm"]
-    assert (pixels.ge, pixels.le) == options.FOCAL_LENGTH_PX_RANGE
-    assert (millimetres.ge, millimetres.le) == options.FOCAL_LENGTH_MM_RANGE
-    assert tuple(options_inputs["output_format"].choices or ()) == options.OUTPUT_FORMATS
-    assert tuple(options_inputs["axes"].choices or ()) == options.AXES
-    max_gaussians, min_opacity = options_inputs["max_gaussians"], options_inputs["min_opacity"]
-    assert (max_gaussians.ge, max_gaussians.le) == options.MAX_GAUSSIANS_RANGE
-    assert (min_opacity.ge, min_opacity.le) == options.MIN_OPACITY_RANGE
-    for name, value in PredictOptions().__dataclass_fields__.items():
-        assert name in NOT_OFFERED or options_inputs[name].default == value.default, name
-
-
-@pytest.mark.parametrize("name", list(PROPERTIES))
-def test_arguments_of_inputs_are_plain_literals_that_cog_can_read_without_running_them(name: str) -> None:
+def test_the_arguments_of_inputs_are_literals_that_cog_can_read_without_running_them() -> None:
     source = (ROOT / "predict.py").read_text(encoding="utf-8")
-    for keyword in input_calls()[name].keywords:
-        text = ast.get_source_segment(source, keyword.value)
-        assert text is not None
-        value = ast.literal_eval(keyword.value)
-        if isinstance(value, str):
-            assert text == f'"{value}"'  # one piece and nothing escaped: Cog takes what is between the outer quotes
-        elif isinstance(value, (int, float)):
-            assert "_" not in text  # Cog drops a limit that Go's ParseFloat does not read
-    description = inputs()[name].description
-    assert description
-    assert description.endswith(".")
+    for name, call in input_calls().items():
+        for keyword in call.keywords:
+            text = ast.get_source_segment(source, keyword.value)
+            value = ast.literal_eval(keyword.value)
+            if isinstance(value, str):
+                assert text == f'"{value}"', f"{name}: Cog takes the text between the outer quotes, so it is one piece"
+            elif isinstance(value, (int, float)):
+                assert text is not None
+                assert "_" not in text, f"{name}: Cog drops a limit that Go's ParseFloat cannot read"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_cancellation_is_never_caught(path: Path) -> None:
-    """Cog cancels by raising an exception outside `Exception` into whatever runs."""
-    handlers = [
-        node
-        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
-        if isinstance(node, ast.ExceptHandler)
-    ]
-    for handler in handlers:
-        catches_all = handler.type is None or "BaseException" in ast.unparse(handler.type)
-        assert not catches_all or isinstance(handler.body[-1], ast.Raise), f"{path}:{handler.lineno}"
+def test_cancellation_is_never_caught() -> None:
+    """Cog cancels a prediction by raising an exception outside `Exception` into the code that runs."""
+    for path in [ROOT / "predict.py", *(ROOT / "sharp_cog").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                catches_all = node.type is None or "BaseException" in ast.unparse(node.type)
+                assert not catches_all or isinstance(node.body[-1], ast.Raise), f"{path}:{node.lineno}"
