@@ -1,8 +1,9 @@
-"""Formats of a splat: one registry, which every door offers, and the one way to write and to read them."""
+"""File formats of splats: the table of codecs, and the functions that write and read any format."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from sharp_cog.config.options import OutputOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError, SplatError
 from sharp_cog.files.atomic import open_atomically
-from sharp_cog.formats.compressed_ply import read_compressed_ply, write_compressed_ply
+from sharp_cog.files.read import read_bytes
+from sharp_cog.formats.compressed_ply import is_compressed_ply, read_compressed_ply, write_compressed_ply
 from sharp_cog.formats.glb import write_glb
 from sharp_cog.formats.html import require_viewer, write_html
 from sharp_cog.formats.limits import MAX_LENGTH_M
-from sharp_cog.formats.ply import vertex_block, write_apple_ply, write_ply
-from sharp_cog.formats.read_ply import read_ply
+from sharp_cog.formats.ply import read_ply, write_apple_ply, write_ply
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.formats.sog import write_sog
 from sharp_cog.formats.splat import read_splat, write_splat
@@ -25,43 +26,63 @@ from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
 
 __all__ = [
+    "CODECS",
     "FORMATS",
+    "Codec",
     "Splat",
     "check",
     "detect",
     "format_of",
     "read",
     "to_output_frame",
-    "vertex_block",
     "write",
 ]
 
-
 FORMATS = OUTPUT_FORMATS
 
-_WRITERS: dict[str, Callable[..., None]] = {
-    "ply": write_ply,
-    "apple_ply": write_apple_ply,
-    "compressed_ply": write_compressed_ply,
-    "splat": write_splat,
-    "spz": write_spz,
-    "sog": write_sog,
-    "glb": write_glb,
-    "html": write_html,
-}
-"""Functions that write Gaussians, the photograph's camera and their frame to a binary file, by the format's name.
 
-A film is written by `sharp_cog.pipeline.output`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codec:
+    """The functions of a format.
+
+    Attributes:
+        write: Writes Gaussians, the photograph's camera and their frame to a binary file.
+        read: Reads a file's content; None if the format can only be written.
+        recognizes: Returns whether a file's content has the format, by its first bytes.
+    """
+
+    write: Callable[..., None]
+    read: Callable[[bytes], Splat] | None = None
+    recognizes: Callable[[bytes], bool] = lambda content: False
+
+
+def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
+    return lambda content: content.startswith(prefixes)
+
+
+CODECS = {
+    "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, recognizes=is_compressed_ply),
+    "ply": Codec(write=write_ply, read=read_ply, recognizes=_starts_with(b"ply")),
+    "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Recognized as ply.
+    "splat": Codec(write=write_splat, read=read_splat),  # Has no magic bytes: recognized by its suffix.
+    "spz": Codec(write=write_spz, read=read_spz, recognizes=_starts_with(b"\x1f\x8b", b"NGSP")),
+    "sog": Codec(write=write_sog, recognizes=_starts_with(b"PK\x03\x04")),
+    "glb": Codec(write=write_glb, recognizes=_starts_with(b"glTF")),
+    "html": Codec(write=write_html, recognizes=_starts_with(b"<!do", b"<!DO")),
+}
+"""Codecs by the format's name; the first one that recognizes a content reads it.
+
+Videos are written by `sharp_cog.pipeline.output`, which is the only place that needs a renderer.
 """
 
 
 def format_of(path: Path) -> str:
-    """The name of the format that a file's suffix asks for.
+    """Return the name of the format with a file's suffix.
 
     Raises:
-        OptionError: No format has it.
+        OptionError: No format has that suffix.
     """
-    # The longest suffix that fits: .compressed.ply before .ply. Apple's has the suffix of the plain one.
+    # The longest suffix counts: .compressed.ply before .ply. Apple's form shares the suffix of the plain one.
     fitting = [format_ for format_ in FORMATS.values() if path.name.lower().endswith(format_.suffix)]
     if not fitting:
         suffixes = ", ".join(dict.fromkeys(format_.suffix for format_ in FORMATS.values()))
@@ -71,10 +92,10 @@ def format_of(path: Path) -> str:
 
 
 def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
-    """Checks that what the format needs is installed, before work is done for it.
+    """Check that everything the output format needs is installed, before work is done for it.
 
     Raises:
-        NotInstalledError: It is not; the message says how to install it.
+        NotInstalledError: Something is missing; the message says how to install it.
     """
     if options.output_format == "html":
         require_viewer(viewer_dir)
@@ -85,42 +106,42 @@ def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
 def write(
     path: Path, gaussians: Gaussians, camera: Camera | None, options: OutputOptions, *, viewer_dir: Path | None = None
 ) -> Path:
-    """Writes a splat; `path` appears whole or not at all.
+    """Write a splat; `path` appears whole or not at all.
 
     Args:
-        path: Where to; its suffix is the caller's business.
+        path: File to write; the suffix need not be the format's.
         gaussians: N Gaussians on any device, OpenCV axes, the photograph's camera at the origin; all are written.
-        camera: The photograph's camera; None where it is not known, which formats with `needs_camera` cannot do without.
-        options: The format, and how the scene is placed.
-        viewer_dir: As `sharp_cog.formats.html.write_html`.
+        camera: Camera of the photograph; None if it is unknown, for formats without `needs_camera`.
+        options: The format, and the scale, centre and axes of the scene.
+        viewer_dir: Folder of the viewer for html, see `sharp_cog.formats.html.write_html`.
 
     Returns:
         The path.
 
     Raises:
         PredictionError: A value is not finite.
-        NotInstalledError: The format needs what is not installed.
-        OutputError: The file cannot be written.
+        NotInstalledError: The format needs a package that is not installed.
+        OutputError: The file cannot be written, or the format cannot hold the scene.
     """
     format_ = FORMATS[options.output_format]
     assert camera is not None or not format_.needs_camera
     scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
-    more: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
+    extra: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
     with open_atomically(path) as file:
-        _WRITERS[format_.name](file, scene, camera, frame, **more.get(format_.name, {}))
+        CODECS[format_.name].write(file, scene, camera, frame, **extra.get(format_.name, {}))
     return path
 
 
 def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -> tuple[Gaussians, Frame]:
-    """Scales, moves and turns a scene as the options say.
+    """Scale, move and rotate a scene as the options say.
 
     Args:
         gaussians: OpenCV axes, the photograph's camera at the origin.
-        options: Their `scale`, `center` and `axes` count.
-        default_axes: What `auto` means.
+        options: Only `scale`, `center` and `axes` are used.
+        default_axes: Axes that `auto` means.
 
     Returns:
-        The scene, and the frame that it is in now.
+        The scene, and its new frame.
     """
     scene, camera_position = transform.scale_and_center(gaussians, scale=options.scale, is_centred=options.center)
     axes = default_axes if options.axes == "auto" else options.axes
@@ -130,70 +151,54 @@ def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axe
     return scene, Frame(axes=axes, camera_position=camera_position)
 
 
-_READERS: dict[str, Callable[[bytes], Splat]] = {
-    "ply": read_ply,
-    "compressed_ply": read_compressed_ply,
-    "splat": read_splat,
-    "spz": read_spz,
-}
-
-
 def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
-    """Reads a .ply of any kind, a .splat or a .spz, told by the content (a .splat by its name).
+    """Read a splat of any format that can be read.
 
     Args:
         source: A file, or its content.
-        axes: Those of the file; `auto` believes what it says, and otherwise its format.
+        axes: Axes of the file; `auto` takes those that the file states, else those of its format.
 
     Returns:
-        The splat in OpenCV axes with the photograph's camera at the origin, as a prediction has it.
+        The splat in OpenCV axes with the photograph's camera at the origin, like a prediction.
 
     Raises:
-        SplatError: It cannot be read, is of another format, or is broken.
+        SplatError: The file cannot be read, has another format, or is broken.
+        NotInstalledError: The format needs a package that is not installed.
     """
-    content = source if isinstance(source, bytes) else _content(source)
-    name = detect(content, None if isinstance(source, bytes) else source)
-    if name is None:
-        raise _refuse(content, source)
-    splat = _READERS[name](content)
+    path = None if isinstance(source, bytes) else source
+    content = source if isinstance(source, bytes) else read_bytes(source, SplatError)
+    name = detect(content, path)
+    reader = None if name is None else CODECS[name].read
+    if reader is None:
+        raise _refusal(content, path)
+    splat = reader(content)
     frame = splat.frame or PHOTOGRAPH_FRAME
-    if axes != "auto":
-        frame = Frame(axes=axes, camera_position=frame.camera_position)
     x, y, z = frame.camera_position
     gaussians = transform.translate(splat.gaussians, (-x, -y, -z))
-    if frame.axes == "opengl":
+    if (frame.axes if axes == "auto" else axes) == "opengl":
         gaussians = transform.opencv_to_opengl(gaussians)
     if not gaussians.means.isfinite().all():
-        raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond what a float holds: it is broken")
+        raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond the range of float32: it is broken")
     if len(gaussians) and (farthest := gaussians.means.abs().max().item()) > MAX_LENGTH_M:
-        raise SplatError(f"a Gaussian is {farthest:.3g} m away, a splat ends at {MAX_LENGTH_M:g} m: it is broken")
+        raise SplatError(f"a Gaussian is {farthest:.3g} m away, the limit is {MAX_LENGTH_M:g} m: the file is broken")
     return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SplatError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
 def detect(content: bytes, path: Path | None = None) -> str | None:
-    """The name of the readable format that a file's content is in, `ply` for all plain ones; None for anything else.
+    """Return the name of the readable format of a file's content; None for anything else.
 
-    A .splat has no mark of its own: it is known by the path.
+    All plain .ply files count as `ply`. A .splat has no magic bytes and is recognized by the suffix of `path`.
     """
-    if content.startswith(b"ply"):
-        head = content[: content.find(b"end_header")]
-        return "compressed_ply" if b"packed_position" in head else "ply"
-    if content.startswith((b"\x1f\x8b", b"NGSP")):
-        return "spz"
-    return "splat" if path is not None and path.suffix.lower() == ".splat" else None
+    for name, codec in CODECS.items():
+        if codec.read is not None and codec.recognizes(content):
+            return name
+    return "splat" if path is not None and path.suffix.lower() == FORMATS["splat"].suffix else None
 
 
-def _refuse(content: bytes, source: Path | bytes) -> SplatError:
-    written_only = {b"PK\x03\x04": "a .sog", b"glTF": "a .glb", b"<!do": "an .html page", b"<!DO": "an .html page"}
-    kind = written_only.get(content[:4])
-    if kind:
-        return SplatError(f"{kind} can be written but not read: use the .ply, .splat or .spz of the same splat")
-    name = "the content" if isinstance(source, bytes) else str(source)
-    return SplatError(f"{name} is not a .ply, .compressed.ply, .splat or .spz: choose one of those")
+def _refusal(content: bytes, path: Path | None) -> SplatError:
+    """Return the error for a content that no codec reads."""
+    suffixes = ", ".join(dict.fromkeys(format_.suffix for format_ in FORMATS.values() if format_.is_readable))
+    for name, codec in CODECS.items():
+        if codec.recognizes(content):
+            return SplatError(f"{FORMATS[name].suffix} can be written but not read: use the same splat as {suffixes}")
+    return SplatError(f"{path or 'the content'} is in no format that can be read: use {suffixes}")

@@ -1,8 +1,8 @@
-"""Binary glTF with KHR_gaussian_splatting: splats that travel as any other 3D model.
+"""Binary glTF with KHR_gaussian_splatting: splats for tools that exchange 3D models.
 
 The extension is specified at https://github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatting:
-scales and opacities are stored as they are used, not as logarithms and logits, and quaternions in the order x y z w.
-glTF's y is up and its cameras look along -z, so the photograph's camera is glTF's default one.
+scales and opacities are stored directly, not as logarithms and logits, and quaternions in the order x y z w. In glTF, y
+is up and cameras look along -z, so the photograph's camera has glTF's default orientation.
 """
 
 from __future__ import annotations
@@ -19,33 +19,40 @@ import sharp_cog
 from sharp_cog.errors import OutputError
 from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
 from sharp_cog.formats.ply import vertex_block
-from sharp_cog.formats.scene import Frame
+from sharp_cog.formats.scene import Frame, camera_fields
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
 
 EXTENSION = "KHR_gaussian_splatting"
 GLB_FRAME = Frame(axes="opengl")
+"""Frame that glTF requires."""
 
 _MAX_BYTES = (1 << 32) - 1
-"""A .glb counts its bytes in 32 bits."""
-_FLOAT, _UNSIGNED_BYTE, _ARRAY_BUFFER, _POINTS = 5126, 5121, 34962, 0
+"""Maximum size of a .glb, whose header has 32 bits for it."""
+
+# glTF's constants, named as in its specification.
+_FLOAT = 5126
+_UNSIGNED_BYTE = 5121
+_ARRAY_BUFFER = 34962
+_POINTS = 0
 _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+"""Names of the types of an accessor, by the number of components."""
 
 
 def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = GLB_FRAME) -> None:
-    """Writes a .glb with a node of Gaussians and one of the photograph's camera; everything in float32.
+    """Write a .glb with a node for the Gaussians and one for the photograph's camera; all values are float32.
 
-    Viewers that do not know the extension show the Gaussians as coloured points.
+    Viewers without support for the extension show the Gaussians as coloured points.
 
     Args:
-        file: Where to.
+        file: Binary file to write to.
         gaussians: N Gaussians on any device, y up.
-        camera: The photograph's camera, if it is known.
-        frame: OpenGL axes; says where the camera stands.
+        camera: Camera of the photograph, if it is known.
+        frame: Frame of the Gaussians' coordinates; its axes must be `opengl`.
 
     Raises:
         PredictionError: A value is not finite.
-        OutputError: There are more Gaussians than a .glb holds.
+        OutputError: The file would exceed 4 GB.
     """
     assert frame.axes == "opengl", "glTF's y is up"
     block = vertex_block(gaussians)
@@ -56,7 +63,9 @@ def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
     text += b" " * (-len(text) % 4)
     total = 12 + 8 + len(text) + (8 + num_bytes if views else 0)
     if total > _MAX_BYTES:
-        raise OutputError(f"{len(block)} Gaussians make a .glb of {total} bytes, it holds {_MAX_BYTES}: keep fewer")
+        raise OutputError(
+            f"{len(block)} Gaussians make a .glb of {total} bytes, the limit is {_MAX_BYTES}: lower max_gaussians"
+        )
     file.write(struct.pack("<4sII", b"glTF", 2, total))
     file.write(struct.pack("<I4s", len(text), b"JSON"))
     file.write(text)
@@ -67,10 +76,10 @@ def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
 
 
 def _views(block: NDArray[np.float32], gaussians: Gaussians) -> dict[str, NDArray[Any]]:
-    """The attributes by name, (N, channels), each a multiple of 4 bytes long."""
+    """Return the attributes by name, (N, channels), each a multiple of 4 bytes long."""
     linear = gaussians.colors_linear.cpu().numpy()
     opacities = gaussians.opacities.cpu().unsqueeze(-1).numpy()
-    # Outside of splats, glTF's colours are linear.
+    # Viewers without the extension take vertex colours as linear, as glTF defines them.
     rgba = np.concatenate([linear, opacities], axis=1).clip(0.0, 1.0) * np.float32(255.0)
     scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M).numpy()
     views: dict[str, NDArray[Any]] = {
@@ -88,7 +97,7 @@ def _views(block: NDArray[np.float32], gaussians: Gaussians) -> dict[str, NDArra
 
 
 def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None, frame: Frame) -> dict[str, Any]:
-    """The JSON of the file."""
+    """Return the JSON part of the file."""
     accessors: list[dict[str, Any]] = []
     buffer_views: list[dict[str, Any]] = []
     num_bytes = 0
@@ -120,11 +129,10 @@ def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None,
             "yfov": math.radians(camera.vertical_fov_degrees),
             "znear": 0.01,
         }
-        extras = {"focal_length_px": float(camera.focal_length_px), "image_size": [camera.width, camera.height]}
-        position = list(frame.camera_position)
-        document["nodes"].append({"name": "photograph", "camera": 0, "translation": position, "extras": extras})
+        node = {"camera": 0, "translation": list(frame.camera_position), "extras": camera_fields(camera)}
+        document["nodes"].append({"name": "photograph", **node})
         document["cameras"] = [{"type": "perspective", "perspective": perspective}]
-    if views:  # glTF has no empty accessors: a splat of no Gaussians is a node without a mesh.
+    if views:  # glTF has no empty accessors: without Gaussians, the node has no mesh.
         splatting = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
         primitive = {
             "attributes": {name: index for index, name in enumerate(views)},

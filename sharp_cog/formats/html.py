@@ -1,6 +1,6 @@
-"""A page that shows a splat anywhere, offline: PlayCanvas' viewer with the splat inside, as SOG.
+"""A web page that shows a splat offline: PlayCanvas' viewer with the splat inside, as SOG.
 
-The viewer is the npm package `@playcanvas/supersplat-viewer`; `scripts/viewer` installs the version that fits.
+The viewer is the npm package `@playcanvas/supersplat-viewer`; `scripts/viewer` installs the supported version.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.geometry.transform import FOCUS_SHARE, NEAR_SHARE, depths_ahead
 
 VIEWER_DIR = Path(__file__).parents[2] / "viewer" / "node_modules" / "@playcanvas" / "supersplat-viewer" / "public"
-"""Where `scripts/viewer` puts the viewer."""
+"""Folder into which `scripts/viewer` installs the viewer."""
 
 PAGE_TITLE = "A photograph in 3D"
-SWAY_REACH = 0.03
-"""How far the nearest things move in the picture while the camera sways, as a share of the picture's diagonal."""
-ORBIT_REACH = 0.12
-"""The same for a camera moved by hand: there, holes begin to show beside things."""
-AHEAD_SHARE = 0.5
-"""How far a camera moved by hand may go ahead, as a share of the nearest depth."""
+SWAY_RANGE = 0.03
+"""Movement of the nearest things in the image while the camera sways, as a share of the image's diagonal."""
+ORBIT_RANGE = 0.12
+"""The same for a camera moved by hand; beyond it, holes appear beside things."""
+FORWARD_SHARE = 0.5
+"""Maximum distance that a camera moves forward by hand, as a share of the nearest depth."""
 
 _SWAY_S = 12
+"""Duration of one sway in seconds."""
 _SWAY_KEYS = 24
+"""Number of keyframes of one sway."""
 _EFFECTS = {
     "sharpness": {"enabled": False, "amount": 0},
     "bloom": {"enabled": False, "intensity": 0.1, "blurLevel": 2},
@@ -41,17 +43,18 @@ _EFFECTS = {
     "vignette": {"enabled": False, "intensity": 0.5, "inner": 0.3, "outer": 0.75, "curvature": 1},
     "fringing": {"enabled": False, "intensity": 0.5},
 }
-"""The viewer wants them all, off as they are."""
+"""Effects of the viewer, all off; it requires settings for each of them."""
 
-# What the page has once each, and what becomes of it.
+# Parts of the viewer's page that occur once each and are replaced.
 _TITLE = "<title>SuperSplat Viewer</title>"
 _STYLESHEET = '<link rel="stylesheet" href="./index.css" />'
 _BOOTSTRAP = '<script type="application/json" id="sse-bootstrap">\n            null\n        </script>'
 _IMPORT = "import { createViewer } from './index.js';"
 
-# Poses out of bounds are drawn towards the photograph's own, position and turn in the same proportion, so that an orbit
-# stops at its edge. What lies behind them in the viewer goes back to the photograph once the hand lets go; otherwise
-# the way back from far outside would be dead. Flying is free: who chooses it wants to see the edges.
+# A pose out of bounds is moved towards the photograph's own, position and rotation in the same proportion, so that an
+# orbit stops at its edge. The viewer's internal pose is reset to the photograph as soon as the pointer is released;
+# otherwise the way back from far outside would show no movement. Flying has no bounds: users who choose it want to see
+# the edges.
 _KEEP_TO_PHOTOGRAPH = """
             const { tanX, tanY, side, ahead } = %s;
             const createViewer = async (options) => {
@@ -121,20 +124,20 @@ def write_html(
     *,
     viewer_dir: Path | None = None,
 ) -> None:
-    """Writes one page with everything in it; it asks no other host for anything.
+    """Write one self-contained page, which requests nothing from any host.
 
-    It opens at the photograph's own camera and sways a little. A hand may orbit and zoom as far as a single picture
-    can be seen from other places.
+    The page starts at the photograph's camera, which sways a little. Users can orbit and zoom as far as a splat from
+    one image looks right.
 
     Args:
-        file: Where to.
+        file: Binary file to write to.
         gaussians: N Gaussians on any device, OpenCV axes.
-        camera: The photograph's camera.
-        frame: The one that it is: OpenCV axes, the camera at the origin.
-        viewer_dir: The folder `public` of the npm package; None is where `scripts/viewer` installs it.
+        camera: Camera of the photograph.
+        frame: Must be `PHOTOGRAPH_FRAME`.
+        viewer_dir: The folder `public` of the npm package; None means the one that `scripts/viewer` installs.
 
     Raises:
-        NotInstalledError: The viewer is not there, or is another version.
+        NotInstalledError: The viewer is not installed, or has another version.
         PredictionError: A value is not finite.
     """
     assert frame == PHOTOGRAPH_FRAME
@@ -148,20 +151,20 @@ def write_html(
         "contentUrl": "data:application/octet-stream;base64," + _base64(sog.getbuffer()),
         "contentFilename": "scene.sog",
     }
-    # Without the name of its map, for which a browser's tools would ask.
+    # Without the name of the source map, which a browser's developer tools would request.
     program = program.rpartition("\n//# sourceMappingURL=")[0] or program
-    seams = {
+    replacements = {
         _TITLE: f"<title>{PAGE_TITLE}</title>",
         _STYLESHEET: f"<style>\n{style}</style>",
         _BOOTSTRAP: f'<script type="application/json" id="sse-bootstrap">{json.dumps(bootstrap)}</script>',
         _IMPORT: "import { createViewer as makeViewer } from 'data:text/javascript;base64,"
         f"{_base64(program.encode())}';{_KEEP_TO_PHOTOGRAPH % json.dumps(_bounds(camera, near_m))}",
     }
-    for seam, text in seams.items():
-        before, found, after = page.partition(seam)
-        if not found or seam in after:
+    for part, text in replacements.items():
+        before, found, after = page.partition(part)
+        if not found or part in after:
             raise NotInstalledError(
-                f"{viewer_dir} holds another version of the viewer than sharp_cog knows: run scripts/viewer"
+                f"{viewer_dir} holds another version of the viewer than sharp_cog supports: run scripts/viewer"
             )
         file.write(before.encode())
         file.write(text.encode())
@@ -170,10 +173,10 @@ def write_html(
 
 
 def require_viewer(viewer_dir: Path | None = None) -> None:
-    """Checks that the viewer is there.
+    """Check that the viewer is installed.
 
     Raises:
-        NotInstalledError: It is not.
+        NotInstalledError: The viewer is not installed.
     """
     _read((viewer_dir or VIEWER_DIR) / "index.html")
 
@@ -193,27 +196,30 @@ def _base64(content: bytes | memoryview) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _side_m(camera: Camera, near_m: float, reach: float) -> float:
-    """How far to the side a camera goes for the nearest things to move by `reach` of the picture's diagonal."""
-    return reach * near_m * math.hypot(camera.width, camera.height) / camera.focal_length_px
+def _sideways_m(camera: Camera, near_m: float, camera_range: float) -> float:
+    """Return how far a camera moves sideways for the nearest things to move by `camera_range` of the diagonal."""
+    return camera_range * near_m * math.hypot(camera.width, camera.height) / camera.focal_length_px
 
 
 def _bounds(camera: Camera, near_m: float) -> dict[str, float]:
-    """Tangents of the photograph's half fields of view, and how far a hand may move the camera, in metres."""
+    """Return the tangents of half the fields of view, and how far users may move the camera, in metres."""
     return {
         "tanX": camera.width / 2 / camera.focal_length_px,
         "tanY": camera.height / 2 / camera.focal_length_px,
-        "side": _side_m(camera, near_m, ORBIT_REACH),
-        "ahead": AHEAD_SHARE * near_m,
+        "side": _sideways_m(camera, near_m, ORBIT_RANGE),
+        "ahead": FORWARD_SHARE * near_m,
     }
 
 
 def _settings(camera: Camera, *, near_m: float, focus_m: float) -> dict[str, Any]:
-    """The viewer's settings. It turns splats by 180 degrees about z: the photograph still looks along +z, y is up."""
+    """Return the viewer's settings.
+
+    The viewer rotates splats by 180 degrees about z: the photograph's camera still looks along +z, and y is up.
+    """
     target, fov = [0.0, 0.0, focus_m], camera.vertical_fov_degrees
     turn = 2 * np.pi * np.arange(_SWAY_KEYS) / _SWAY_KEYS
-    sway_m = _side_m(camera, near_m, SWAY_REACH)
-    # A lying eight, which begins and ends at the photograph's camera.
+    sway_m = _sideways_m(camera, near_m, SWAY_RANGE)
+    # A horizontal figure eight, which starts and ends at the photograph's camera.
     positions = np.stack([np.sin(turn), 0.3 * np.sin(2 * turn), np.zeros(_SWAY_KEYS)], axis=-1) * sway_m
     sway = {
         "name": "sway",

@@ -1,4 +1,4 @@
-"""The two .ply forms: vertices alone, which every viewer reads, and Apple's with its extra elements."""
+"""Both .ply forms of 3D Gaussians: vertices alone, which every viewer reads, and Apple's with extra elements."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharp_cog.errors import SplatError
 from sharp_cog.formats.limits import MAX_LENGTH_M, MAX_OPACITY, MIN_OPACITY, MIN_SCALE_M, require_writable
-from sharp_cog.formats.ply_file import comments
-from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
+from sharp_cog.formats.ply_file import (
+    Element,
+    metadata_comments,
+    read_camera,
+    read_elements,
+    read_frame,
+    read_header,
+    write_header,
+)
+from sharp_cog.formats.quaternions import to_unit
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.imaging.color import linear_to_srgb, srgb_to_linear
 from sharp_cog.runtime.kernels.choose import fused_for
 
 PROPERTIES = (
@@ -25,23 +35,23 @@ PROPERTIES = (
     *("scale_0", "scale_1", "scale_2"),
     *("rot_0", "rot_1", "rot_2", "rot_3"),
 )
-"""The floats of a vertex, in order: what 3D Gaussian Splatting's own tools write."""
+"""The floats of a vertex, in the order of the original 3D Gaussian Splatting code."""
 
 SH_C0 = math.sqrt(1.0 / (4.0 * math.pi))
 """The spherical harmonic of degree 0."""
 
 MAX_DISPARITY_PER_M = 1e6
-"""Where Apple's disparity quantiles stop, so that a Gaussian in the camera's centre does not make them infinite."""
+"""Limit of Apple's disparity quantiles: a Gaussian in the camera's centre would make them infinite."""
 
 _MAX_QUANTILES = 16_000_000
-"""Values that `torch.quantile` takes."""
+"""Maximum number of values that `torch.quantile` accepts."""
 
 _CHUNK = 1 << 16
-"""Gaussians at a time, so that a chunk's columns stay in cache on a CPU."""
+"""Number of Gaussians converted at a time, so that their columns stay in a CPU's cache."""
 
 
 def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
-    """Lays Gaussians out as the file holds them.
+    """Convert Gaussians to the rows of a .ply, from which all other formats are made too.
 
     Args:
         gaussians: N Gaussians on any device.
@@ -49,11 +59,11 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
     Returns:
         (N, 14) float32, contiguous, in the order of `PROPERTIES`: position in metres, degree-0 spherical harmonics of
         the sRGB colour, logit of the opacity, natural logarithm of the scales in metres, unit quaternion w x y z.
-        What is out of range becomes the nearest value that is not: colours in [0, 1], opacities from `MIN_OPACITY` to
+        Values out of range become the nearest value in range: colours in [0, 1], opacities from `MIN_OPACITY` to
         `MAX_OPACITY` and scales from `MIN_SCALE_M` to `MAX_LENGTH_M`, so that logits and logarithms are finite.
 
     Raises:
-        PredictionError: As `sharp_cog.formats.limits.require_writable`.
+        PredictionError: The Gaussians cannot be written; see `sharp_cog.formats.limits.require_writable`.
     """
     require_writable(gaussians)
     fused = fused_for(gaussians.means.device)
@@ -62,7 +72,7 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
 
 
 def _fields(gaussians: Gaussians) -> tuple[Tensor, ...]:
-    """In the order of the rows."""
+    """Return the fields in the order of a row."""
     return (
         gaussians.means,
         gaussians.colors_linear,
@@ -73,7 +83,7 @@ def _fields(gaussians: Gaussians) -> tuple[Tensor, ...]:
 
 
 def _vertex_rows(gaussians: Gaussians) -> Tensor:
-    """The rows by torch's own operations: the plain twin of `sharp_cog.runtime.kernels.fused.vertex_rows`."""
+    """Return the rows, computed by torch: the plain twin of `sharp_cog.runtime.kernels.fused.vertex_rows`."""
     block = torch.empty(len(gaussians), len(PROPERTIES), device=gaussians.means.device)
     for start in range(0, len(gaussians), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -89,7 +99,7 @@ def _vertex_rows(gaussians: Gaussians) -> Tensor:
 def _to_host(block: Tensor) -> NDArray[np.float32]:
     if block.device.type != "cuda":
         return block.cpu().numpy()
-    # Into page-locked memory, which the device writes to at the full speed of the bus; torch keeps and reuses it.
+    # A copy to page-locked memory runs at the full speed of the bus; torch keeps that memory and reuses it.
     host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
     host.copy_(block, non_blocking=True)
     torch.cuda.current_stream(block.device).synchronize()
@@ -97,46 +107,40 @@ def _to_host(block: Tensor) -> NDArray[np.float32]:
 
 
 def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Writes the vertices alone; what else is known goes into comments of the header."""
-    file.write(_header(len(gaussians), header_comments=comments(camera, frame)))
+    """Write the vertices alone; comments in the header store the camera and the frame."""
+    file.write(write_header([_vertices(len(gaussians))], metadata_comments(camera, frame)))
     file.write(vertex_block(gaussians).data)
 
 
 def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Writes what Apple's own tool writes, for its `render` command; its camera always stands at the origin."""
+    """Write the layout of Apple's own tool, for its `render` command; its camera always stands at the origin."""
     del frame
     width, height, focal = camera.width, camera.height, camera.focal_length_px
-    quantiles = _disparity_quantiles(gaussians)
-    extras: tuple[tuple[str, str, NDArray[np.generic]], ...] = (
-        ("extrinsic", "float", np.eye(4, dtype="<f4").ravel()),
-        ("intrinsic", "float", np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1], dtype="<f4")),
-        ("image_size", "uint", np.array([width, height], dtype="<u4")),
-        ("frame", "int", np.array([1, len(gaussians)], dtype="<i4")),
-        ("disparity", "float", np.array(quantiles, dtype="<f4")),
-        ("color_space", "uchar", np.array([0], dtype="u1")),
-        ("version", "uchar", np.array([1, 5, 0], dtype="u1")),
-    )
-    elements = tuple((name, type_, len(values)) for name, type_, values in extras)
-    file.write(_header(len(gaussians), elements=elements))
+    extras: dict[str, NDArray[np.generic]] = {
+        "extrinsic": np.eye(4, dtype="<f4").ravel(),
+        "intrinsic": np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1], dtype="<f4"),
+        "image_size": np.array([width, height], dtype="<u4"),
+        "frame": np.array([1, len(gaussians)], dtype="<i4"),
+        "disparity": np.array(_disparity_quantiles(gaussians), dtype="<f4"),
+        "color_space": np.array([0], dtype="u1"),
+        "version": np.array([1, 5, 0], dtype="u1"),
+    }
+    elements = [
+        Element(name=name, count=len(values), properties=[(name, values.dtype.str[1:])])
+        for name, values in extras.items()
+    ]
+    file.write(write_header([_vertices(len(gaussians)), *elements]))
     file.write(vertex_block(gaussians).data)
-    for _, _, values in extras:
+    for values in extras.values():
         file.write(values.tobytes())
 
 
-def _header(
-    num_vertices: int, *, header_comments: tuple[str, ...] = (), elements: tuple[tuple[str, str, int], ...] = ()
-) -> bytes:
-    lines = ["ply", "format binary_little_endian 1.0"]
-    lines += [f"comment {comment}" for comment in header_comments]
-    lines += [f"element vertex {num_vertices}"]
-    lines += [f"property float {name}" for name in PROPERTIES]
-    for name, type_, count in elements:
-        lines += [f"element {name} {count}", f"property {type_} {name}"]
-    return "\n".join([*lines, "end_header", ""]).encode("ascii")
+def _vertices(count: int) -> Element:
+    return Element(name="vertex", count=count, properties=[(name, "f4") for name in PROPERTIES])
 
 
 def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
-    """The 10 % and 90 % quantiles of 1 / z in 1 / m, linearly interpolated; zeros for no Gaussians."""
+    """Return the 10 % and 90 % quantiles of 1 / z in 1 / m, linearly interpolated; zeros without Gaussians."""
     if not len(gaussians):
         return 0.0, 0.0
     disparity = gaussians.means[:, 2].reciprocal().clamp(-MAX_DISPARITY_PER_M, MAX_DISPARITY_PER_M)
@@ -145,3 +149,57 @@ def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
     else:
         low, high = disparity.quantile(disparity.new_tensor((0.1, 0.9))).tolist()
     return float(low), float(high)
+
+
+def read_ply(content: bytes) -> Splat:
+    """Read a .ply of 3D Gaussians: ours, Apple's, or another tool's with the same properties.
+
+    Other properties, such as higher spherical harmonics, are ignored.
+
+    Args:
+        content: The whole file: binary of either byte order, or ASCII.
+
+    Raises:
+        SplatError: The content is not a .ply, is broken or truncated, or lacks a property of Gaussians.
+    """
+    header = read_header(content)
+    elements = read_elements(content, header)
+    if "vertex" not in elements:
+        raise SplatError("the .ply has no element 'vertex': it is not a splat")
+    return Splat(
+        gaussians=_gaussians(elements["vertex"], is_linear=_is_linear(elements)),
+        camera=read_camera(header.comments, elements),
+        # Apple's files have no comments, and always the photograph's frame.
+        frame=read_frame(header.comments) or (PHOTOGRAPH_FRAME if "intrinsic" in elements else None),
+    )
+
+
+def _is_linear(elements: dict[str, NDArray[np.void]]) -> bool:
+    """Return whether Apple's element says that colours are linear (1); without it they are sRGB, as in viewers."""
+    element = elements.get("color_space")
+    if element is None or "color_space" not in (element.dtype.names or ()) or not len(element):
+        return False
+    return bool(element["color_space"][0] == 1)
+
+
+def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
+    missing = [name for name in PROPERTIES if name not in (vertices.dtype.names or ())]
+    if missing:
+        raise SplatError(f"the .ply has no {', '.join(missing)}: it holds points or a mesh, not Gaussians")
+
+    def columns(*names: str) -> Tensor:
+        with np.errstate(over="ignore"):  # A double beyond float32 becomes infinite, and `Splat` refuses it.
+            return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=-1))
+
+    quaternions = columns("rot_0", "rot_1", "rot_2", "rot_3")
+    # Other tools write quaternions of any length: divided by the largest component, no square over- or underflows.
+    largest = quaternions.abs().amax(dim=-1, keepdim=True)
+    quaternions = torch.where(largest > 0, quaternions / largest, quaternions)
+    colors = (columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5).clamp_(0.0, 1.0)
+    return Gaussians(
+        means=columns("x", "y", "z"),
+        scales=columns("scale_0", "scale_1", "scale_2").exp_(),
+        quaternions_wxyz=to_unit(quaternions),
+        colors_linear=colors if is_linear else srgb_to_linear(colors),
+        opacities=columns("opacity")[:, 0].sigmoid(),
+    )

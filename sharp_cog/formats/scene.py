@@ -1,20 +1,23 @@
-"""What a file says about a splat besides its Gaussians: how its axes lie, where the photograph's camera stands."""
+"""A splat as a file holds it: its Gaussians, their frame, and the camera of the photograph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+from sharp_cog.errors import SplatError
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """The frame that a splat's coordinates are in.
+    """The frame of a splat's coordinates.
 
     Attributes:
-        axes: `opencv` (x right, y down, z ahead) or `opengl` (x right, y up, z back), seen by the photograph's camera.
-        camera_position: Of the photograph's camera, (x, y, z) in these axes; the origin unless the splat was centred.
+        axes: `opencv` (x right, y down, z forward) or `opengl` (x right, y up, z back), from the photograph's camera.
+        camera_position: Position (x, y, z) of the photograph's camera in these axes; the origin unless the splat was
+            centred.
     """
 
     axes: str = "opencv"
@@ -22,7 +25,7 @@ class Frame:
 
 
 PHOTOGRAPH_FRAME = Frame()
-"""In which a prediction comes, and everything is reckoned: OpenCV axes, the photograph's camera at the origin."""
+"""Frame of a prediction and of all computations: OpenCV axes, the photograph's camera at the origin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +34,24 @@ class Splat:
 
     Attributes:
         gaussians: N Gaussians on the CPU, in the file's own coordinates.
-        camera: The photograph's camera, where the file tells.
-        frame: What these coordinates are, where the file or its format tells.
+        camera: Camera of the photograph, if the file holds it.
+        frame: Frame of these coordinates, if the file or its format states it.
+
+    Raises:
+        SplatError: A value is not finite.
     """
 
     gaussians: Gaussians
     camera: Camera | None
     frame: Frame | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self.gaussians):
+            num_bad = int((~getattr(self.gaussians, field.name).isfinite()).sum())
+            if num_bad:
+                raise SplatError(f"the splat has {num_bad} values of {field.name} that are not finite: it is broken")
+
+
+def camera_fields(camera: Camera) -> dict[str, Any]:
+    """Return a camera as formats with free metadata store it."""
+    return {"focal_length_px": float(camera.focal_length_px), "image_size": [camera.width, camera.height]}

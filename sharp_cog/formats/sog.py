@@ -1,8 +1,8 @@
-"""PlayCanvas' SOG, version 2: a zip of lossless WebP images that hold one Gaussian per pixel.
+"""PlayCanvas' SOG, version 2: a zip of lossless WebP images with one Gaussian per pixel.
 
-The layout is specified at https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog/. Where that page
-is silent this follows what its readers do: scales are natural logarithms, quaternions are stored in the order w x y z,
-and coordinates are those of a .ply, taken as they are.
+The layout is specified at https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog/. The page leaves
+some details open; there, this module follows PlayCanvas' readers: scales are natural logarithms, quaternions are stored
+in the order w x y z, and coordinates are those of a .ply, unchanged.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from torch import Tensor
 import sharp_cog
 from sharp_cog.errors import OutputError
 from sharp_cog.formats.ply import SH_C0, vertex_block
-from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame
+from sharp_cog.formats.quaternions import drop_largest
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, camera_fields
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
 
 CODEBOOK_SIZE = 256
+"""Number of levels of a codebook."""
 QUATERNION_MODE = 252
-"""Alpha of a quaternion whose largest component is w; 253 to 255 are x, y, z."""
-
-OTHER_COMPONENTS = ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2))
-"""The components that are stored, by the index of the largest one, which is not."""
-
+"""Alpha of a quaternion whose largest component is w; 253 to 255 stand for x, y, z."""
 MAX_SIDE = 16383
-"""Of a WebP image, in pixels."""
+"""Maximum width and height of a WebP image in pixels."""
 
 _GRID_WIDTH = 768
-"""SHARP's Gaussians come in layers of 768 x 768 in raster order: in images of that width neighbours stay neighbours,
-which compresses best."""
+"""Width of the images in pixels. SHARP's Gaussians come in layers of 768 x 768 in raster order, so that neighbours in
+space are neighbours in the image, which compresses best."""
 _MAX_GRID_HEIGHT = 4096
-"""Taller textures are more than some phones can hold; larger splats get square images."""
+"""Maximum height of images of that width: some phones have no taller textures. Larger splats get square images."""
 
 _NUM_BINS = 4096
+"""Number of histogram bins to which a codebook is fitted."""
 _EVEN_SHARE = 0.25
+"""Share of a codebook's levels that lie evenly over the whole range."""
 _WEBP: dict[str, Any] = {"format": "WEBP", "lossless": True, "exact": True, "method": 4, "quality": 50}
-"""Method 6 takes thirteen times as long for 0.6 %. `exact` keeps colours below an alpha of 0."""
+"""Pillow's arguments: method 6 takes thirteen times as long for 0.6 %; `exact` keeps colours where the alpha is 0."""
 
 
 def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Writes a bundled SOG; the camera goes into `meta.json`, where readers pass over it.
+    """Write a bundled SOG; the camera and the frame go into `meta.json`, where readers ignore them.
 
     Colours are exact to 8 bits of sRGB, opacities to 8 bits, positions to 16 bits of their symmetric logarithm over
-    the scene's extent, rotations to 1.1 degrees, scales by a codebook of 256 logarithms fitted to them: to 1 / 62 of
-    the range of the logarithms, most of them much closer.
+    the scene's extent, rotations to 1.1 degrees. Scales have a codebook of 256 logarithms fitted to them: they are
+    exact to 1 / 62 of the range of the logarithms, and most of them are much closer.
 
     Raises:
         PredictionError: A value is not finite.
-        OutputError: There are more Gaussians than an image has pixels.
+        OutputError: The number of Gaussians exceeds the number of pixels of an image.
     """
     block = vertex_block(gaussians)
     width, height = _image_size(len(block))
@@ -70,15 +70,12 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         "frame": {"axes": frame.axes, "camera_position": frame.camera_position},
     }
     if camera is not None:
-        meta["camera"] = {
-            "focal_length_px": float(camera.focal_length_px),
-            "image_size": [camera.width, camera.height],
-        }
+        meta["camera"] = camera_fields(camera)
     low, high, meta["means"] = _pack_means(torch.from_numpy(block[:, 0:3]))
     scales, meta["scales"] = _pack_scales(block[:, 7:10])
     colors, meta["sh0"] = _pack_colors(torch.from_numpy(block[:, 3:7]))
     quaternions, meta["quats"] = _pack_quaternions(torch.from_numpy(block[:, 10:14]))
-    # The slowest first.
+    # The slowest images come first, so that no thread starts late on a long job.
     images = {
         "means_l.webp": low,
         "quats.webp": quaternions,
@@ -86,7 +83,7 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         "scales.webp": scales,
         "means_u.webp": high,
     }
-    with ThreadPoolExecutor(len(images)) as executor:  # Pillow lets other threads run while it encodes.
+    with ThreadPoolExecutor(len(images)) as executor:  # Pillow releases the GIL while it encodes.
         encoded = executor.map(lambda pixels: _encode(pixels, width, height), images.values())
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, "meta.json", json.dumps(meta, separators=(",", ":")).encode("ascii"))
@@ -95,7 +92,7 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
 
 
 def _image_size(count: int) -> tuple[int, int]:
-    """Width and height in pixels of images for so many Gaussians; 1 x 1 for none."""
+    """Return width and height in pixels of the images for `count` Gaussians; 1 x 1 for none."""
     width = _GRID_WIDTH if count <= _GRID_WIDTH * _MAX_GRID_HEIGHT else math.isqrt(count - 1) + 1
     width = max(1, min(width, count))
     height = max(1, -(-count // width))
@@ -105,14 +102,14 @@ def _image_size(count: int) -> tuple[int, int]:
 
 
 def _pack_means(means: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]:
-    """Low and high bytes of 16-bit positions between the least and the greatest, on a symmetric logarithmic scale."""
+    """Return the low and the high bytes of 16-bit positions on a symmetric logarithmic scale, and their metadata."""
     logs = means.abs().log1p_().copysign_(means)
     mins = (logs.amin(dim=0) if len(logs) else torch.zeros(3)).double()
     maxs = (logs.amax(dim=0) if len(logs) else torch.zeros(3)).double()
     steps = (maxs - mins) / 65535.0
-    # Where all positions agree any step does: they all get the code 0.
+    # If all positions are equal, any step is right: they all get the code 0.
     steps = torch.where(steps > 0, steps, 1.0)
-    # In float64: float32's roundings would be some hundredths of a code.
+    # float64, because float32 would add some hundredths of a code of rounding error.
     codes = logs.sub(mins).div_(steps).round_().clamp_(0.0, 65535.0).to(torch.int32).numpy()
     pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 3, 2)
     meta = {"mins": mins.tolist(), "maxs": maxs.tolist(), "files": ["means_l.webp", "means_u.webp"]}
@@ -125,11 +122,14 @@ def _pack_scales(log_scales: NDArray[np.float32]) -> tuple[NDArray[np.uint8], di
 
 
 def _fit_codebook(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], list[float]]:
-    """Indices into 256 levels, most of them as dense as the cube root of how often values occur.
+    """Quantise values to 256 levels, whose density follows the cube root of the density of the values.
 
-    That density has the least mean squared error of all for fine quantisation (Panter and Dite, 1951), but may have one
-    level stand for few values far apart. So `_EVEN_SHARE` of the levels lie evenly over the whole range: no level
-    stands for more than 1 / 62 of it. A level is the mean of the values that it stands for.
+    That has the least mean squared error of all densities for fine quantisation (Panter and Dite, 1951), but one level
+    may cover a few values that lie far apart. `_EVEN_SHARE` of the levels are therefore spread evenly: no level covers
+    more than 1 / 62 of the range. Each level is the mean of the values that it covers.
+
+    Returns:
+        Indices of the levels, in the shape of the values; and the levels.
     """
     if not values.size:
         return values.astype(np.uint8), [0.0] * CODEBOOK_SIZE
@@ -149,7 +149,7 @@ def _fit_codebook(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], list[
 
 
 def _pack_colors(harmonics_and_logits: Tensor) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """The colour's 256 levels are those of 8-bit sRGB; the opacity is the alpha."""
+    """Return RGBA pixels and their metadata: the 256 levels of a colour are those of 8-bit sRGB."""
     colors = harmonics_and_logits[:, :3].mul(SH_C0).add_(0.5)
     values = torch.cat([colors, harmonics_and_logits[:, 3:].sigmoid()], dim=-1)
     codes = values.mul_(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).numpy()
@@ -158,18 +158,15 @@ def _pack_colors(harmonics_and_logits: Tensor) -> tuple[NDArray[np.uint8], dict[
 
 
 def _pack_quaternions(quaternions_wxyz: Tensor) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """The three smaller components from -sqrt(1/2) to sqrt(1/2) in 8 bits each, and which one was the largest."""
-    largest = quaternions_wxyz.abs().argmax(dim=-1, keepdim=True)
-    # q and -q are one rotation: the one with a positive largest component is stored.
-    signs = torch.where(quaternions_wxyz.gather(-1, largest) < 0, -1.0, 1.0)
-    smaller = quaternions_wxyz.gather(-1, torch.tensor(OTHER_COMPONENTS)[largest[:, 0]]) * signs
-    codes = smaller.mul_(math.sqrt(0.5)).add_(0.5).mul_(255.0).round_().clamp_(0.0, 255.0)
-    packed = torch.cat([codes, largest + QUATERNION_MODE], dim=-1).to(torch.uint8).numpy()
+    """Return RGBA pixels and their metadata: the three smallest components, and the index of the largest one."""
+    largest, others = drop_largest(quaternions_wxyz.t())
+    codes = others.mul_(math.sqrt(0.5)).add_(0.5).mul_(255.0).round_().clamp_(0.0, 255.0)
+    packed = torch.cat([codes, largest.unsqueeze(0) + QUATERNION_MODE]).t().to(torch.uint8).numpy()
     return packed, {"files": ["quats.webp"]}
 
 
 def _encode(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
-    """A WebP image of (N, 3) or (N, 4) pixels in raster order; what is left of the last row repeats the last pixel."""
+    """Return a WebP image of (N, 3) or (N, 4) pixels in raster order; the last pixel is repeated to fill the image."""
     num_channels = pixels.shape[1]
     padding = width * height - len(pixels)
     last = pixels[-1:] if len(pixels) else np.zeros((1, num_channels), dtype=np.uint8)
@@ -180,5 +177,5 @@ def _encode(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Adds a file with a fixed date, so that the same splat gives the same bytes."""
+    """Add a file with a fixed date, so that the same splat always has the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), content)

@@ -1,8 +1,8 @@
-"""antimatter15's .splat: 32 bytes a Gaussian and nothing else, most important first.
+"""antimatter15's .splat: 32 bytes for each Gaussian and nothing else, the most important ones first.
 
 A record (https://github.com/antimatter15/splat) holds the position and the standard deviations as floats, sRGB and
-opacity in 8 bits each, and the quaternion w x y z in 8 bits each, 128 for zero and 128 to one. A page shows them
-as they come, so the most important come first: by volume times opacity, the order of antimatter15's own converter.
+opacity in 8 bits each, and the quaternion w x y z in 8 bits each, with an offset and a factor of 128. Web viewers show
+Gaussians while they download, so they are sorted by volume times opacity, as antimatter15's own converter does.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
 from sharp_cog.formats.ply import SH_C0, vertex_block
+from sharp_cog.formats.quaternions import to_unit
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.geometry.quaternions import canonicalize
 from sharp_cog.imaging.color import srgb_to_linear
 
 RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quaternion_wxyz", "u1", 4)])
-"""A Gaussian, 32 bytes."""
+"""Record of a Gaussian, 32 bytes."""
 
 
 def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Writes a .splat; it has no place for the camera and the frame.
+    """Write a .splat, which cannot store the camera and the frame.
 
     Positions and scales are exact, colours to 8 bits of sRGB, opacities to 8 bits, components of quaternions to 0.004
     (0.008 where one is 1).
 
     Args:
-        file: Where to.
+        file: Binary file to write to.
         gaussians: N Gaussians on any device.
-        camera: The photograph's camera; not written.
-        frame: Not written.
+        camera: Ignored.
+        frame: Ignored.
 
     Raises:
         PredictionError: A value is not finite.
@@ -44,7 +44,7 @@ def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fra
     block = torch.from_numpy(vertex_block(gaussians))
     scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M)
     opacities = gaussians.opacities.cpu()
-    # By the logarithm: the product of three small scales would underflow.
+    # The product of three small scales would underflow, so logarithms are added.
     importance = block[:, 7:10].sum(dim=1).add_(opacities.clamp(min=MIN_SCALE_M).log())
     order = importance.argsort(descending=True, stable=True)
     rgba = torch.cat([block[:, 3:6] * SH_C0 + 0.5, opacities.unsqueeze(1)], dim=1).mul_(255.0)
@@ -58,16 +58,16 @@ def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fra
 
 
 def read_splat(content: bytes) -> Splat:
-    """Reads a .splat.
+    """Read a .splat.
 
     Args:
         content: The whole file.
 
     Returns:
-        The Gaussians in the file's order; the camera is not known.
+        The Gaussians in the file's order, without camera and frame.
 
     Raises:
-        SplatError: Not whole records, or a value that no Gaussian has.
+        SplatError: The last record is incomplete, a value is not finite, or a scale is negative.
     """
     if len(content) % RECORD.itemsize:
         raise SplatError(
@@ -76,21 +76,17 @@ def read_splat(content: bytes) -> Splat:
     records = np.frombuffer(content, dtype=RECORD)
     means = torch.from_numpy(records["means"].astype(np.float32))
     scales = torch.from_numpy(records["scales"].astype(np.float32))
-    num_bad = int((~(means.isfinite() & scales.isfinite() & (scales >= 0))).any(dim=1).sum())
+    num_bad = int((scales < 0).any(dim=1).sum())
     if num_bad:
         raise SplatError(
-            f"{num_bad} of {len(records)} Gaussians of the .splat have positions or scales that are not finite, or "
-            "negative scales: it is broken or not a .splat"
+            f"{num_bad} of {len(records)} Gaussians of the .splat have negative scales: it is broken or not a .splat"
         )
     rgba = torch.from_numpy(records["rgba"].astype(np.float32)).div_(255.0)
     quaternions = torch.from_numpy(records["quaternion_wxyz"].astype(np.float32)).sub_(128.0)
-    # Four times 128 stands for no rotation; q and -q are the same one.
-    quaternions[(quaternions == 0).all(dim=1), 0] = 1.0
-    quaternions = torch.nn.functional.normalize(quaternions, dim=1)
     gaussians = Gaussians(
         means=means,
         scales=scales,
-        quaternions_wxyz=canonicalize(quaternions),
+        quaternions_wxyz=to_unit(quaternions),
         colors_linear=srgb_to_linear(rgba[:, :3]),
         opacities=rgba[:, 3].contiguous(),
     )

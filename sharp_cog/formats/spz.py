@@ -1,8 +1,8 @@
-"""Niantic's .spz: 20 bytes a Gaussian, then compressed.
+"""Niantic's .spz: 20 bytes for each Gaussian, then compressed.
 
 The layout is described at https://github.com/nianticlabs/spz: attribute after attribute, positions in fixed point,
-logarithms of scales in sixteenths, quaternions by their three smaller components, axes RUB (right, up, back: OpenGL's).
-Version 3 is one gzip stream, version 4 has a plain header and one zstd stream for each attribute.
+logarithms of scales in sixteenths, quaternions by their three smallest components, axes RUB (right, up, back), as in
+OpenGL. Version 3 is one gzip stream; version 4 has a plain header and one zstd stream for each attribute.
 """
 
 from __future__ import annotations
@@ -22,61 +22,80 @@ from torch import Tensor
 
 from sharp_cog.errors import NotInstalledError, OutputError, SplatError
 from sharp_cog.formats.ply import SH_C0, vertex_block
+from sharp_cog.formats.quaternions import drop_largest, restore_largest, to_unit
 from sharp_cog.formats.scene import Frame, Splat
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.geometry.quaternions import canonicalize
 from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.text import reason_of
 
 SPZ_FRAME = Frame(axes="opengl")
+"""Frame that readers assume."""
 MAGIC = 0x5053474E
-"""NGSP, little-endian."""
+"""The letters NGSP, little-endian."""
 
 FRACTION_BITS = 12
-"""Of positions: a quarter of a millimetre."""
+"""Default number of fraction bits of a position: steps of a quarter of a millimetre."""
 COLOR_SCALE = 0.15
-"""Niantic's factor from spherical harmonics to the middle of a byte."""
-LOG_SCALE_STEPS, LOG_SCALE_OFFSET = 16.0, 10.0
+"""Niantic's factor from spherical harmonics to colours around the middle of a byte."""
+LOG_SCALE_STEPS = 16.0
+"""Steps in a unit of the logarithm of a scale."""
+LOG_SCALE_OFFSET = 10.0
+"""Negative of the smallest logarithm of a scale."""
 
 MAX_GAUSSIANS = 10_000_000
-"""In a file that is read: more, Niantic's own reader refuses too."""
+"""Maximum number of Gaussians that are read; Niantic's own reader has the same limit."""
 
 _POSITION_LIMIT = (1 << 23) - 1
-_HEADER, _NGSP_HEADER, _TOC_ENTRY = struct.Struct("<IIIBBBB"), struct.Struct("<IIIBBBBI12x"), struct.Struct("<QQ")
+"""Largest position in steps: positions have 24 bits, one of them for the sign."""
+_HEADER = struct.Struct("<IIIBBBB")
+"""Header of versions 1 to 3: magic, version, count, degree, fraction bits, flags, reserved."""
+_NGSP_HEADER = struct.Struct("<IIIBBBBI12x")
+"""Header of version 4: the same with the number of streams in place of the reserved byte, and the table's offset."""
+_TOC_ENTRY = struct.Struct("<QQ")
+"""Sizes of a stream of version 4, compressed and uncompressed."""
 _NUM_HARMONICS = (0, 3, 8, 15, 24)
-"""Coefficients above degree 0, by the degree."""
-_OTHER_COMPONENTS = ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2))
-"""The components x y z w that are stored, by the index of the largest one, which is not."""
+"""Number of spherical harmonics above degree 0, by the degree."""
 _MAGNITUDE_BITS = 9
+"""Bits of a quaternion's component, besides the sign."""
 
-_GZIP_LEVEL, _ZSTD_LEVEL = 5, 3
+_GZIP_LEVEL = 5
+_ZSTD_LEVEL = 3
 _BLOCK = 1 << 20
-"""Bytes that one thread compresses at a time."""
-_MAX_EXTENSION_BYTES = _PIECE = 1 << 24
+"""Number of bytes that one thread compresses at a time."""
 _WINDOW = 1 << 15
-"""How far deflate looks back: what a block is told of the one before it."""
+"""Number of preceding bytes that deflate refers to."""
+_PIECE = 1 << 24
+"""Maximum bytes that are decompressed at a time."""
+_MAX_EXTENSION_BYTES = 1 << 24
+"""Maximum bytes that may follow the Gaussians."""
+
+_MAX_DEFLATE_RATIO = 1032
+"""Maximum expansion by deflate; a file that promises more is broken."""
+
+Planes = list[NDArray[np.uint8]]
+"""Bytes of the positions, opacities, colours, scales and rotations of all Gaussians."""
 
 
 def write_spz(
     file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = SPZ_FRAME, *, version: int = 3
 ) -> None:
-    """Writes a .spz; it has no place for the camera and the frame.
+    """Write a .spz, which cannot store the camera and the frame.
 
-    Positions are exact to 0.12 mm up to 2 km, and to fewer bits beyond; logarithms of scales to 1 / 32, and what is
-    beyond e^-10 m or e^5.9 m becomes these; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007.
+    Positions are exact to 0.12 mm up to 2 km, and to fewer bits beyond; logarithms of scales to 1 / 32 within the range
+    from e^-10 m to e^5.9 m; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007.
 
     Args:
-        file: Where to.
+        file: Binary file to write to.
         gaussians: N Gaussians on any device.
-        camera: Not written.
-        frame: Not written: readers take axes as OpenGL's.
+        camera: Ignored.
+        frame: Ignored; readers assume OpenGL axes.
         version: 3 or 4.
 
     Raises:
         PredictionError: A value is not finite.
-        OutputError: A position is beyond 8388 km.
-        NotInstalledError: Version 4 needs the package zstandard.
+        OutputError: A position is farther than 8388 km from the origin.
+        NotInstalledError: Version 4 is asked for, and the package zstandard is not installed.
     """
     del camera, frame
     block = torch.from_numpy(vertex_block(gaussians))
@@ -88,7 +107,7 @@ def write_spz(
         _to_bytes(block[:, 7:10].add(LOG_SCALE_OFFSET).mul_(LOG_SCALE_STEPS)),
         _pack_quaternions(block[:, 10:14]),
     ]
-    content = [plane.tobytes() for plane in planes if plane.size]  # Empty streams are left out.
+    content = [plane.tobytes() for plane in planes if plane.size]  # Empty streams are omitted.
     if version == 3:
         header = _HEADER.pack(MAGIC, 3, len(block), 0, num_fraction_bits, 0, 0)
         file.writelines(_gzip(b"".join([header, *content])))
@@ -104,7 +123,7 @@ def write_spz(
 
 
 def require_zstandard() -> None:
-    """Checks that version 4 can be written and read.
+    """Check that version 4 can be written and read.
 
     Raises:
         NotInstalledError: The package zstandard is not installed.
@@ -116,10 +135,13 @@ def require_zstandard() -> None:
 
 
 def _gzip(content: bytes) -> list[bytes]:
-    """One gzip member, compressed in blocks at the same time; each block starts with the window of the one before."""
+    """Return one gzip member in parts.
+
+    Blocks are compressed in parallel, each with the end of the previous block as its dictionary.
+    """
     starts = range(0, max(1, len(content)), _BLOCK)
 
-    def compressed(start: int) -> bytes:
+    def compress(start: int) -> bytes:
         is_last = start + _BLOCK >= len(content)
         deflate = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, -15, 9, zdict=content[max(0, start - _WINDOW) : start])
         return deflate.compress(content[start : start + _BLOCK]) + deflate.flush(
@@ -127,13 +149,13 @@ def _gzip(content: bytes) -> list[bytes]:
         )
 
     with ThreadPoolExecutor() as executor:
-        blocks = list(executor.map(compressed, starts))
+        blocks = list(executor.map(compress, starts))
     header = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
     return [header, *blocks, struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)]
 
 
 def _fraction_bits(means: Tensor) -> int:
-    """As many as leave room for the farthest position."""
+    """Return the number of fraction bits: `FRACTION_BITS`, or fewer if the farthest position needs the room."""
     farthest = means.abs().amax().item() if len(means) else 0.0
     if farthest > _POSITION_LIMIT:
         raise OutputError(f"a Gaussian is {farthest:.0f} m from the origin, a .spz ends at {_POSITION_LIMIT}: scale it")
@@ -142,7 +164,7 @@ def _fraction_bits(means: Tensor) -> int:
 
 
 def _pack_positions(means: Tensor, num_fraction_bits: int) -> NDArray[np.uint8]:
-    """24-bit little-endian integers, (N, 9) bytes."""
+    """Return positions as 24-bit little-endian integers, (N, 3, 3) bytes."""
     fixed = means.mul(float(1 << num_fraction_bits)).round_().clamp_(-_POSITION_LIMIT, _POSITION_LIMIT).to(torch.int32)
     return np.ascontiguousarray(fixed.numpy().astype("<i4", copy=False).view(np.uint8).reshape(-1, 3, 4)[..., :3])
 
@@ -153,33 +175,32 @@ def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
 
 
 def _pack_quaternions(quaternions_wxyz: Tensor) -> NDArray[np.uint32]:
-    """Which component is the largest, and the others by sign and magnitude up to sqrt(1/2), in 32 bits."""
-    columns = quaternions_wxyz[:, [1, 2, 3, 0]].t().contiguous()
-    largest = columns.abs().argmax(dim=0, keepdim=True)
-    others = torch.tensor(_OTHER_COMPONENTS).t()[:, largest[0]]
-    # q and -q are one rotation: the one with a positive largest component is stored.
-    smaller = columns.gather(0, others).mul_(columns.gather(0, largest).sign_())
+    """Pack unit quaternions (N, 4) into 32 bits each.
+
+    The bits are the index of the largest component, then sign and magnitude of the others, relative to sqrt(1/2).
+    """
+    largest, others = drop_largest(quaternions_wxyz[:, [1, 2, 3, 0]].t().contiguous())
     most = (1 << _MAGNITUDE_BITS) - 1
-    magnitudes = smaller.abs().mul_(math.sqrt(2.0) * most).round_().clamp_(max=most).to(torch.int32)
-    codes = magnitudes | smaller.lt(0).to(torch.int32) << _MAGNITUDE_BITS
-    packed = largest[0].to(torch.int32)
+    magnitudes = others.abs().mul_(math.sqrt(2.0) * most).round_().clamp_(max=most).to(torch.int32)
+    codes = magnitudes | others.lt(0).to(torch.int32) << _MAGNITUDE_BITS
+    packed = largest.to(torch.int32)
     for code in codes:
         packed = packed << _MAGNITUDE_BITS + 1 | code
     return packed.numpy().view(np.uint32).astype("<u4", copy=False)
 
 
 def read_spz(content: bytes) -> Splat:
-    """Reads a .spz of versions 1 to 4; spherical harmonics above degree 0 are passed over.
+    """Read a .spz of the versions 1 to 4; spherical harmonics above degree 0 are ignored.
 
     Args:
         content: The whole file.
 
     Returns:
-        The Gaussians in the file's order and OpenGL axes; the camera is not known.
+        The Gaussians in the file's order and OpenGL axes, without camera.
 
     Raises:
-        SplatError: Not a .spz, broken, truncated, or of another version.
-        NotInstalledError: Version 4 needs the package zstandard.
+        SplatError: The content is not a .spz, is broken or truncated, or has another version.
+        NotInstalledError: The file has version 4, and the package zstandard is not installed.
     """
     if content.startswith(b"\x1f\x8b"):
         version, num_fraction_bits, planes = _read_gzip(content)
@@ -189,39 +210,36 @@ def read_spz(content: bytes) -> Splat:
     if version == 1:
         means = torch.from_numpy(positions.view("<f2").astype(np.float32).reshape(-1, 3))
     else:
+        # 24 bits in the upper three bytes of four: the sign bit is the same, the factor is 2^8.
         fixed = np.zeros((len(alphas), 3, 4), dtype=np.uint8)
         fixed[..., 1:] = positions.reshape(-1, 3, 3)
-        # In the upper three bytes of four, so that the sign is where it belongs.
         means = torch.from_numpy(fixed.view("<i4")[..., 0].astype(np.float32)) / float(1 << num_fraction_bits + 8)
-    if not means.isfinite().all():
-        raise SplatError("the .spz has positions that are not finite: it is broken")
     harmonics = torch.from_numpy(colors.astype(np.float32).reshape(-1, 3)).div_(255.0).sub_(0.5).div_(COLOR_SCALE)
     log_scales = torch.from_numpy(scales.astype(np.float32).reshape(-1, 3)).div_(LOG_SCALE_STEPS)
     gaussians = Gaussians(
         means=means,
         scales=log_scales.sub_(LOG_SCALE_OFFSET).exp_(),
-        quaternions_wxyz=_unpack_quaternions(rotations, len(alphas), version),
+        quaternions_wxyz=_unpack_quaternions(rotations, version),
         colors_linear=srgb_to_linear(harmonics.mul_(SH_C0).add_(0.5).clamp_(0.0, 1.0)),
         opacities=torch.from_numpy(alphas.astype(np.float32)).div_(255.0),
     )
     return Splat(gaussians=gaussians, camera=None, frame=SPZ_FRAME)
 
 
-Planes = list[NDArray[np.uint8]]
-
-
 def _plane_sizes(version: int, count: int, degree: int) -> list[int]:
-    """Bytes of positions, alphas, colours, scales, rotations and harmonics."""
+    """Return the sizes in bytes of positions, opacities, colours, scales, rotations and harmonics."""
     if count > MAX_GAUSSIANS:
         raise SplatError(f"the .spz promises {count} Gaussians, the limit is {MAX_GAUSSIANS}: split it")
     if degree >= len(_NUM_HARMONICS):
-        raise SplatError(f"the .spz has spherical harmonics of degree {degree}: at most {len(_NUM_HARMONICS) - 1}")
+        raise SplatError(
+            f"the .spz has spherical harmonics of degree {degree}, the limit is {len(_NUM_HARMONICS) - 1}: it is broken"
+        )
     per_gaussian = (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * _NUM_HARMONICS[degree])
     return [count * size for size in per_gaussian]
 
 
 def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
-    """Version, fraction bits and planes of the versions in one gzip stream."""
+    """Read versions 1 to 3: return the version, the number of fraction bits, and the planes."""
     try:
         inflate = zlib.decompressobj(31)
         head = inflate.decompress(content, _HEADER.size)
@@ -233,11 +251,11 @@ def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
         if version not in (1, 2, 3):
             raise SplatError(f"the .spz has version {version}: 1 to 4 can be read")
         sizes = _plane_sizes(version, count, degree)
-        # Deflate makes at most 1032 bytes of one: a count beyond that is a lie, and nothing is allocated for it.
-        if sum(sizes) > 1032 * len(content):
+        # Compared before anything is allocated.
+        if sum(sizes) > _MAX_DEFLATE_RATIO * len(content):
             raise SplatError(f"the .spz promises {count} Gaussians in {len(content)} bytes: it is broken")
         body = _read_at_most(lambda size: inflate.decompress(inflate.unconsumed_tail, size), sum(sizes[:5]))
-        # What may follow are harmonics, extensions, and the checksum, which is compared when the stream ends.
+        # Harmonics and extensions are skipped; zlib compares the checksum when it reaches the end of the stream.
         missing = sizes[5]
         while missing and (piece := inflate.decompress(inflate.unconsumed_tail, min(missing, _PIECE))):
             missing -= len(piece)
@@ -250,7 +268,7 @@ def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
 
 
 def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
-    """Version, fraction bits and planes of version 4."""
+    """Read version 4: return the version, the number of fraction bits, and the planes."""
     if len(content) < _NGSP_HEADER.size:
         raise SplatError("the .spz ends within its header: it is truncated")
     _, version, count, degree, num_fraction_bits, _, num_streams, toc = _NGSP_HEADER.unpack_from(content)
@@ -263,15 +281,15 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
     wanted = [size for size in sizes if size]
     position = toc + num_streams * _TOC_ENTRY.size
     if num_streams != len(wanted) or toc < _NGSP_HEADER.size or position > len(content):
-        raise SplatError(f"the .spz has {num_streams} streams, {len(wanted)} belong there: it is broken")
+        raise SplatError(f"the .spz has {num_streams} streams instead of {len(wanted)}: it is broken")
     body = []
     for index, size in enumerate(wanted[:5]):
         num_compressed, num_plain = _TOC_ENTRY.unpack_from(content, toc + index * _TOC_ENTRY.size)
         stream = content[position : position + num_compressed]
         if num_plain != size or len(stream) != num_compressed:
-            raise SplatError(f"stream {index} of the .spz has not the size that {count} Gaussians need: it is broken")
+            raise SplatError(f"stream {index} of the .spz has the wrong size for {count} Gaussians: it is broken")
         position += num_compressed
-        # The frame's own promise is not believed either.
+        # The size in the stream's own frame may be false too, so it is read piece by piece.
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(stream)
         try:
             body.append(_read_at_most(reader.read, size))
@@ -281,7 +299,7 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
 
 
 def _read_at_most(read: Callable[[int], bytes], size: int) -> bytes:
-    """Reads so many bytes piece by piece, so that a lie about the size allocates nothing."""
+    """Read up to `size` bytes piece by piece: memory grows with the bytes that exist, not with the promise."""
     pieces, missing = [], size
     while missing and (piece := read(min(missing, _PIECE))):
         pieces.append(piece)
@@ -290,7 +308,7 @@ def _read_at_most(read: Callable[[int], bytes], size: int) -> bytes:
 
 
 def _split(body: bytes, sizes: list[int]) -> Planes:
-    """The five planes that are used, as bytes."""
+    """Split the body into the five planes that are used."""
     if len(body) < sum(sizes[:5]):
         raise SplatError(f"the .spz has {len(body)} bytes of {sum(sizes[:5])}: it is truncated")
     ends = np.cumsum(sizes[:5]).tolist()
@@ -298,24 +316,15 @@ def _split(body: bytes, sizes: list[int]) -> Planes:
     return [whole[end - size : end] for end, size in zip(ends, sizes, strict=False)]
 
 
-def _unpack_quaternions(plane: NDArray[np.uint8], count: int, version: int) -> Tensor:
-    """Unit quaternions w x y z with w >= 0, (N, 4)."""
-    xyzw = torch.empty(count, 4)
+def _unpack_quaternions(plane: NDArray[np.uint8], version: int) -> Tensor:
+    """Return unit quaternions w x y z with w >= 0, (N, 4)."""
     if version < 3:
         xyz = torch.from_numpy(plane.astype(np.float32).reshape(-1, 3)).div_(127.5).sub_(1.0)
-        xyzw[:, :3] = xyz
-        xyzw[:, 3] = (1.0 - xyz.square().sum(dim=1)).clamp_(min=0.0).sqrt_()
-    else:
-        packed = torch.from_numpy(plane.view("<u4").astype(np.int64))
-        largest = packed >> 30
-        most = (1 << _MAGNITUDE_BITS) - 1
-        codes = torch.stack([packed >> shift & (2 * most + 1) for shift in (20, 10, 0)], dim=1)
-        smaller = (codes & most).to(torch.float32).mul_(math.sqrt(0.5) / most)
-        smaller = torch.where(codes > most, -smaller, smaller)
-        xyzw.scatter_(1, torch.tensor(_OTHER_COMPONENTS)[largest], smaller)
-        remainder = (1.0 - smaller.square().sum(dim=1)).clamp_(min=0.0).sqrt_()
-        xyzw.scatter_(1, largest.unsqueeze(1), remainder.unsqueeze(1))
-    # What has no length, which only a broken file holds, is no rotation.
-    xyzw[(xyzw == 0).all(dim=1), 3] = 1.0
-    quaternions = torch.nn.functional.normalize(xyzw[:, [3, 0, 1, 2]], dim=1)
-    return canonicalize(quaternions)
+        w = (1.0 - xyz.square().sum(dim=1, keepdim=True)).clamp_(min=0.0).sqrt_()
+        return to_unit(torch.cat([w, xyz], dim=1))
+    packed = torch.from_numpy(plane.view("<u4").astype(np.int64))
+    most = (1 << _MAGNITUDE_BITS) - 1
+    codes = torch.stack([packed >> shift & (2 * most + 1) for shift in (20, 10, 0)], dim=1)
+    others = (codes & most).to(torch.float32).mul_(math.sqrt(0.5) / most)
+    others = torch.where(codes > most, -others, others)
+    return to_unit(restore_largest(packed >> 30, others)[:, [3, 0, 1, 2]])
