@@ -1,1 +1,1 @@
-"""Pictures and videos of a splat. Import what you need from its module: this package loads nothing by itself."""
+"""Images and videos of a splat. The package itself imports nothing: import from its modules."""

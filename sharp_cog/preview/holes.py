@@ -1,4 +1,4 @@
-"""How far a camera may go before what the photograph did not see shows as holes."""
+"""The range of a camera path: as large as possible while parts that the photograph hid do not show as holes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,48 @@ from sharp_cog.preview.path import DEFAULT_RANGE, camera_path
 from sharp_cog.preview.render import coverage
 from sharp_cog.preview.view import View
 
-REACHES = (DEFAULT_RANGE, 0.06, 0.045, 0.03, 0.02)
-"""From the farthest to where a film would stand still."""
+CAMERA_RANGES = (DEFAULT_RANGE, 0.06, 0.045, 0.03, 0.02)
+"""Ranges that are tried, in this order; a smaller one than the last would hardly move the camera."""
 MAX_HOLES = 0.01
-"""Share of a picture that may be open."""
+"""Maximum share of an image's pixels that may be holes."""
 _OPEN_BELOW = 0.5
-_WIDTH, _NUM_POSES = 192, 4
+"""Coverage below which a pixel is a hole."""
+_WIDTH = 192
+"""Width in pixels of the views that are searched for holes."""
+_NUM_POSES = 4
+"""Number of poses along the path that are searched for holes."""
 
 
-def reach_without_holes(gaussians: Gaussians, camera: Camera, path: str, *, near_m: float, focus_m: float) -> float:
-    """The largest of `REACHES` at which no more than `MAX_HOLES` of any view is open that the photograph filled.
+def largest_range_without_holes(
+    gaussians: Gaussians, camera: Camera, path: str, *, near_m: float, focus_m: float
+) -> float:
+    """Return the largest of `CAMERA_RANGES` with at most `MAX_HOLES` in each view, besides the photograph's own holes.
 
     Args:
         gaussians: OpenCV axes, the photograph's camera at the origin.
-        camera: The photograph's camera.
-        path: As `sharp_cog.preview.path.camera_path`, which tells of the others too.
-        near_m: Depth of the nearest things.
-        focus_m: Depth of what stays in the centre.
+        camera: Camera of the photograph.
+        path: One of `sharp_cog.preview.path.PATHS`.
+        near_m: Depth of the nearest things, in metres.
+        focus_m: Depth in metres of the point that stays in the centre of the image.
 
     Returns:
-        A reach, the last of `REACHES` where none is small enough.
+        A range; the last of `CAMERA_RANGES` if all of them show holes.
+
+    Raises:
+        NotInstalledError: The extra `preview` is not installed.
     """
     photograph = View.of_photograph(camera, width=_WIDTH)
-    was_open = float((coverage(gaussians, photograph) < _OPEN_BELOW).mean())
+    # The splat may have holes even from the photograph's view, for example where it was pruned.
+    share_before = float((coverage(gaussians, photograph) < _OPEN_BELOW).mean())
 
-    def share_of_holes(reach: float) -> float:
-        poses = camera_path(path, num_frames=_NUM_POSES, camera=camera, near_m=near_m, focus_m=focus_m, reach=reach)
+    def share_of_holes(camera_range: float) -> float:
+        poses = camera_path(
+            path, num_frames=_NUM_POSES, camera=camera, near_m=near_m, focus_m=focus_m, camera_range=camera_range
+        )
         views = (coverage(gaussians, photograph.moved(pose)) for pose in poses)
-        return max(float(np.mean(seen < _OPEN_BELOW)) for seen in views) - was_open
+        return max(float(np.mean(covered < _OPEN_BELOW)) for covered in views) - share_before
 
-    for reach in REACHES[:-1]:
-        if share_of_holes(reach) <= MAX_HOLES:
-            return reach
-    return REACHES[-1]
+    for camera_range in CAMERA_RANGES[:-1]:
+        if share_of_holes(camera_range) <= MAX_HOLES:
+            return camera_range
+    return CAMERA_RANGES[-1]

@@ -1,4 +1,4 @@
-"""Camera paths around the photograph's own camera, small enough that holes stay out of sight."""
+"""Camera paths around the photograph's own camera."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from sharp_cog.geometry.camera import Camera
 
 PATHS = ("swipe", "shake", "rotate", "rotate_forward")
 DEFAULT_RANGE = 0.08
-"""How far the nearest things move in the picture, as a share of its diagonal, when the far ones stand still.
+"""Movement of the nearest things in the image relative to the farthest, as a share of the image's diagonal.
 
-So far a film goes at most unless it is told to; `sharp_cog.preview.holes` finds where less is better.
+Videos do not move the camera farther unless they are asked to; `sharp_cog.preview.holes` finds where less is better.
 """
 _FORWARD_SHARE = 0.15
-"""How far `rotate_forward` goes ahead at most, as a share of the nearest depth."""
+"""Distance that `rotate_forward` moves forward at the default range, as a share of the nearest depth."""
 
 Poses = NDArray[np.float64]
 
 
-def camera_path(kind: str, *, num_frames: int, camera: Camera, near_m: float, focus_m: float, reach: float) -> Poses:
-    """Poses along a path that starts and ends (but for `swipe`) where it began.
+def camera_path(
+    kind: str, *, num_frames: int, camera: Camera, near_m: float, focus_m: float, camera_range: float
+) -> Poses:
+    """Return poses along a path, which is a closed loop except for `swipe`.
 
     Args:
         kind: `swipe` (left to right), `shake` (left and right, then up and down), `rotate` (a circle across the
-            line of sight), `rotate_forward` (a circle that also goes ahead).
+            line of sight), `rotate_forward` (a circle that also moves forward).
         num_frames: Number of poses, at least 1.
-        camera: The photograph's camera.
+        camera: Camera of the photograph.
         near_m: Depth of the nearest things, in metres.
-        focus_m: Depth of the point, straight ahead, that stays in the centre, in metres.
-        reach: As `DEFAULT_RANGE`.
+        focus_m: Depth in metres of the point on the optical axis that stays in the centre of the image.
+        camera_range: Extent of the movement, in the unit of `DEFAULT_RANGE`.
 
     Returns:
         (num_frames, 4, 4), world to camera, OpenCV axes.
 
     Raises:
-        ValueError: An unknown path.
+        ValueError: The path is unknown.
     """
     if kind not in PATHS:
         raise ValueError(f"path is {kind!r}: choose one of {', '.join(PATHS)}")
     diagonal = math.hypot(camera.width, camera.height) / camera.focal_length_px
-    side_m = reach * diagonal * near_m
-    ahead_m = _FORWARD_SHARE * (reach / DEFAULT_RANGE) * near_m
-    # One loop; the last frame stops short of the first, so that a repeated video does not stutter.
+    side_m = camera_range * diagonal * near_m
+    forward_m = _FORWARD_SHARE * (camera_range / DEFAULT_RANGE) * near_m
+    # The last frame stops one step short of the first, so that a repeated video does not stutter.
     turn = 2 * math.pi * np.arange(num_frames) / num_frames
     still = np.zeros(num_frames)
     if kind == "swipe":
@@ -56,12 +58,12 @@ def camera_path(kind: str, *, num_frames: int, camera: Camera, near_m: float, fo
     elif kind == "rotate":
         positions = [side_m * np.cos(turn), side_m * np.sin(turn), still]
     else:
-        positions = [side_m * np.sin(turn), still, ahead_m * (1 - np.cos(turn)) / 2]
+        positions = [side_m * np.sin(turn), still, forward_m * (1 - np.cos(turn)) / 2]
     return np.stack([looking_at_focus(np.array(position), focus_m) for position in zip(*positions, strict=True)])
 
 
 def looking_at_focus(position_m: NDArray[np.float64], focus_m: float) -> Poses:
-    """World to camera of an upright camera at `position_m` (3,) that looks at (0, 0, focus_m), (4, 4)."""
+    """Return the pose (4, 4), world to camera, of an upright camera at `position_m` (3,) looking at (0, 0, focus_m)."""
     forward = np.array([0.0, 0.0, focus_m]) - position_m
     forward /= np.linalg.norm(forward)
     right = np.cross([0.0, 1.0, 0.0], forward)

@@ -1,4 +1,4 @@
-"""A Gaussian rasterizer for machines without a GPU: right before fast, compiled by numba.
+"""A Gaussian rasterizer for machines without a GPU, compiled by numba; exact rather than fast.
 
 Gaussians are projected by EWA splatting (Zwicker et al., "EWA Volume Splatting", 2001), widened by the low-pass of
 3D Gaussian Splatting (Kerbl et al., 2023) with the opacity lowered accordingly (Yu et al., "Mip-Splatting", 2024), and
@@ -23,14 +23,19 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 TILE = 16
+"""Side of a tile in pixels."""
 NEAR_M = 1e-3
+"""Depth in metres up to which Gaussians are not rendered."""
 LOW_PASS_PX2 = 0.3
-"""Variance, in square pixels, that every Gaussian is widened by."""
+"""Variance, in square pixels, by which every Gaussian is widened."""
 MIN_ALPHA = 1.0 / 255.0
+"""Smallest alpha that is blended."""
 MAX_ALPHA = 0.999
+"""Largest alpha of one Gaussian."""
 MIN_TRANSMITTANCE = 1e-4
+"""Transmittance below which a pixel is complete."""
 _FRUSTUM_MARGIN = 1.3
-"""Where the projection is linearised, at most this times the half field of view, as the reference renderer does."""
+"""Limit of the point at which the projection is linearised, in half fields of view, as in the reference renderer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +43,9 @@ class Rendering:
     """A rendered view.
 
     Attributes:
-        rgb: (height, width, 3) float32, blended in the space of the colours given, over black.
+        rgb: (height, width, 3) float32, linear RGB blended over black.
         alpha: (height, width) float32, in [0, 1].
-        depth_m: (height, width) float32, mean depth of what is seen, weighted as it is blended; 0 where nothing is.
+        depth_m: (height, width) float32, mean depth of the Gaussians, weighted as their colours; 0 where none is seen.
     """
 
     rgb: Floats
@@ -49,21 +54,22 @@ class Rendering:
 
 
 def rasterize(gaussians: Gaussians, view: View) -> Rendering:
-    """Renders a splat on the CPU.
+    """Render a splat on the CPU.
 
     Args:
-        gaussians: In metres, OpenCV axes; colours are blended as they are, in linear RGB.
-        view: Where from, and how large.
+        gaussians: N Gaussians on any device, OpenCV axes.
+        view: Pose and intrinsics of the camera.
     """
-    with _torch_threads_kept():
+    with _keep_torch_threads():
         return _rasterize(gaussians, view)
 
 
 @contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Gives torch its number of threads back, which numba's OpenMP layer sets in the calling thread to its own.
+def _keep_torch_threads() -> Iterator[None]:
+    """Restore torch's number of threads, which numba's OpenMP layer overwrites in the calling thread.
 
-    Torch's results depend on it: a picture that one thread resizes differs in its last bits from one that two do.
+    Torch's results depend on that number: an image resized by one thread differs in its last bits from one resized by
+    two.
     """
     num_threads = torch.get_num_threads()
     try:
@@ -108,9 +114,11 @@ def _project(
     width: int,
     height: int,
 ) -> tuple[Floats, Floats]:
-    """Projects Gaussians: (N, 8) rows of x, y, inverse covariance a b c, opacity, half extents in x and y; (N,) depth.
+    """Project Gaussians to the image.
 
-    What cannot be seen has opacity 0. Inverse covariance: exponent = a dx dx + 2 b dx dy + c dy dy.
+    Returns:
+        Rows (N, 8) of x, y, the inverse covariance a b c (exponent = a dx dx + 2 b dx dy + c dy dy), opacity (0 for
+        Gaussians that are not visible), and half extents in x and y; and depths (N,).
     """
     num = means.shape[0]
     projected = np.zeros((num, 8), np.float32)
@@ -125,14 +133,14 @@ def _project(
         if not z > NEAR_M or not opacities[i] > MIN_ALPHA:
             continue
         depth[i] = z
-        # Jacobian of the projection, linearised inside the frustum.
+        # Jacobian of the projection. Far outside the frustum its linearisation would make Gaussians huge.
         px = x / z
         py = y / z
         tx = min(limit_x, max(-limit_x, px))
         ty = min(limit_y, max(-limit_y, py))
         jz = focal / z
         w, qx, qy, qz = quaternions[i, 0], quaternions[i, 1], quaternions[i, 2], quaternions[i, 3]
-        # Two rows of J W R S; their products are the covariance on the picture.
+        # Two rows of J W R S; their products are the covariance in the image.
         xx = np.float32(0.0)
         xy = np.float32(0.0)
         yy = np.float32(0.0)
@@ -151,6 +159,7 @@ def _project(
             xx += u * u
             xy += u * v
             yy += v * v
+        # The low-pass widens the Gaussian, so its opacity is lowered by the ratio of the areas.
         before = max(np.float32(0.0), xx * yy - xy * xy)
         xx += np.float32(LOW_PASS_PX2)
         yy += np.float32(LOW_PASS_PX2)
@@ -158,9 +167,10 @@ def _project(
         opacity = opacities[i] * np.sqrt(before / after)
         if not opacity > MIN_ALPHA:
             continue
-        reach = 2 * np.log(opacity / np.float32(MIN_ALPHA))
-        half_x = np.sqrt(reach * xx)
-        half_y = np.sqrt(reach * yy)
+        # Beyond this squared Mahalanobis distance, the alpha is below MIN_ALPHA.
+        radius2 = 2 * np.log(opacity / np.float32(MIN_ALPHA))
+        half_x = np.sqrt(radius2 * xx)
+        half_y = np.sqrt(radius2 * yy)
         u = focal * px + np.float32(0.5) * width
         v = focal * py + np.float32(0.5) * height
         if u + half_x <= 0 or u - half_x >= width or v + half_y <= 0 or v - half_y >= height:
@@ -185,7 +195,11 @@ def _tile_range(centre: np.float32, half: np.float32, num_tiles: int) -> tuple[i
 
 @numba.njit(cache=True)
 def _assign_to_tiles(projected: Floats, order: Ints, width: int, height: int) -> tuple[NDArray[np.int64], Ints]:
-    """Lists, for each tile, the Gaussians that touch it, nearest first: a counting sort of an ordered list."""
+    """List the Gaussians that touch each tile, nearest first: a counting sort, which keeps the order of `order`.
+
+    Returns:
+        Starts (num_tiles + 1,) of each tile's part of the members; and the members, indices of Gaussians.
+    """
     columns = (width + TILE - 1) // TILE
     rows = (height + TILE - 1) // TILE
     starts = np.zeros(rows * columns + 1, np.int64)
@@ -222,7 +236,7 @@ def _blend(
     width: int,
     height: int,
 ) -> tuple[Floats, Floats, Floats]:
-    """Blends each tile front to back: colour, alpha and alpha-weighted depth."""
+    """Blend each tile front to back; return colour, alpha, and depth weighted by alpha."""
     columns = (width + TILE - 1) // TILE
     num_tiles = starts.size - 1
     rgb = np.zeros((height, width, 3), np.float32)

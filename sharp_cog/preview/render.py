@@ -1,6 +1,6 @@
-"""Renders views of a splat: by gsplat on CUDA, by our own rasterizer elsewhere.
+"""Renders views of a splat: gsplat on CUDA, the package's own rasterizer elsewhere.
 
-Both do what Apple's renderer does: antialiased, linear colours blended over black, then converted to sRGB.
+Both follow Apple's renderer: antialiased, linear colours blended over black, then converted to sRGB.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from sharp_cog.runtime.device import translate_errors
 _LOG = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
+"""An sRGB image, (height, width, 3)."""
 
 
 def render(gaussians: Gaussians, view: View) -> tuple[Pixels, NDArray[np.float32]]:
-    """Renders one view.
+    """Render one view.
 
     Args:
         gaussians: Metric, OpenCV axes, on any device.
-        view: Where from, and how large.
+        view: Pose and intrinsics of the camera.
 
     Returns:
-        Picture (height, width, 3), sRGB; and depth (height, width) in metres, 0 where nothing is.
+        Image (height, width, 3), sRGB; and depth (height, width) in metres, 0 where the image is empty.
 
     Raises:
         NotInstalledError: The extra `preview` is not installed.
@@ -43,7 +44,7 @@ def render(gaussians: Gaussians, view: View) -> tuple[Pixels, NDArray[np.float32
 
 
 def coverage(gaussians: Gaussians, view: View) -> NDArray[np.float32]:
-    """How much of each pixel of a view is covered, (height, width) in [0, 1].
+    """Return the coverage of each pixel of a view, (height, width) in [0, 1].
 
     Raises:
         NotInstalledError: The extra `preview` is not installed.
@@ -66,10 +67,10 @@ def _uses_gsplat(gaussians: Gaussians) -> bool:
 
 @cache
 def _has_gsplat() -> bool:
-    is_there = importlib.util.find_spec("gsplat") is not None
-    if not is_there:
+    is_installed = importlib.util.find_spec("gsplat") is not None
+    if not is_installed:
         _LOG.warning("gsplat is not installed: previews are rendered on the CPU (pip install gsplat==1.5.3)")
-    return is_there
+    return is_installed
 
 
 def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:

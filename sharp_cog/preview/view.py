@@ -1,8 +1,8 @@
-"""A view of a splat: where the camera stands and what it sees."""
+"""A view of a splat: the pose and the intrinsics of a camera."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ class View:
     """A pinhole view with the principal point in the centre, in the splat's OpenCV axes.
 
     Attributes:
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
-        focal_length_px: Focal length in pixels of this picture.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        focal_length_px: Focal length in pixels of this image.
         world_to_camera: (4, 4) float64, maps points of the splat to the camera's frame (x right, y down, z forward).
 
     Raises:
@@ -35,16 +35,11 @@ class View:
 
     @classmethod
     def of_photograph(cls, camera: Camera, *, width: int) -> View:
-        """The photograph's own view, `width` pixels wide, with even sides (as video codecs want them)."""
+        """Return the view of the photograph's camera, `width` pixels wide; both sides are even, for video codecs."""
         even_width = max(2, width - width % 2)
         height = max(2, round(camera.height * even_width / camera.width / 2) * 2)
         return cls(width=even_width, height=height, focal_length_px=camera.focal_length_px * even_width / camera.width)
 
     def moved(self, world_to_camera: NDArray[np.float64]) -> View:
-        """The same picture from somewhere else."""
-        return View(
-            width=self.width,
-            height=self.height,
-            focal_length_px=self.focal_length_px,
-            world_to_camera=world_to_camera,
-        )
+        """Return the same view from another pose."""
+        return replace(self, world_to_camera=world_to_camera)
