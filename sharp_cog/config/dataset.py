@@ -84,7 +84,7 @@ class DatasetSettings:
     max_scan: int = setting(
         "MAX_SCAN", 0, "number of photographs to look at, known ones included; 0 is no limit", limits=_COUNT
     )
-    engine: str = setting("ENGINE", "local", "place of the work", choices=ENGINES)
+    engine: str = setting("ENGINE", "local", "engine that predicts", choices=ENGINES)
     ray_address: str = setting("RAY_ADDRESS", "", "address of a Ray cluster; without one, a cluster is started here")
     device: str = setting(
         "SHARP_DEVICE",
@@ -97,7 +97,7 @@ class DatasetSettings:
     unsplash_access_key: str = setting(
         "UNSPLASH_ACCESS_KEY",
         "",
-        "access key of the Unsplash API; no flag, since other users see flags",
+        "access key of the Unsplash API",
         is_secret=True,
     )
     unsplash_app_name: str = setting("UNSPLASH_APP_NAME", "sharp_cog", "name of your application at Unsplash")
@@ -105,7 +105,11 @@ class DatasetSettings:
         "UNSPLASH_API_URL", "https://api.unsplash.com", "address of the Unsplash API", **_ADDRESS
     )
     queries: tuple[str, ...] = setting("QUERIES", (), "search terms, separated by commas")
-    order_by: str = setting("ORDER_BY", "latest", "order; list: latest, oldest or popular; search: latest or relevant")
+    order_by: str = setting(
+        "ORDER_BY",
+        "latest",
+        "order of the photographs: latest, oldest or popular for a list, latest or relevant for a search",
+    )
     per_page: int = setting("PER_PAGE", 30, "photographs in a page of results", limits=(1, 30))
     list_auto_seek: bool = setting("LIST_AUTO_SEEK", True, "skip the pages of the list that are known already")
     list_seek_back_pages: int = setting("LIST_SEEK_BACK_PAGES", 2, "pages to go back after a skip", limits=(0, 1000))
@@ -169,9 +173,13 @@ class DatasetSettings:
         limits=POSITIVE,
     )
 
-    gsplat_upload: bool = setting("GSPLAT_UPLOAD", False, "share each splat at gsplat.org")
+    gsplat_upload: bool = setting(
+        "GSPLAT_UPLOAD", False, "share each splat at gsplat.org, where everybody with the address can see it"
+    )
     gsplat_base: str = setting("GSPLAT_BASE", "https://gsplat.org", "address of gsplat.org", **_ADDRESS)
-    gsplat_expiration_type: str = setting("GSPLAT_EXPIRATION_TYPE", "1week", "time that a splat stays at gsplat.org")
+    gsplat_expiration_type: str = setting(
+        "GSPLAT_EXPIRATION_TYPE", "1week", "time until gsplat.org deletes a splat, such as 1week"
+    )
     gsplat_use_small_ply: bool = setting("GSPLAT_USE_SMALL_PLY", True, "share a small .ply instead of the whole splat")
     gsplat_filter_visibility: int = setting(
         "GSPLAT_FILTER_VISIBILITY", 20_000, "Gaussians in the small .ply: the most visible ones", limits=(1, 10**9)

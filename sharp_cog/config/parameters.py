@@ -84,7 +84,9 @@ class Parameter:
             return ""
         if isinstance(self.default, tuple):
             return ",".join(self.default)
-        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default).lower()
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
 def sentence(phrase: str) -> str:

@@ -25,12 +25,15 @@ class ServiceSettings:
         "SHARP_QUEUE_SIZE", 16, "requests that may wait for the device; more are refused with 503", limits=_AT_LEAST_0
     )
     request_seconds: float = setting(
-        "SHARP_REQUEST_SECONDS", 600.0, "time limit of a request, including its time in the queue", limits=POSITIVE
+        "SHARP_REQUEST_SECONDS",
+        600.0,
+        "time limit of a request in seconds, including its time in the queue",
+        limits=POSITIVE,
     )
     max_body_megabytes: float = setting(
         "SHARP_MAX_BODY_MEGABYTES",
         200.0,
-        "largest request; larger ones are refused before they are read",
+        "largest request in megabytes; larger ones are refused before they are read",
         limits=POSITIVE,
     )
     kept_predictions: int = setting(
@@ -40,17 +43,25 @@ class ServiceSettings:
         limits=_AT_LEAST_0,
     )
     fetch_megabytes: float = setting(
-        "SHARP_FETCH_MEGABYTES", 50.0, "largest file to fetch from a URL in a request", limits=POSITIVE
+        "SHARP_FETCH_MEGABYTES", 50.0, "largest file in megabytes to fetch from a URL in a request", limits=POSITIVE
     )
-    fetch_seconds: float = setting("SHARP_FETCH_SECONDS", 30.0, "time limit for fetching a URL", limits=POSITIVE)
+    fetch_seconds: float = setting(
+        "SHARP_FETCH_SECONDS", 30.0, "time limit in seconds for fetching a URL", limits=POSITIVE
+    )
     fetch_private: bool = setting(
         "SHARP_FETCH_PRIVATE", False, "allow URLs at private addresses; only where you trust every caller"
     )
     runpod_sync_megabytes: float = setting(
-        "SHARP_RUNPOD_SYNC_MEGABYTES", 20.0, "largest result that RunPod returns for `runsync`", limits=POSITIVE
+        "SHARP_RUNPOD_SYNC_MEGABYTES",
+        20.0,
+        "largest result in megabytes that RunPod returns for `runsync`",
+        limits=POSITIVE,
     )
     runpod_async_megabytes: float = setting(
-        "SHARP_RUNPOD_ASYNC_MEGABYTES", 10.0, "largest result that RunPod returns for `run`", limits=POSITIVE
+        "SHARP_RUNPOD_ASYNC_MEGABYTES",
+        10.0,
+        "largest result in megabytes that RunPod returns for `run`",
+        limits=POSITIVE,
     )
     runpod_webhook: str = setting(
         "RUNPOD_WEBHOOK_POST_OUTPUT", "", "RunPod's address for results and progress; RunPod sets it", is_secret=True
@@ -68,13 +79,13 @@ class ServiceSettings:
     bucket_name: str = setting("BUCKET_NAME", "", "name of the bucket in the store")
     modal_gpu: str = setting("SHARP_MODAL_GPU", "A100", "GPU of a Modal container, such as T4, L4, A10G, A100 or H100")
     modal_idle_seconds: int = setting(
-        "SHARP_MODAL_IDLE_SECONDS", 300, "time until Modal stops an idle container", limits=_AT_LEAST_1
+        "SHARP_MODAL_IDLE_SECONDS", 300, "seconds until Modal stops an idle container", limits=_AT_LEAST_1
     )
     modal_concurrency: int = setting(
         "SHARP_MODAL_CONCURRENCY", 10, "requests that a Modal container accepts at once", limits=_AT_LEAST_1
     )
     modal_timeout_seconds: int = setting(
-        "SHARP_MODAL_TIMEOUT_SECONDS", 600, "time limit of a call at Modal", limits=_AT_LEAST_1
+        "SHARP_MODAL_TIMEOUT_SECONDS", 600, "time limit in seconds of a call at Modal", limits=_AT_LEAST_1
     )
 
     def __post_init__(self) -> None:
