@@ -1,6 +1,6 @@
 """One photograph in, one 3D Gaussian splat out, with Apple's SHARP model.
 
-Importing this package loads nothing heavy: each name below is imported when it is first used.
+Importing this package loads nothing heavy: each public name is imported on first use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sharp_cog.pipeline.pipeline import SharpPipeline
     from sharp_cog.pipeline.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Camera": "sharp_cog.geometry.camera",

@@ -16,17 +16,17 @@
     |   +-- DownloadError          download_failed
     +-- NotInstalledError          not_installed        422 of a service: the caller can choose another format
     +-- PredictionError            prediction_failed
-    |   +-- DeviceError            device_failed        the process must be started anew
+    |   +-- DeviceError            device_failed        the process must be restarted
     +-- OutputError                cannot_write
-    +-- BusyError                  busy                 503, with Retry-After: ask again
+    +-- BusyError                  busy                 503, with Retry-After: try again
     +-- DeadlineError              deadline_exceeded    504
 
-A message names the value, the limit and the remedy. Foreign exceptions are translated where they enter.
+A message names the value, the limit and the remedy. Exceptions of other libraries are translated where they enter.
 """
 
 
 class SharpError(Exception):
-    """Base of all errors raised on purpose; `code` is stable and meant for programs."""
+    """Base of all errors that are raised on purpose; `code` is stable and meant for programs."""
 
     code = "internal_error"
 
@@ -38,67 +38,67 @@ class InputError(SharpError):
 
 
 class ImageError(InputError):
-    """The bytes are not a picture that can be used."""
+    """The image cannot be used."""
 
     code = "invalid_image"
 
 
 class DepthError(InputError):
-    """The bytes are not a depth map that can be used with the picture."""
+    """The depth map cannot be used with the image."""
 
     code = "invalid_depth"
 
 
 class OptionError(InputError):
-    """An option has a value out of its range, or two options exclude each other."""
+    """An option is out of its range, or two options exclude each other."""
 
     code = "invalid_option"
 
 
 class SplatError(InputError):
-    """The bytes are not a splat that can be read."""
+    """The splat cannot be read."""
 
     code = "invalid_splat"
 
 
 class FetchError(InputError):
-    """A URL of the caller's cannot or may not be fetched."""
+    """A URL of the caller cannot or must not be fetched."""
 
     code = "fetch_failed"
 
 
 class UploadError(InputError):
-    """The result cannot or may not be sent to where the caller wants it."""
+    """The result cannot or must not be sent to the address that the caller gave."""
 
     code = "upload_failed"
 
 
 class RequestTooLargeError(InputError):
-    """The request has more bytes than the service takes."""
+    """The request is larger than the service accepts."""
 
     code = "request_too_large"
 
 
 class ResultTooLargeError(InputError):
-    """The result has more bytes than the platform passes back."""
+    """The result is larger than the platform returns."""
 
     code = "result_too_large"
 
 
 class SettingError(SharpError):
-    """An environment variable or setting of the service has a bad value."""
+    """An environment variable or a setting has a bad value."""
 
     code = "invalid_setting"
 
 
 class CheckpointError(SharpError):
-    """The checkpoint file is not what it should be."""
+    """The checkpoint is broken, or is another file than expected."""
 
     code = "invalid_checkpoint"
 
 
 class CheckpointMissingError(CheckpointError):
-    """There is no checkpoint, and it may not or cannot be downloaded."""
+    """The checkpoint is missing, and cannot or must not be downloaded."""
 
     code = "checkpoint_missing"
 
@@ -116,13 +116,13 @@ class NotInstalledError(SharpError):
 
 
 class PredictionError(SharpError):
-    """The predictor produced something that must not be written."""
+    """The predictor failed, or its result must not be written."""
 
     code = "prediction_failed"
 
 
 class DeviceError(PredictionError):
-    """The device failed in a way that only a new process mends."""
+    """The device failed, and works again only after a restart of the process."""
 
     code = "device_failed"
 
@@ -134,7 +134,7 @@ class OutputError(SharpError):
 
 
 class BusyError(SharpError):
-    """The service cannot take the request now: it loads, stops, or has too many of them."""
+    """The service is loading or stopping, or its queue is full."""
 
     code = "busy"
 
@@ -144,6 +144,6 @@ class BusyError(SharpError):
 
 
 class DeadlineError(SharpError):
-    """The request took longer than the service allows."""
+    """The request exceeded the time limit of the service."""
 
     code = "deadline_exceeded"

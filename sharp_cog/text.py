@@ -1,4 +1,4 @@
-"""Foreign text: read without trust, shortened for messages, and stripped of secrets for logs."""
+"""Text from other programs: parsed without trust, shortened for messages, and redacted for logs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import traceback
 from typing import Any
 
 MAX_CHARS = 80
-"""Of a value in a message."""
+"""Maximum length of a value in a message."""
 _MAX_REASON = 200
-"""Characters of what an exception says."""
-_MAX_TOLD = 10_000
-"""Characters of a text that are looked at for secrets."""
+"""Maximum length of an exception's text in a message."""
+_MAX_SEARCHED = 10_000
+"""Maximum length of a text that is searched for secrets; the rest is dropped first."""
 _MAX_BITS = 256
-"""Of integers that are written out: Python takes quadratic time for it, and refuses thousands of digits."""
+"""Maximum size of an integer that is written out: Python takes quadratic time, and refuses thousands of digits."""
 _MAX_DIGITS = 18
-"""Of counts that headers tell: more than any file has bytes."""
+"""Maximum number of digits of a count in a header: more than any file has bytes."""
 
 
 class _Quotes(reprlib.Repr):
-    """As `repr`, but neither long nor deep: a value may have megabytes, or ten thousand lists in each other."""
+    """A `repr` of bounded length and depth, for values of megabytes and for lists nested ten thousand deep."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, MAX_CHARS, MAX_CHARS
-        self.maxtuple = 8  # Shapes of tensors, too.
+        self.maxtuple = 8  # The shape of a tensor is shown whole.
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= _MAX_BITS else f"an integer of {x.bit_length()} bits"
@@ -39,33 +39,41 @@ _QUOTES = _Quotes()
 
 
 def quoted(value: object) -> str:
-    """A value as `repr` writes it, with its middle left out where it is long."""
+    """Return the `repr` of a value; the middle of a long one is replaced with an ellipsis."""
     text = _QUOTES.repr(value)
     return text if len(text) <= 2 * MAX_CHARS else f"{text[:MAX_CHARS]}...{text[-MAX_CHARS // 2 :]}"
 
 
 def plain(text: object, limit: int = MAX_CHARS) -> str:
-    """Text without quotes or secrets, in one line, with spaces for what cannot be shown, and cut where it is long."""
-    told = redact(str(text)[:_MAX_TOLD])
-    line = " ".join("".join(char if char.isprintable() else " " for char in told).split())
+    """Return a text in one line, without quotes.
+
+    Args:
+        text: Text; any other object is converted with `str`.
+        limit: Maximum length of the result.
+
+    Returns:
+        The text without secrets, with spaces for characters that cannot be printed, cut to the limit.
+    """
+    searched = redact(str(text)[:_MAX_SEARCHED])
+    line = " ".join("".join(char if char.isprintable() else " " for char in searched).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def reason_of(error: BaseException) -> str:
-    """What a foreign exception says, fit for a message; its name where it says nothing."""
+    """Return the text of a foreign exception, fit for a message; its class if it has no text."""
     return plain(error, _MAX_REASON) or type(error).__name__
 
 
 def first_line(error: object) -> str:
-    """The first line of what an exception says, without secrets and cut short; empty where it says nothing."""
+    """Return the first line of an exception's text, redacted and cut short; empty if it has no text."""
     return redact((str(error).strip().splitlines() or [""])[0])[:_MAX_REASON]
 
 
 def read_json(content: bytes | str) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: It is none, or nested deeper than can be read.
+        ValueError: The content is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(content)
@@ -74,26 +82,29 @@ def read_json(content: bytes | str) -> Any:
 
 
 def read_count(text: str) -> int | None:
-    """A number of bytes, items or seconds that a header tells; None for anything else, such as a superscript."""
+    """Parse a number of bytes, items or seconds in a header; None for any other text.
+
+    `str.isdigit` alone would also accept superscripts, which `int` refuses.
+    """
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 _SECRETS = (
-    # Anything before the last @ of an address's host: user, password, token.
+    # User, password or token: all that precedes the last @ in the host of an address.
     (re.compile(r"(?<=//)[^\s/?#'\"<>]*@"), ""),
-    # The query of an address, or of a path alone, where signatures and keys stand.
+    # The query of an address or of a bare path, where signatures and keys are.
     (re.compile(r"\?[^\s?'\"<>]*=[^\s'\"<>]*"), "?..."),
     (re.compile(r"\b(Bearer|Client-ID|Authorization\W+Basic)(\s+)[\w.~+/=-]{6,}", re.IGNORECASE), r"\1\2..."),
-    # Tokens that are known by how they begin: Hugging Face, RunPod, Modal, AWS.
+    # Tokens with a known prefix: Hugging Face, RunPod, Modal, AWS.
     (re.compile(r"\b(hf_|rpa_|ak-|as-|AKIA)[A-Za-z0-9]{10,}"), r"\1..."),
 )
 
 
 def redact(text: str) -> str:
-    """The text without passwords and queries of addresses, authorization headers and well-known tokens.
+    """Remove passwords and queries of addresses, authorization headers and well-known tokens from a text.
 
-    What is told of a foreign error goes through here: libraries put whole addresses into theirs, and an address may be
-    signed.
+    Every text of a foreign error must pass through here before it is shown or logged: libraries put whole addresses
+    into their errors, and an address may be signed.
     """
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
@@ -101,5 +112,5 @@ def redact(text: str) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """The traceback of an error with all that led to it, as `traceback` writes it, but redacted."""
+    """Return the redacted traceback of an error, with its causes."""
     return redact("".join(traceback.format_exception(error))).rstrip("\n")

@@ -1,4 +1,4 @@
-"""What others sent, read without trust and shown in messages."""
+"""Text from other programs: parsed without trust, shown in messages, and redacted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_cog.text import plain, quoted, read_count, read_json
+from sharp_cog.text import first_line, plain, quoted, read_count, read_json, reason_of, redact, trace
 
 
 def nested(depth: int) -> Any:
@@ -37,15 +38,16 @@ def nested(depth: int) -> Any:
         ("a\nb\x00\ud800", "'a\\nb\\x00\\ud800'"),
     ],
 )
-def test_a_short_value_is_written_as_it_is(value: object, expected: str) -> None:
+def test_a_short_value_is_quoted_whole(value: object, expected: str) -> None:
     assert quoted(value) == expected
 
 
 SCALARS = st.text() | st.binary() | st.integers() | st.floats()
 
 
+@settings(max_examples=50)
 @given(SCALARS | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
-def test_a_quoted_value_is_short_and_can_be_printed_and_sent(value: object) -> None:
+def test_a_quoted_value_is_short_and_printable(value: object) -> None:
     text = quoted(value)
     assert text.isprintable()
     assert len(text) <= 160
@@ -57,13 +59,13 @@ def test_a_quoted_value_is_short_and_can_be_printed_and_sent(value: object) -> N
     ["x" * 10**7, 10**100_000, nested(10_000), {"a" * 10**6: 1}, ["a" * 10**6] * 6, bytes(10**7)],
     ids=["text", "integer", "nested", "object", "list", "bytes"],
 )
-def test_a_value_of_any_size_is_quoted_in_no_time(value: object) -> None:
+def test_a_value_of_any_size_is_quoted_within_a_second(value: object) -> None:
     start = time.process_time()
     assert len(quoted(value)) <= 160
     assert time.process_time() - start < 1
 
 
-def test_plain_text_has_no_line_breaks_and_an_end() -> None:
+def test_plain_text_is_one_line_of_limited_length() -> None:
     assert plain("no\r\nanswer\x1b[31m\ud800") == "no answer [31m"
     assert plain("x" * 80) == "x" * 80
     assert plain("x" * 1000) == "x" * 77 + "..."
@@ -78,13 +80,13 @@ def test_plain_text_has_no_secrets() -> None:
 
 @settings(max_examples=30)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner)))
-def test_json_is_read(value: object) -> None:
+def test_json_is_parsed(value: object) -> None:
     assert read_json(json.dumps(value)) == value
     assert read_json(json.dumps(value).encode()) == value
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"9" * 5000, b'{"a": 1} more'])
-def test_what_is_no_json_that_can_be_read_is_a_value_error(content: bytes) -> None:
+def test_broken_or_deeply_nested_json_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_json(content)
 
@@ -93,6 +95,51 @@ def test_what_is_no_json_that_can_be_read_is_a_value_error(content: bytes) -> No
     ("text", "expected"),
     [("0", 0), ("17", 17), ("007", 7), ("", None), ("-1", None), ("+1", None), ("1.5", None), ("\u00b2", None)],
 )
-def test_counts_of_headers(text: str, expected: int | None) -> None:
+def test_a_count_in_a_header_has_digits_only(text: str, expected: int | None) -> None:
     assert read_count(text) == expected
     assert read_count("9" * 5000) is None
+
+
+def test_the_reason_of_an_error_is_its_text_or_its_class() -> None:
+    assert reason_of(ValueError("no\nanswer")) == "no answer"
+    assert reason_of(ValueError()) == "ValueError"
+    assert first_line(ValueError("no answer from https://me:secret@example.com\nat all")) == (
+        "no answer from https://example.com"
+    )
+    assert first_line(ValueError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://example.com/a.jpg", "https://example.com/a.jpg"),
+        ("https://user:pass@example.com/a.jpg", "https://example.com/a.jpg"),
+        ("https://p@ss:w@rd@example.com:8080/", "https://example.com:8080/"),
+        ("https://example.com/a@b.jpg", "https://example.com/a@b.jpg"),
+        ("get https://example.com/a?X-Amz-Signature=abc&b=1 or not", "get https://example.com/a?... or not"),
+        ("exceeded with url: /a.jpg?sig=abc (Caused by", "exceeded with url: /a.jpg?... (Caused by"),
+        ("at 'https://e.com/a?b=c'", "at 'https://e.com/a?...'"),
+        ("ftp://token@example.com", "ftp://example.com"),
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ..."),
+        ("{'Authorization': 'Client-ID abcdef123'}", "{'Authorization': 'Client-ID ...'}"),
+        ("Authorization: Basic dXNlcjp4eXp6eQ==", "Authorization: Basic ..."),
+        ("the basic settings", "the basic settings"),
+        ("token hf_abcdefghijklmn is refused", "token hf_... is refused"),
+        ("what is x = 3? y=4", "what is x = 3? y=4"),
+        ("me@example.com wrote", "me@example.com wrote"),
+        ("", ""),
+    ],
+)
+def test_secrets_are_removed_and_the_rest_stays(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+
+
+def test_a_traceback_names_the_place_but_not_the_address() -> None:
+    with pytest.raises(requests.ConnectionError) as caught:
+        requests.get("http://user:xyzzy@127.0.0.1:9/a?sig=xyzzy", timeout=5)
+    assert "xyzzy" in str(caught.value), "requests puts the whole path into its errors"
+    shown = trace(caught.value)
+    assert "xyzzy" not in shown
+    assert "ConnectionError" in shown
+    assert __file__ in shown
