@@ -21,7 +21,7 @@ from PIL import PngImagePlugin, TiffImagePlugin
 from sharp_cog.config.options import DEPTH_FORMATS
 from sharp_cog.errors import DepthError, NotInstalledError
 from sharp_cog.files.atomic import open_atomically
-from sharp_cog.imaging.limits import MeteredFile, prepare
+from sharp_cog.imaging.limits import MeteredFile, prepare_to_load
 from sharp_cog.imaging.pixels import DECODER_ERRORS
 from sharp_cog.text import plain, quoted, read_json, reason_of
 
@@ -174,7 +174,7 @@ def _read_tiff(depth_bytes: bytes) -> RawDepth:
         image = TiffImagePlugin.TiffImageFile(MeteredFile(depth_bytes))
         mode = image.mode
         if mode in ("F", "I;16", "I;16B", "I") and image.width * image.height <= MAX_PIXELS:
-            prepare(image)
+            prepare_to_load(image)
             image.load()
     except DECODER_ERRORS as error:
         raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error

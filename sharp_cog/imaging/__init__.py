@@ -1,1 +1,1 @@
-"""Image bytes in, upright sRGB pixels and a camera out."""
+"""Decoding images to upright sRGB pixels and a camera, within limits."""

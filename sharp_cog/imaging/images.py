@@ -1,11 +1,9 @@
-"""Bytes of a photograph in, upright sRGB pixels and a camera out."""
+"""Decoding images: turns a file's bytes, a Pillow image or an array into upright sRGB pixels and a camera."""
 
 from __future__ import annotations
 
 import io
 import logging
-import math
-import numbers
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,31 +26,41 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, PredictOptions
+from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
-from sharp_cog.geometry.camera import DEFAULT_FOCAL_LENGTH_MM, Camera, FocalLengthSource, focal_length_px_from_mm
-from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.imaging import focal_length
+from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare_to_load
 from sharp_cog.imaging.pixels import DECODER_ERRORS, to_srgb
 from sharp_cog.text import reason_of
 
 _LOG = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "HEIC", "AVIF")
+"""Names of the formats that can be decoded."""
+
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
         *(".heic", ".heif", ".hif", ".avif"),
     }
 )
-"""What is taken for a picture in a folder; a file that is named is read whatever its name."""
-DEFAULT_MAX_PIXELS = 100_000_000
-MIN_SIDE_PX = 32
-MAX_ASPECT = 10
+"""Suffixes of the files in a folder that are taken for images. A file that is named itself may have any suffix."""
 
-# The only plugins that may see the bytes, by how the bytes begin. They are called directly: `Image.open` would ask the
-# global registry and warn about, or refuse, sizes by a global limit where `max_pixels` is the one that counts.
+DEFAULT_MAX_PIXELS = 100_000_000
+"""Maximum number of pixels of an image, unless the caller sets another one."""
+
+MIN_SIDE_PX = 32
+"""Least width and height in pixels."""
+
+MAX_ASPECT = 10
+"""Largest ratio of the longer side to the shorter one."""
+
+# Only these plugins may see the bytes, selected by the first bytes of a file. They are called directly, because
+# `Image.open` would try every plugin that any package has registered, and would warn about or refuse large images by a
+# limit that is global to the process, while the limit that counts here is `max_pixels`.
 _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # Also the first frame of a multi-picture JPEG.
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # It reads the first frame of a multi-picture JPEG too.
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"RIFF", WebPImagePlugin.WebPImageFile),
     (b"II*\0", TiffImagePlugin.TiffImageFile),
@@ -64,23 +72,37 @@ _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] 
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
-_PHONE_FOCAL_LIMIT_MM, _PHONE_CROP_FACTOR = 10.0, 8.4
-"""A focal length under 10 mm is taken for a phone's sensor, as Apple's code does."""
 
+# TIFF tags, and the value by which a camera raw says that its first image is a small preview.
 _NEW_SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
+
 _STRIP_PX = 2**20
+"""Number of pixels that are copied out of Pillow's memory at once."""
+
+_ORIENTATIONS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Operation that makes an image of each EXIF orientation upright; any other value counts as upright."""
+
+_EXIF_TAGS = (ExifTags.Base.Orientation, *focal_length.EXIF_TAGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """A decoded photograph.
+    """A decoded image.
 
     Attributes:
         rgb: (height, width, 3) uint8, sRGB, upright, contiguous.
-        camera: Its size, its focal length and where that came from.
-        image_format: The format that the bytes were in, such as `JPEG`.
-        orientation: How the stored image was rotated or mirrored to be upright, as EXIF asked for; None where it was
-            upright already. A depth map in the sensor's orientation is treated the same way.
+        camera: Size of the image, its focal length and the source of that.
+        image_format: Format of the bytes, such as `JPEG`.
+        orientation: Operation that made the stored image upright, as EXIF asked for; None if it was upright already. A
+            depth map in the sensor's orientation needs the same operation.
     """
 
     rgb: NDArray[np.uint8]
@@ -97,18 +119,18 @@ class SourceImage:
 def decode(
     image_bytes: bytes, options: PredictOptions | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> SourceImage:
-    """Decodes a photograph, told by its content and not by its name.
+    """Decode an image file, whose format is recognised by its content.
 
     Args:
-        image_bytes: JPEG, PNG, WebP, TIFF, BMP, GIF (first frame), HEIC or AVIF.
-        options: May bring the focal length; without, EXIF does, else 30 mm.
-        max_pixels: Larger pictures are refused before they are decoded.
+        image_bytes: Content of a JPEG, PNG, WebP, TIFF, BMP, GIF (first frame), HEIC or AVIF.
+        options: Options that may name the focal length; None leaves it to EXIF, or else to the default of 30 mm.
+        max_pixels: Maximum number of pixels; larger images are refused before they are decoded.
 
     Raises:
-        ImageError: Not a picture, broken, too large, too small or too long.
+        ImageError: The bytes are not an image, or it is broken, too large, too small or too long.
     """
     if not image_bytes:
-        raise ImageError("the picture has zero bytes: give the file's content")
+        raise ImageError("the image has zero bytes: give the file's content")
     with _translate_errors():
         image, is_upright = _open(image_bytes, max_pixels)
         image_format, exif = image.format or "HEIC", _read_exif(image)
@@ -122,6 +144,11 @@ def from_pil(
     image: Image.Image, options: PredictOptions | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> SourceImage:
     """Take an image that Pillow has opened, with its EXIF and colour profile.
+
+    Args:
+        image: The image, loaded or not.
+        options: As for `decode`.
+        max_pixels: Maximum number of pixels.
 
     Raises:
         ImageError: The image is broken, too large, too small or too long.
@@ -143,8 +170,8 @@ def from_array(
 
     Args:
         rgb: (height, width, 3) uint8, sRGB.
-        options: May hold the focal length; otherwise it is 30 mm.
-        max_pixels: Larger images are refused.
+        options: Options that may name the focal length; None takes the default of 30 mm.
+        max_pixels: Maximum number of pixels.
 
     Raises:
         TypeError: The array has another shape or type.
@@ -167,53 +194,56 @@ def _source_image(
     orientation: Image.Transpose | None,
 ) -> SourceImage:
     height, width = rgb.shape[:2]
-    focal_length_px, source = _focal_length(exif, options or PredictOptions(), width=width, height=height)
+    focal_length_px, source = focal_length.choose_focal_length(
+        exif, options or PredictOptions(), width=width, height=height
+    )
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
     return SourceImage(rgb=rgb, camera=camera, image_format=image_format, orientation=orientation)
 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Turns what a decoder raises into an ImageError: the one boundary to foreign exceptions."""
+    """Translate the exceptions of decoders to ImageError."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # WebP and GIF ask Pillow's global limit even so; it lies above ours unless `max_pixels` was raised.
-        raise ImageError(f"the picture is too large for Pillow to decode ({reason_of(error)}): downscale it") from error
+        # The plugins of WebP and GIF check Pillow's global limit themselves. It lies above `max_pixels` by default.
+        raise ImageError(f"the image is too large for Pillow to decode ({reason_of(error)}): downscale it") from error
     except DECODER_ERRORS as error:
-        raise ImageError(f"the picture is broken or truncated ({reason_of(error)}): export or send it again") from error
+        raise ImageError(f"the image is broken or truncated ({reason_of(error)}): export or send it again") from error
 
 
 def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
-    """Opens and decodes; says whether the picture is upright, or EXIF still has to turn it."""
+    """Open and decode an image, and return whether it is upright already, so that EXIF no longer counts."""
     image: Image.Image
     file = MeteredFile(image_bytes)
     brands = _brands(image_bytes)
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
         heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
         _check_size(heif.size[0], heif.size[1], max_pixels)
-        # libheif has turned it by the file's own transformations, which by its standard outrank EXIF.
+        # libheif has applied the file's own transformations. HEIF's standard ranks these above EXIF's orientation, and
+        # phones write both: applying EXIF as well would rotate the image twice.
         image = heif.to_pillow()
-        _check_size(*image.size, max_pixels)  # A box may crop what another one tells the size of.
+        _check_size(*image.size, max_pixels)  # The file's transformations may have cropped it.
         return image, True
     plugin: Callable[[io.BytesIO], ImageFile.ImageFile] | None = AvifImagePlugin.AvifImageFile
     if not brands & _AVIF_BRANDS:
         plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
     if plugin is None:
-        raise ImageError(f"the bytes are not a picture: give one of {', '.join(FORMATS)}")
+        raise ImageError(f"the bytes are not an image: give one of {', '.join(FORMATS)}")
     _check_canvas(image_bytes, max_pixels)
     if plugin is JpegImagePlugin.JpegImageFile:
         check_jpeg(image_bytes)
     image = plugin(file)
     _check_size(*image.size, max_pixels)
     _check_kind(image)
-    prepare(image)
+    prepare_to_load(image)
     image.load()
     return image, False
 
 
 def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
-    """Checks the size in the header of those formats whose plugins allocate when they open."""
+    """Check the size in the header of GIF and WebP, whose plugins allocate memory for all pixels on opening."""
     width = height = 0
     if image_bytes.startswith(b"GIF8"):
         width, height = struct.unpack_from("<HH", image_bytes, 6)
@@ -229,16 +259,16 @@ def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
 
 
 def _check_kind(image: Image.Image) -> None:
-    """Refuses what can be decoded and is no photograph all the same: previews of camera raws, and floats."""
+    """Refuse images that can be decoded but do not show the photograph as taken: previews of raws, and floats."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if tags.get(_NEW_SUBFILE_TYPE) == _REDUCED or _DNG_VERSION in tags:
-        raise ImageError("the picture is a camera raw, in which only a preview can be read: export it as JPEG or TIFF")
+        raise ImageError("the image is a camera raw, in which only a preview can be read: export it as JPEG or TIFF")
     if image.mode == "F":
-        raise ImageError("the picture holds floats, whose white is unknown: export it with 8 or 16 bits a channel")
+        raise ImageError("the image holds floats, whose white is unknown: export it with 8 or 16 bits a channel")
 
 
 def _brands(image_bytes: bytes) -> set[bytes]:
-    """The brands of an ISO base media file (HEIC, AVIF), its own and the compatible ones; empty for other files."""
+    """Return the major and compatible brands of an ISO base media file (HEIC, AVIF); empty for other files."""
     if image_bytes[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(image_bytes[:4], "big"), 256)
@@ -249,19 +279,16 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     megapixels, limit = width * height / 1e6, max_pixels / 1e6
     if width * height > max_pixels:
         raise ImageError(
-            f"the picture is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it"
+            f"the image is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it"
         )
     if min(width, height) < MIN_SIDE_PX:
-        raise ImageError(f"the picture is {width}x{height}, the least is {MIN_SIDE_PX} px a side: give a larger one")
+        raise ImageError(f"the image is {width}x{height}, the least is {MIN_SIDE_PX} px a side: give a larger one")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"the picture is {width}x{height}, the longest shape is {MAX_ASPECT}:1: crop it")
-
-
-_EXIF_TAGS = (ExifTags.Base.Orientation, ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)
+        raise ImageError(f"the image is {width}x{height}, the longest shape is {MAX_ASPECT}:1: crop it")
 
 
 def _read_exif(image: Image.Image) -> dict[int, object]:
-    """The tags that count, of the picture and of its EXIF block; those that cannot be read are missing."""
+    """Return orientation and focal lengths from EXIF; tags that cannot be read are left out."""
     tags: dict[int, object] = {}
     try:
         exif = image.getexif()
@@ -269,59 +296,18 @@ def _read_exif(image: Image.Image) -> dict[int, object]:
         block = exif.get_ifd(ExifTags.IFD.Exif)
         tags |= {tag: block[tag] for tag in _EXIF_TAGS if tag in block}
     except DECODER_ERRORS as error:
-        _LOG.warning("the picture's EXIF block is broken and was ignored: %s", error)
+        _LOG.warning("the image's EXIF block is broken and was ignored: %s", error)
     return tags
 
 
-_ORIENTATIONS: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What an EXIF orientation asks for; any other value counts as upright."""
-
-
 def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Copies RGB pixels out of Pillow's four bytes a pixel, in strips: `np.array` would copy them three times."""
+    """Copy RGB pixels out of Pillow's memory, which has four bytes a pixel.
+
+    The copy is made in strips. `np.array` would copy the whole image three times.
+    """
     width, height = image.size
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     num_rows = max(1, _STRIP_PX // width)
     for top in range(0, height, num_rows):
         rgb[top : top + num_rows] = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
     return rgb
-
-
-def _focal_length(
-    exif: dict[int, object], options: PredictOptions, *, width: int, height: int
-) -> tuple[float, FocalLengthSource]:
-    """Focal length in pixels of the upright picture, and where it came from."""
-    if options.focal_length_px is not None:
-        return options.focal_length_px, "caller"
-    source: FocalLengthSource
-    equivalent_mm = _number(exif.get(ExifTags.Base.FocalLengthIn35mmFilm))
-    real_mm = _number(exif.get(ExifTags.Base.FocalLength))
-    real_mm *= _PHONE_CROP_FACTOR if real_mm < _PHONE_FOCAL_LIMIT_MM else 1.0
-    if options.focal_length_mm is not None:
-        focal_length_mm, source = options.focal_length_mm, "caller"
-    elif _is_plausible(equivalent_mm):
-        focal_length_mm, source = equivalent_mm, "exif_35mm"
-    elif _is_plausible(real_mm):
-        focal_length_mm, source = real_mm, "exif"
-    else:
-        focal_length_mm, source = DEFAULT_FOCAL_LENGTH_MM, "default"
-    return focal_length_px_from_mm(focal_length_mm, width=width, height=height), source
-
-
-def _number(value: object) -> float:
-    """An EXIF number; NaN for what is not one: EXIF holds anything."""
-    # Pillow's rationals are NaN themselves where the denominator is zero.
-    return float(value) if isinstance(value, numbers.Real) else math.nan
-
-
-def _is_plausible(focal_length_mm: float) -> bool:
-    low, high = FOCAL_LENGTH_MM_RANGE
-    return low <= focal_length_mm <= high

@@ -154,7 +154,7 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
             timeout=120,
             check=False,
         )
-        assert "the bytes are not a picture" in result.stdout + result.stderr, result.stdout + result.stderr
+        assert "the bytes are not an image" in result.stdout + result.stderr, result.stdout + result.stderr
         assert (temporary / "sharp_cog.ready").exists()
 
 

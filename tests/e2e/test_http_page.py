@@ -105,7 +105,7 @@ def test_a_text_file_is_refused_in_words(browser: Browser, service: Service) -> 
     page.set_input_files("#file", ROOT / "README.md")
     page.click("#go")
     page.wait_for_selector("#status.error")
-    assert page.inner_text("#status").startswith("the bytes are not a picture")
+    assert page.inner_text("#status").startswith("the bytes are not an image")
     assert page.locator("#result").is_hidden()
     assert page.locator("#go").is_enabled(), "another try is possible"
     page.set_input_files("#file", ROOM)

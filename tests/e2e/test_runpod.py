@@ -92,7 +92,7 @@ def test_the_readmes_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Pat
 def test_a_broken_picture_fails_the_job(worker: tuple[str, Path]) -> None:
     answer = run(worker[0], image=b64(b"text"))
     assert answer["status"] == "FAILED"
-    assert answer["error"].startswith("the bytes are not a picture")
+    assert answer["error"].startswith("the bytes are not an image")
     assert "Traceback" not in str(answer)
     answer = run(worker[0], images=[{"image": b64(b"text")}])
     assert answer["status"] == "FAILED"
