@@ -1,4 +1,4 @@
-"""Readers of our formats that share nothing with ours: plain Python and numpy in float64, from the specifications."""
+"""Independent readers of our formats, written from the specifications in plain Python and numpy, in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SH_C0 = 0.28209479177387814
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a file says: positions and scales in metres in its own axes, sRGB, opacities in [0, 1]."""
+    """Content of a file: positions and scales in metres in the file's axes, sRGB colours, opacities in [0, 1]."""
 
     means: Floats
     scales: Floats
@@ -88,7 +88,7 @@ def spz(content: bytes) -> Decoded:
             assert len(planes[-1]) == plain
             start += compressed
         assert (version, start) == (4, len(content))
-        planes += [b""] * (5 - len(planes) if count == 0 else 0)  # Empty streams are left out.
+        planes += [b""] * (5 - len(planes) if count == 0 else 0)  # Writers leave out empty streams.
     else:
         body = gzip.decompress(content)
         magic, version, count, degree, fraction_bits, _, _ = struct.unpack_from("<4sIIBBBB", body)
@@ -142,7 +142,7 @@ def sog(content: bytes) -> Decoded:
 
 
 def glb_document(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON and the binary part of a .glb, whose lengths must add up."""
+    """Return the JSON and the binary part of a .glb, and check that their lengths add up."""
     magic, version, total = struct.unpack_from("<4sII", content)
     assert (magic, version, total) == (b"glTF", 2, len(content))
     length, kind = struct.unpack_from("<I4s", content, 12)
@@ -193,7 +193,7 @@ def _columns(element: Any, *names: str) -> Floats:
 
 
 def _bits(packed: NDArray[Any], *widths: int) -> Floats:
-    """Fields of integers as shares of their largest values, (n, fields); the last field is in the lowest bits."""
+    """Unpack integers to fractions of their fields' largest values, (N, fields); the last field has the lowest bits."""
     values, shares = packed.astype(np.int64), []
     for width in reversed(widths):
         shares.append((values & (1 << width) - 1) / ((1 << width) - 1))
@@ -202,7 +202,7 @@ def _bits(packed: NDArray[Any], *widths: int) -> Floats:
 
 
 def _smallest_three(smaller: Floats, largest: Integers) -> Floats:
-    """Quaternions in the order in which `largest` counts, from their three smaller components in that order."""
+    """Restore quaternions from their three smaller components; `largest` is the index of the missing one."""
     quaternions = np.empty((len(smaller), 4))
     for row, (three, index) in enumerate(zip(smaller, largest, strict=True)):
         rest = np.sqrt(max(0.0, 1 - float(three @ three)))

@@ -15,7 +15,7 @@ from sharp_cog.geometry.camera import Camera
 from tests.depth.test_files import exr, npz, pfm, tiff
 from tests.depth.test_maps import npy
 from tests.fuzz.harness import Target
-from tests.imaging.test_images import encoded
+from tests.imaging.samples import encoded
 
 WIDTH, HEIGHT = 12, 8
 DEPTH = np.random.default_rng(0).uniform(1, 5, (HEIGHT, WIDTH)).astype(np.float32)

@@ -15,7 +15,7 @@ from PIL import Image
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.images import MAX_ASPECT, MIN_SIDE_PX, SourceImage, decode
 from tests.fuzz.harness import Target
-from tests.imaging.test_images import encoded, exif, grey_profile, grey_tiff, heic, ink_profile, linear_profile
+from tests.imaging.samples import encoded, exif, grey_profile, grey_tiff, heic, ink_profile, linear_profile
 
 WIDTH, HEIGHT = 40, 32
 _GENERATOR = np.random.default_rng(0)

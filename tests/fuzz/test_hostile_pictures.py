@@ -25,7 +25,7 @@ from tests.fuzz.targets_pictures import (
     read_exif,
     read_profile,
 )
-from tests.imaging.test_images import linear_profile
+from tests.imaging.samples import linear_profile
 
 JPEG = jpeg_seeds()[0]
 GIF = gif_seeds()[0]

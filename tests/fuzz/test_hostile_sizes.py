@@ -28,7 +28,7 @@ from tests.fuzz.targets_pictures import (
     run_length_bmp,
     webp_seeds,
 )
-from tests.imaging.test_images import encoded, heic
+from tests.imaging.samples import encoded, heic
 
 JPEG, PROGRESSIVE = jpeg_seeds()[:2]
 GIF = gif_seeds()[0]
