@@ -1,9 +1,8 @@
-"""A pipeline whose device waits until a test lets it go on."""
+"""A pipeline whose device waits until a test opens a gate."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from sharp_cog.config.settings import Settings
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.imaging.images import SourceImage
+from sharp_cog.pipeline import output
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request
@@ -20,21 +20,19 @@ from tests.splats import random_gaussians
 
 
 class Gated(SharpPipeline):
-    """Takes any bytes for a picture; its splat has as many Gaussians as the picture has bytes.
+    """Takes any bytes for an image; its splat has as many Gaussians as the image has bytes.
 
     Attributes:
-        gate: Closed, the device waits.
-        at_once: How many predictions are under way, and the most that ever were.
-        predicted: The pictures that came to the device, by their number of bytes.
-        failure: What the device raises, if anything.
+        gate: Event that predictions wait for.
+        at_once: Number of predictions under way.
+        most_at_once: Maximum of `at_once` so far.
+        predicted: Numbers of bytes of the images that reached the device, in order.
+        failure: Error that the device raises, or None.
     """
 
     def __init__(self, *, is_open: bool = True) -> None:
-        self.settings = Settings(model="lift")
-        self.device = torch.device("cpu")
-        self.predictor = LiftPredictor(device=self.device)
-        self.num_kept_predictions = 0
-        self._kept = OrderedDict()
+        cpu = torch.device("cpu")
+        super().__init__(LiftPredictor(device=cpu), device=cpu, settings=Settings(model="lift"))
         self.gate = threading.Event()
         self.at_once, self.most_at_once = 0, 0
         self.predicted: list[int] = []
@@ -43,6 +41,7 @@ class Gated(SharpPipeline):
             self.gate.set()
 
     def decode(self, request: Request) -> Request:
+        output.check(request.options, viewer_dir=self.settings.viewer_dir)
         if request.is_decoded:
             return request
         assert isinstance(request.image, bytes)

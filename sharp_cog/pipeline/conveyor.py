@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -17,7 +18,8 @@ class Stage:
     """One step of a conveyor.
 
     Attributes:
-        function: Takes what the stage before returned, and returns what the next stage takes.
+        function: Takes what the stage before returned, and returns what the next stage takes. If it raises
+            `CancelledError`, the item is left out of the results.
         num_threads: Number of threads that call it at once. A stage with one thread sees the items in the order in
             which they were pushed.
         name: Name of its threads.
@@ -29,143 +31,179 @@ class Stage:
 
 
 class Ticket(Generic[_T]):
-    """An item under way on a conveyor."""
+    """An item under way on a conveyor.
 
-    def __init__(self, futures: tuple[Future[Any], ...], release: Callable[[], None]) -> None:
-        self._futures, self._release = futures, release
+    Attributes:
+        future: Future of the last stage's result.
+    """
 
-    @property
-    def future(self) -> Future[_T]:
-        """The result of the last stage."""
-        return self._futures[-1]
+    future: Future[_T]
+
+    def __init__(self, item: Any, num_stages: int) -> None:
+        self._value = item
+        self._num_left = num_stages
+        self._is_cancelled = False
+        self._lock = threading.Lock()
 
     def cancel(self) -> None:
-        """Drop what has not begun; an item that only waits for its last stage is finished."""
-        for index, future in enumerate(self._futures):
-            if future.running() or future.done():
-                continue
-            if index < len(self._futures) - 1:
-                for later in self._futures[index:]:
-                    later.cancel()
-            return
+        """Drop the item before its next stage; an item that only waits for its last stage is finished."""
+        with self._lock:
+            self._is_cancelled = True
+            self._drop_if_cancelled()
 
-    def release(self) -> None:
-        """Make room for another item."""
-        self._release()
+    def _run(self, function: Callable[[Any], Any], before: Future[Any] | None) -> Any:
+        """Run one stage in its thread, as soon as the stage before has ended."""
+        if before is not None:
+            before.result()
+        with self._lock:
+            if self._is_cancelled and self._num_left > 1:
+                raise CancelledError
+            # Only the stage at work holds the value, so that a large one is freed as soon as a stage replaces it.
+            value, self._value = self._value, None
+            self._num_left -= 1
+        result = function(value)
+        if self._num_left == 0:
+            return result
+        with self._lock:
+            self._value = result
+            self._drop_if_cancelled()
+        return None
+
+    def _drop_if_cancelled(self) -> None:
+        # The stages that are left wait in their threads' queues, perhaps for long, and must not hold an image there.
+        if self._is_cancelled and self._num_left > 1:
+            self._value = None
 
 
 class Conveyor(Generic[_T]):
-    """Runs items through stages, a bounded number of them at once.
+    """Runs items through stages, each in threads of its own.
 
     Every stage of an item is submitted when the item is pushed, and waits in its thread for the stage before. So no
     stage waits for a later one, and items arrive at each stage in the order of their pushes.
+
+    A context manager, which closes the conveyor.
     """
 
-    def __init__(self, *stages: Stage, max_items: int) -> None:
-        """Create the threads' pools; no thread starts before the first push.
+    def __init__(self, *stages: Stage) -> None:
+        """Create the thread pools; no thread starts before the first item.
 
         Args:
             stages: The steps, first to last.
-            max_items: Number of items under way before `push` blocks.
         """
         self._stages = stages
         self._executors = [ThreadPoolExecutor(stage.num_threads, thread_name_prefix=stage.name) for stage in stages]
-        self._room = threading.Semaphore(max_items)
         self._pushing = threading.Lock()
 
     def push(self, item: Any) -> Ticket[_T]:
-        """Put an item on the conveyor; blocks while it is full. The caller releases the ticket."""
-        self._room.acquire()
-        before: Future[Any] = Future()
-        before.set_result(item)
-        futures = []
+        """Put an item on the conveyor, without waiting; the caller limits the number of items under way.
+
+        Raises:
+            RuntimeError: The conveyor is closed.
+        """
+        ticket: Ticket[_T] = Ticket(item, len(self._stages))
+        future: Future[Any] | None = None
+        # Two callers must not interleave, or a stage would wait for an item that is behind its own.
         with self._pushing:
             for stage, executor in zip(self._stages, self._executors, strict=True):
-                before = executor.submit(_run, stage.function, before)
-                futures.append(before)
-        return Ticket(tuple(futures), self._room.release)
+                future = executor.submit(ticket._run, stage.function, future)
+        assert future is not None
+        ticket.future = future
+        return ticket
 
-    def run(self, items: Iterable[Any], *, ordered: bool = True) -> Iterator[_T]:
+    def run(self, items: Iterable[Any], *, max_items: int, ordered: bool = True) -> Iterator[_T]:
         """Run items through all stages.
 
         When the iteration ends early, items that wait for any stage but the last are dropped.
 
         Args:
-            items: Taken in a thread, as there is room for them.
+            items: The items. They are iterated in a thread of their own, as there is room for them.
+            max_items: Maximum number of items under way. An item counts until the consumer asks for the next result.
             ordered: Whether results come in the order of the items, or as soon as they are known.
 
         Yields:
             The result of the last stage for each item; nothing for an item whose stage raised `CancelledError`.
 
         Raises:
-            Exception: Whatever a stage, or taking an item, raises.
+            Exception: Whatever a stage or the iteration over the items raises.
         """
-        results: SimpleQueue[Ticket[_T] | Exception | None] = SimpleQueue()
-        tickets: set[Ticket[_T]] = set()
-        stopped = threading.Event()
-        feeder = threading.Thread(target=self._feed, args=(items, results, tickets, stopped, ordered), daemon=True)
-        feeder.start()
+        feed: _Feed[_T] = _Feed(self, items, max_items, ordered=ordered)
+        threading.Thread(target=feed.run, daemon=True, name="feed").start()
         try:
-            has_more = True
-            while has_more or tickets:
-                result = results.get()
-                if result is None:
-                    has_more = False
-                    continue
-                if isinstance(result, Exception):
-                    raise result
-                try:
-                    value = result.future.result()
-                except CancelledError:
-                    tickets.discard(result)
-                    result.release()
-                    continue
-                tickets.discard(result)
-                try:
-                    yield value
-                finally:
-                    result.release()
+            while (future := feed.next()) is not None:
+                with suppress(CancelledError):
+                    yield future.result()
+                feed.release(future)
+                del future  # It would hold the result while the next one is waited for.
         finally:
-            stopped.set()
-            for ticket in list(tickets):
-                ticket.cancel()
-                ticket.release()
-
-    def _feed(
-        self,
-        items: Iterable[Any],
-        results: SimpleQueue[Ticket[_T] | Exception | None],
-        tickets: set[Ticket[_T]],
-        stopped: threading.Event,
-        ordered: bool,
-    ) -> None:
-        try:
-            for item in items:
-                ticket = self.push(item)
-                if stopped.is_set():
-                    ticket.cancel()
-                    return
-                tickets.add(ticket)
-                if ordered:
-                    results.put(ticket)
-                else:
-                    ticket.future.add_done_callback(lambda _, ticket=ticket: results.put(ticket))  # type: ignore[misc]
-        except Exception as error:  # noqa: BLE001 - raised again by the consumer
-            results.put(error)
-        results.put(None)
+            feed.stop()
 
     def close(self) -> None:
-        """Drop what has not begun, and wait for the threads."""
+        """Wait for the items that were pushed and not cancelled, and end the threads."""
         for executor in self._executors:
-            executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True)
 
     def __enter__(self) -> Conveyor[_T]:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for executor in self._executors:
-            executor.shutdown(wait=True)
+        self.close()
 
 
-def _run(function: Callable[[Any], Any], before: Future[Any]) -> Any:
-    return function(before.result())
+class _Feed(Generic[_T]):
+    """Pushes the items of one run, in a thread, and hands the futures of their results to the consumer."""
+
+    def __init__(self, conveyor: Conveyor[_T], items: Iterable[Any], max_items: int, *, ordered: bool) -> None:
+        self._conveyor, self._items, self._ordered = conveyor, items, ordered
+        self._room = threading.Semaphore(max_items)
+        self._tickets: dict[Future[_T], Ticket[_T]] = {}
+        self._is_stopped = self._has_ended = False
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._futures: SimpleQueue[Future[_T] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Push all items. Body of the thread."""
+        try:
+            for item in self._items:
+                self._room.acquire()
+                with self._lock:
+                    if self._is_stopped:
+                        return
+                    ticket = self._conveyor.push(item)
+                    self._tickets[ticket.future] = ticket
+                if self._ordered:
+                    self._futures.put(ticket.future)
+                else:
+                    ticket.future.add_done_callback(self._futures.put)
+                del item, ticket  # They would hold a result while the next item is waited for.
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer, which would wait for ever
+            self._failure = error
+        self._futures.put(None)
+
+    def next(self) -> Future[_T] | None:
+        """Return the next future, in the order of the items or of their ends; None after the last one.
+
+        Raises:
+            BaseException: The iteration over the items has failed. In an ordered run, the results before it come first.
+        """
+        while not self._has_ended or self._tickets:
+            future = self._futures.get()
+            if future is not None:
+                return future
+            self._has_ended = True
+            if self._failure is not None:
+                raise self._failure
+        return None
+
+    def release(self, future: Future[_T]) -> None:
+        """Forget a result, and make room for another item."""
+        del self._tickets[future]
+        self._room.release()
+
+    def stop(self) -> None:
+        """Push no more items, and cancel those under way."""
+        with self._lock:
+            self._is_stopped = True
+            for ticket in self._tickets.values():
+                ticket.cancel()
+        self._room.release()  # The thread may wait for room.

@@ -1,4 +1,4 @@
-"""Writing a splat: to any of the splat formats, or as a film."""
+"""Writing of a splat, in a splat format or as a film."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sharp_cog.preview.movie import require_ffmpeg, write_mp4
 
 
 def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
-    """Check that what the output format needs is installed, before work is done for it.
+    """Check that everything the output format needs is installed, before any work is done for it.
 
     Raises:
         NotInstalledError: A package is missing; the message says how to install it.

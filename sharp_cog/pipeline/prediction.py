@@ -27,14 +27,15 @@ class Prediction:
 
     Attributes:
         predicted: All Gaussians that the model predicted: metric, OpenCV axes, on the pipeline's device.
-        camera: The photograph's camera; its `focal_length_source` says where the focal length came from.
-        options: The options that the splat is written with.
-        timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written.
-        precision: What the network computed in: `float32`, `float16` or `bfloat16`.
-        monodepth_m: The model's own depth, (2, 1536, 1536) float32 in metres, front layer first, before an external
-            depth map replaced it; None unless `save_internal_depth` asked for it.
-        key: The request's key.
-        viewer_dir: Folder of the viewer inside html pages; None is where `scripts/viewer` puts it.
+        camera: Camera of the photograph; its `focal_length_source` names the source of the focal length.
+        options: Options that the splat is written with.
+        timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written. A kept
+            prediction has `write` alone.
+        precision: Type that the network computed in: `float32`, `float16` or `bfloat16`.
+        monodepth_m: The model's monodepth, (2, S, S) float32 in metres, front layer first, before an external depth map
+            replaced it; None unless `save_internal_depth` asked for it.
+        key: Key of the request.
+        viewer_dir: Folder of the viewer inside html pages; None is the folder that `scripts/viewer` fills.
     """
 
     predicted: Gaussians
@@ -48,7 +49,7 @@ class Prediction:
 
     @cached_property
     def gaussians(self) -> Gaussians:
-        """The Gaussians that the options keep, which are what is written.
+        """The Gaussians that the options keep, and that `write` writes.
 
         Raises:
             PredictionError: The device ran out of memory, or failed.
@@ -57,21 +58,21 @@ class Prediction:
             return prune(self.predicted, max_gaussians=self.options.max_gaussians, min_opacity=self.options.min_opacity)
 
     def with_options(self, options: PredictOptions) -> Prediction:
-        """Return the same splat, to be written with other options."""
+        """Return the same splat with other options of its output."""
         return replace(self, options=options, timings=dict(self.timings))
 
     def write(self, path: Path | str, *, output_format: str | None = None) -> Path:
         """Write the splat with all of its options; `path` appears whole or not at all.
 
         Args:
-            path: The file. Its suffix selects the format, unless the options name another one than the default.
-            output_format: Write this format, whatever the suffix.
+            path: The file. Its suffix selects the format, unless the options name a format other than the default.
+            output_format: Format to write, whatever the suffix.
 
         Returns:
             The path.
 
         Raises:
-            OptionError: The suffix belongs to another format than the options name.
+            OptionError: The suffix belongs to another format than the one in the options.
             PredictionError: A value is not finite, or the device ran out of memory, or failed.
             NotInstalledError: The format needs a package that is not installed.
             OutputError: The file cannot be written.
@@ -81,18 +82,18 @@ class Prediction:
         output_format = output_format or _format_for(path, options.output_format)
         if output_format != options.output_format:
             options = replace(options, output_format=output_format)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with translate_errors(self.predicted.means.device):
             written = output.write(path, self.gaussians, self.camera, options, viewer_dir=self.viewer_dir)
-        self.timings["write"] = time.perf_counter() - begun
+        self.timings["write"] = time.perf_counter() - start
         return written
 
 
 def _format_for(path: Path, chosen: str) -> str:
-    """Return the format that a path and the options agree on.
+    """Return the format that the suffix of a path and the options agree on.
 
     Raises:
-        OptionError: They name different ones.
+        OptionError: The suffix and the options name different formats.
     """
     try:
         named = format_of(path)
@@ -103,6 +104,6 @@ def _format_for(path: Path, chosen: str) -> str:
     if chosen == DEFAULT_FORMAT:
         return named
     raise OptionError(
-        f"{path.name} is named like {named}, but output_format is {chosen!r}: name it {FORMATS[chosen].suffix}, or set "
-        f"output_format={named!r}"
+        f"{path.name} has the suffix of {named}, but output_format is {chosen!r}: use the suffix "
+        f"{FORMATS[chosen].suffix}, or set output_format={named!r}"
     )

@@ -1,4 +1,4 @@
-"""A request for one splat: what every frontend makes of its transport, and what the pipeline takes."""
+"""A request for one splat, which every frontend builds from its transport and the pipeline takes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from sharp_cog.pipeline.prediction import Prediction
 
 ImageInput = bytes | str | os.PathLike[str] | Image.Image | NDArray[Any] | SourceImage
-"""The forms that an image may have: file content, a path, or pixels."""
+"""Forms of an image: file content, a path, or pixels."""
 DepthInput = bytes | str | os.PathLike[str] | NDArray[Any] | DepthMap | Callable[[SourceImage], Estimate]
-"""The forms that an external depth map may have: file content, a path, numbers, or a network that estimates it."""
+"""Forms of an external depth map: file content, a path, numbers, or a network that estimates it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,12 +34,13 @@ class Request:
         image: Content of an image file, its path, a `PIL.Image.Image`, (height, width, 3) uint8 sRGB pixels, or a
             decoded image.
         depth: External depth for the same view: content of a depth file, its path, a (height, width) array, or a
-            network of `sharp_cog.depth.estimators`; None leaves it to the model.
+            network of `sharp_cog.depth.estimators`; None uses the model's monodepth.
         options: Options of the prediction and its output.
         key: The caller's own name for the request, which the prediction carries too.
-        image_hash: Hash of the image's bytes, once they have been read; None where there were none.
+        image_hash: Hash of the image's bytes, once they have been read; None for pixels.
+        depth_hash: Hash of the depth file's bytes, once they have been read; None for numbers and estimators.
         decode_s: Seconds that decoding took.
-        answer: The prediction that answers the request, if it was kept from an earlier one.
+        answer: The prediction that answers the request, if it was kept from an earlier request.
 
     Raises:
         TypeError: The image or the depth has another type.
@@ -73,11 +74,11 @@ class Request:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether image and depth have been decoded, so that only the device's work is left."""
+        """Whether image and depth have been decoded, so that only the device has work left."""
         has_depth = self.depth is None or isinstance(self.depth, DepthMap) or callable(self.depth)
         return self.answer is not None or (isinstance(self.image, SourceImage) and has_depth)
 
 
 def path_of(value: object) -> Path | None:
-    """Return the path that an image or a depth map is given by, or None."""
+    """Return the path of an image or a depth map, or None if it has another form."""
     return Path(value) if isinstance(value, (str, os.PathLike)) else None

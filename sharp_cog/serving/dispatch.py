@@ -1,7 +1,7 @@
-"""Many callers, one device: a bounded queue, one picture at a time on the device, its neighbours read and written.
+"""Dispatch of many callers to one device: a bounded queue, and one image at a time on the device.
 
-For asyncio; what takes time runs in threads. A caller that is cancelled leaves the queue, and what it left behind is
-deleted.
+The next image is decoded and the last splats are written meanwhile. The dispatcher belongs to asyncio, and runs long
+work in threads. A caller that is cancelled loses its place in the queue, and what it left behind is deleted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from sharp_cog.config.process import give_back
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, DeviceError, SharpError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.conveyor import Conveyor, Stage
@@ -30,33 +30,44 @@ from sharp_cog.text import trace
 _LOG = logging.getLogger(__name__)
 
 MAX_UNDER_WAY = 4
-"""Requests that hold a decoded image or a splat: one on the device, one decoded ahead of it, two being written."""
+"""Maximum number of requests that hold an image or a splat: one on the device, one decoded, two being written."""
 
 State = Literal["loading", "ready", "failed", "stopping"]
+Read = Callable[[], Request]
+"""Function that reads a request's bytes, which lie on disk while the request is queued."""
 Write = Callable[[Path, Prediction], object]
-"""Writes a prediction to a file."""
-
-_T = TypeVar("_T")
+"""Function that writes a prediction to a file."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
+class Place:
+    """A request's place in the service.
+
+    Attributes:
+        stage: Stage that the request is in: `queued`, `decode`, `predict` or `encode`.
+    """
+
+    stage: str = "queued"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A request on the conveyor, and what becomes of it there."""
+    """An item of the conveyor."""
 
-    request: Request
+    place: Place
+    read: Read
     write: Write
     path: Path
-    prediction: Prediction | None = None
 
 
 class Dispatcher:
     """Runs requests through one pipeline.
 
     Attributes:
-        state: `loading`, `ready`, `failed` (to load, or the device did) or `stopping`.
-        failure: Why, where it failed.
-        pipeline: None until it is loaded.
-        num_admitted: Requests that wait or are worked on.
+        state: `loading`, `ready`, `failed` (the model could not be loaded, or the device failed) or `stopping`.
+        failure: The error behind the state `failed`.
+        pipeline: None until the model is loaded.
+        num_admitted: Number of requests that are queued or under way.
     """
 
     def __init__(self, load: Callable[[], SharpPipeline], settings: ServiceSettings) -> None:
@@ -66,22 +77,19 @@ class Dispatcher:
         self.num_admitted = 0
         self._load = load
         self._settings = settings
-        self._conveyor: Conveyor[_Task] = Conveyor(
-            Stage(self._decode, 2, "decode"),
-            Stage(self._predict, 1, "device"),
-            Stage(self._encode, 2, "encode"),
-            max_items=MAX_UNDER_WAY,
+        self._conveyor: Conveyor[Prediction] = Conveyor(
+            Stage(self._decode, 2, "decode"), Stage(self._predict, 1, "device"), Stage(self._encode, 2, "encode")
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._at_work = asyncio.Semaphore(MAX_UNDER_WAY)
-        self._stages: dict[str, str] = {}
-        self._seconds = 1.0
+        self._room = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._places: dict[str, Place] = {}
+        self._mean_s = 1.0
         self._folder = ScratchFolder()
         self._loading: asyncio.Task[None] | None = None
         self._tidying: Future[None] | None = None
 
     def start(self) -> None:
-        """Begins to load the model, in a thread: the service answers meanwhile that it is loading."""
+        """Begin to load the model in a thread, while the service answers that it is loading."""
         self._loading = asyncio.create_task(self._load_pipeline())
 
     async def _load_pipeline(self) -> None:
@@ -89,9 +97,9 @@ class Dispatcher:
         try:
             loop = asyncio.get_running_loop()
             self.pipeline = await loop.run_in_executor(self._loader, self._load)
-            self.pipeline.num_kept_predictions = self._settings.kept_predictions
+            self.pipeline.kept.limit = self._settings.kept_predictions
             warm_up_s = await loop.run_in_executor(self._loader, self.pipeline.warm_up)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the health check tells it
+        except Exception as error:  # noqa: BLE001 - the health check reports every error
             self._fail(error, "the model cannot be loaded")
         else:
             model, device = self.pipeline.settings.model, self.pipeline.device
@@ -105,122 +113,119 @@ class Dispatcher:
         self.state, self.failure = "failed", error
 
     def stop(self) -> None:
-        """Takes no more; what is under way goes on. Call `close` after it."""
+        """Refuse new requests and finish those under way. Call `close` afterwards."""
         self.state = "stopping"
 
     def close(self) -> None:
-        """Waits for the threads, and deletes what is left."""
+        """Wait for the threads, and delete all files."""
         self.stop()
         self._conveyor.close()
         self._loader.shutdown(wait=True, cancel_futures=True)
         if self.pipeline is not None:
-            self.pipeline.forget_predictions()
+            self.pipeline.kept.clear()
         self._folder.remove()
 
     def check(self) -> None:
-        """Refuses a request that could not be taken now.
+        """Check that a request could be admitted now.
 
         Raises:
-            BusyError: The model is not there, the service stops, or the queue is full.
+            BusyError: The model is not loaded, the service stops, or the queue is full.
         """
         if self.state == "loading":
             raise BusyError("the model is being loaded: try again in a while", retry_after_s=5)
         if self.state == "failed":
-            raise BusyError("the service has failed and must be started anew: tell who runs it", retry_after_s=60)
+            raise BusyError("the service has failed and must be restarted: tell its operator", retry_after_s=60)
         if self.state == "stopping":
             raise BusyError("the service is stopping: try again in a while", retry_after_s=5)
         if self.num_admitted > self._settings.queue_size:
-            wait_s = max(1, round(self._seconds * self.num_admitted))
+            wait_s = max(1, round(self._mean_s * self.num_admitted))
             raise BusyError(
-                f"{self.num_admitted} requests are waiting or under way, and no more may: try again in {wait_s} s",
+                f"{self.num_admitted} requests are waiting or under way, and the queue is full: try again in "
+                f"{wait_s} s",
                 retry_after_s=wait_s,
             )
 
     @contextmanager
-    def admitted(self, request_id: str) -> Iterator[None]:
-        """A place in the queue; whoever leaves the block gives it back.
+    def admitted(self, request_id: str) -> Iterator[Place]:
+        """Hold a place in the queue until the end of the block.
 
         Raises:
-            BusyError: As `check`.
+            BusyError: See `check`.
         """
         self.check()
+        place = Place()
         self.num_admitted += 1
-        self._stages[request_id] = "queued"
+        self._places[request_id] = place
         try:
-            yield
+            yield place
         finally:
             self.num_admitted -= 1
-            self._stages.pop(request_id, None)
+            if self._places.get(request_id) is place:  # Another request may have come under the same name.
+                del self._places[request_id]
 
     def progress(self, request_id: str) -> dict[str, str | int] | None:
-        """Where a request is: `stage` (queued, decode, predict, encode) and, while queued, how many are `ahead`."""
-        stage = self._stages.get(request_id)
-        if stage is None:
+        """Return a request's `stage` (queued, decode, predict, encode) and, while queued, the number `ahead` of it."""
+        place = self._places.get(request_id)
+        if place is None:
             return None
-        if stage != "queued":
-            return {"stage": stage}
-        return {"stage": stage, "ahead": list(self._stages).index(request_id)}
+        if place.stage != "queued":
+            return {"stage": place.stage}
+        return {"stage": place.stage, "ahead": list(self._places).index(request_id)}
 
-    async def run(self, request: Request, write: Write, *, suffix: str) -> tuple[Path, Prediction]:
-        """Make a splat and its file, for a request that is admitted under its key.
+    def new_path(self, suffix: str) -> Path:
+        """Return a path for a result, which the caller deletes; nothing exists there yet."""
+        return self._folder.path / f"{secrets.token_hex(8)}{suffix}"
+
+    async def run(self, place: Place, read: Read, write: Write, path: Path) -> Prediction:
+        """Predict a splat and write its file.
 
         Args:
-            request: The request.
+            place: Place of the request, as `admitted` returns it.
+            read: Reads the request, in a thread, once there is room for its bytes in memory.
             write: Writes the file.
-            suffix: Suffix of the file's name.
-
-        Returns:
-            The file, which the caller deletes, and the prediction.
+            path: The file. Nothing is left there if the call is cancelled.
 
         Raises:
             SharpError: Any error of the pipeline.
         """
-        path = self._folder.path / f"{secrets.token_hex(8)}{suffix}"
-        task = _Task(request=request, write=write, path=path)
-        async with self._at_work:
-            begun = time.monotonic()
-            ticket = self._conveyor.push(task)
+        async with self._room:
+            start = time.monotonic()
+            ticket = self._conveyor.push(_Task(place=place, read=read, write=write, path=path))
             try:
-                await asyncio.wrap_future(ticket.future)
+                prediction = await asyncio.wrap_future(ticket.future)
             except asyncio.CancelledError:
-                # Whatever has begun goes on; its file is nobody's.
-                ticket.future.add_done_callback(lambda _: path.unlink(missing_ok=True))
+                # The stage at work goes on in its thread, and may still write the file.
                 ticket.cancel()
+                ticket.future.add_done_callback(lambda _: path.unlink(missing_ok=True))
                 raise
             except DeviceError as error:
                 self._fail(error, "the device failed")
                 raise
             finally:
-                ticket.release()
                 self._tidy()
-        self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
-        assert task.prediction is not None
-        return path, task.prediction
+        self._mean_s += 0.2 * (time.monotonic() - start - self._mean_s)
+        return prediction
 
     def _tidy(self) -> None:
         """Give memory back to the system, once for all requests that end meanwhile."""
         if (self._tidying is None or self._tidying.done()) and self.state != "stopping":
             self._tidying = self._loader.submit(give_back)
 
-    def _decode(self, task: _Task) -> _Task:
+    # The conveyor passes on pairs, so that an image is freed once there is a splat, and a splat once it is written.
+
+    def _decode(self, task: _Task) -> tuple[_Task, Request]:
         assert self.pipeline is not None
-        self._note(task, "decode")
-        task.request = self.pipeline.decode(task.request)
-        return task
+        task.place.stage = "decode"
+        return task, self.pipeline.decode(task.read())
 
-    def _predict(self, task: _Task) -> _Task:
+    def _predict(self, item: tuple[_Task, Request]) -> tuple[_Task, Prediction]:
         assert self.pipeline is not None
-        self._note(task, "predict")
-        task.prediction = self.pipeline.predict(task.request)
-        return task
+        task, request = item
+        task.place.stage = "predict"
+        return task, self.pipeline.predict(request)
 
-    def _encode(self, task: _Task) -> _Task:
-        assert task.prediction is not None
-        self._note(task, "encode")
-        task.write(task.path, task.prediction)
-        return task
-
-    def _note(self, task: _Task, stage: str) -> None:
-        """Record where a request is, unless its caller has left."""
-        if task.request.key in self._stages:
-            self._stages[task.request.key] = stage
+    def _encode(self, item: tuple[_Task, Prediction]) -> Prediction:
+        task, prediction = item
+        task.place.stage = "encode"
+        task.write(task.path, prediction)
+        return prediction

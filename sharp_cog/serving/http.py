@@ -1,4 +1,4 @@
-"""The HTTP service, with a page for people: `sharp-cog serve --http`."""
+"""The HTTP service, with a web page: `sharp-cog serve --http`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from sharp_cog import __version__
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.process import use_one_arena
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
 from sharp_cog.formats import FORMATS
 from sharp_cog.pipeline import output
@@ -41,17 +41,18 @@ _LOG = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page.html")
 HUNG_UP = 499
-"""What proxies note where the client has gone; nobody receives it."""
+"""Status that proxies log for a client that has disconnected; nobody receives it."""
 NPZ = "application/x-npz"
+"""Media type of numpy's arrays."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FILES = {"file": "image_url", "depth": "depth_url"}
-"""Fields that are files, and the fields that name a URL in their place."""
+"""Form fields that are files, and the fields that name a URL in their place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Kind:
-    """What a path answers with."""
+    """Kind of answer that a path returns."""
 
     media_type: str
     suffix: str
@@ -64,18 +65,18 @@ _ARRAYS = _Kind(media_type=NPZ, suffix=".npz", write=answers.write_npz)
 
 
 def create_app(
-    load: Callable[[], SharpPipeline], settings: ServiceSettings, *, door: str = "http", root: str = ""
+    load: Callable[[], SharpPipeline], settings: ServiceSettings, *, frontend: str = "http", root: str = ""
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Return the service as an ASGI application.
 
     Args:
-        load: Gets the pipeline; called once, in a thread, when the application starts.
-        settings: Of the service.
-        door: What metrics call it.
-        root: Path that a proxy in front of it takes away.
+        load: Loads the pipeline; called once, in a thread, when the application starts.
+        settings: Settings of the service.
+        frontend: Name of the service in its metrics.
+        root: Path prefix that a proxy in front of the service removes.
     """
     use_one_arena()
-    metrics = Metrics(door)
+    metrics = Metrics(frontend)
     dispatcher = Dispatcher(load, settings)
     metrics.watch(dispatcher)
 
@@ -100,7 +101,9 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     service = _Service(dispatcher, settings, metrics)
 
-    @app.get("/", responses={200: {"content": {"text/html": {}}, "description": "what this is; a page for browsers"}})
+    @app.get(
+        "/", responses={200: {"content": {"text/html": {}}, "description": "what this service is; a page for browsers"}}
+    )
     async def about(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Vary": "Accept"})
@@ -130,7 +133,7 @@ def create_app(
 
     @app.get("/progress/{request_id}", responses={404: openapi.error("no such request is waiting or under way")})
     async def progress(request_id: str) -> JSONResponse:
-        """Where a prediction is that was sent with this `X-Request-Id`."""
+        """Returns the stage of the prediction that was sent with this `X-Request-Id`."""
         found = dispatcher.progress(request_id)
         if found is None:
             raise HTTPException(404, "no such request is waiting or under way")
@@ -145,7 +148,7 @@ def create_app(
         ),
     )
     async def predict(request: Request) -> Response:
-        """Predicts a splat and gives it as arrays."""
+        """Predicts a splat and returns it as arrays."""
         kind = _ARRAYS if NPZ in request.headers.get("accept", "") else _JSON
         return await service.answer(request, kind, _options_of_arrays)
 
@@ -161,8 +164,8 @@ def create_app(
     async def predict_file(
         output_format: Annotated[str, PathParameter(json_schema_extra={"enum": list(FORMATS)})], request: Request
     ) -> Response:
-        """Predicts a splat and gives it as a file."""
-        format_ = FORMATS.get(output_format, FORMATS["ply"])  # Others are refused with the options.
+        """Predicts a splat and returns it as a file."""
+        format_ = FORMATS.get(output_format, FORMATS["ply"])  # An unknown format is refused with the options.
         kind = _Kind(media_type=format_.media_type, suffix=format_.suffix, write=_write)
         return await service.answer(request, kind, lambda form: _options_of_file(form, output_format))
 
@@ -170,7 +173,7 @@ def create_app(
 
 
 class _Service:
-    """Answers predictions."""
+    """Answers requests for predictions."""
 
     def __init__(self, dispatcher: Dispatcher, settings: ServiceSettings, metrics: Metrics) -> None:
         self._dispatcher = dispatcher
@@ -180,10 +183,11 @@ class _Service:
     async def answer(
         self, request: Request, kind: _Kind, options_of: Callable[[dict[str, Any]], PredictOptions]
     ) -> Response:
-        """Answers one, unless it takes too long or the client hangs up."""
+        """Answer one request, unless it takes too long or the client disconnects."""
         seconds, start, outcome = self._settings.request_seconds, time.monotonic(), SharpError.code
-        given = request.headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        sent_id = request.headers.get("x-request-id", "")
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else secrets.token_hex(8)
+        path = self._dispatcher.new_path(kind.suffix)
         try:
             self._dispatcher.check()
             async with asyncio.timeout(seconds), reading_form(request) as form:
@@ -191,11 +195,10 @@ class _Service:
                 files = {name: values.pop(name) for name in _FILES if name in values}
                 urls = {url: values.pop(url) for url in _FILES.values() if url in values}
                 inputs.check_sources({*files, *urls}, image_name="file")
-                work = self._predict(files, urls, options_of(values), kind, request_id)
-                made = await unless_gone(request, work)
-            if made is None:
-                outcome = "hung_up"
-                return Response(status_code=HUNG_UP)
+                work = self._predict(files, urls, options_of(values), kind, path, request_id)
+                prediction = await unless_gone(request, work)
+            if prediction is None:
+                raise ClientDisconnect
             outcome = "ok"
         except ClientDisconnect:
             outcome = "hung_up"
@@ -206,17 +209,18 @@ class _Service:
         except SharpError as error:
             outcome = error.code
             raise
-        except HTTPException:  # Of the form.
+        except HTTPException:  # Starlette cannot parse the form.
             outcome = InputError.code
             raise
-        except Exception as error:  # noqa: BLE001 - Starlette would raise it once more, for uvicorn to log all of it
+        except Exception as error:  # noqa: BLE001 - Starlette would raise it again, and uvicorn log it a second time
             return _refusal(error)
         finally:
-            taken_s = time.monotonic() - start
-            self._metrics.request(outcome, taken_s)
-            # Not `request.url`, which fails for a query that is no UTF-8.
-            _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, taken_s)
-        path, prediction = made
+            if outcome != "ok":
+                path.unlink(missing_ok=True)
+            elapsed_s = time.monotonic() - start
+            self._metrics.request(outcome, elapsed_s)
+            # Not `request.url`, which raises if the query is not UTF-8.
+            _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, elapsed_s)
         self._metrics.stages(prediction.timings)
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
         if kind is _JSON and takes_gzip(request.headers):
@@ -236,9 +240,10 @@ class _Service:
         urls: Mapping[str, str],
         options: PredictOptions,
         kind: _Kind,
+        path: Path,
         request_id: str,
-    ) -> tuple[Path, Prediction]:
-        with self._dispatcher.admitted(request_id):
+    ) -> Prediction:
+        with self._dispatcher.admitted(request_id) as place:
             fetched = {
                 name: await asyncio.to_thread(inputs.fetch_named, name, url, self._settings)
                 for name, url in urls.items()
@@ -250,23 +255,25 @@ class _Service:
                 files[name].file.seek(0)
                 return files[name].file.read()
 
-            request = PredictionRequest(
-                image=content("file") or b"", depth=content("depth"), options=options, key=request_id
-            )
-            return await self._dispatcher.run(request, kind.write, suffix=kind.suffix)
+            def read() -> PredictionRequest:
+                return PredictionRequest(
+                    image=content("file") or b"", depth=content("depth"), options=options, key=request_id
+                )
+
+            return await self._dispatcher.run(place, read, kind.write, path)
 
 
 def _values(form: FormData) -> dict[str, Any]:
-    """The fields of a form; empty ones count as not given.
+    """Return the fields of a form without the empty ones.
 
     Raises:
-        InputError: A field is given twice, a file is where none belongs, or the other way round.
+        InputError: A field is given twice, or a file in place of text, or text in place of a file.
     """
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         is_file = isinstance(value, UploadFile)
         if not (value.filename or value.size if isinstance(value, UploadFile) else value):
-            continue  # What a browser sends for a field that was left alone.
+            continue  # A browser sends an empty field if the user has not touched it.
         if name in values:
             raise InputError(f"{plain(name)} is given twice: give it once")
         if is_file != (name in _FILES):
@@ -278,7 +285,7 @@ def _values(form: FormData) -> dict[str, Any]:
 
 def _options_of_arrays(form: dict[str, Any]) -> PredictOptions:
     if form.get("output_format") or form.get("format"):
-        raise OptionError("output_format is given, but /predict gives arrays: POST to /predict/FORMAT")
+        raise OptionError("output_format is given, but /predict returns arrays: POST to /predict/FORMAT")
     return inputs.options_from(form)
 
 
@@ -288,7 +295,7 @@ def _options_of_file(form: dict[str, Any], output_format: str) -> PredictOptions
         raise OptionError(f"output_format is {quoted(named)}, but the path says {quoted(output_format)}: leave one out")
     options = inputs.options_from({**form, "output_format": output_format})
     if options.save_internal_depth:
-        raise OptionError("save_internal_depth is given, but a splat has no place for it: POST to /predict")
+        raise OptionError("save_internal_depth is given, but a splat file cannot hold it: POST to /predict")
     return options
 
 
@@ -324,7 +331,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    """What Starlette itself refuses: unknown paths and methods, forms that cannot be read."""
+    """Answer a request that Starlette itself refuses: an unknown path or method, or a form that cannot be parsed."""
     codes = {400: InputError.code, 404: "not_found", 405: "method_not_allowed"}
     body = {"error": plain(error.detail, 200), "code": codes.get(error.status_code, f"http_{error.status_code}")}
     return JSONResponse(body, 422 if error.status_code == 400 else error.status_code, headers=error.headers)

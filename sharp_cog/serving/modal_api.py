@@ -1,11 +1,12 @@
-"""The HTTP service on Modal, page and all: `modal deploy -m sharp_cog.serving.modal_api`."""
+"""The HTTP service on Modal, with its web page: `modal deploy -m sharp_cog.serving.modal_api`."""
 
 from __future__ import annotations
 
 import modal
 from fastapi import FastAPI
 
-from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
 from sharp_cog.serving.modal_image import resources, volume
@@ -16,7 +17,7 @@ app = modal.App("sharp-api")
 
 
 def load() -> SharpPipeline:
-    """The pipeline; the checkpoint stays in the volume."""
+    """Load the pipeline, and store a downloaded checkpoint in the volume."""
     pipeline = SharpPipeline.load(Settings.from_environment())
     if not modal.is_local():
         volume.commit()
@@ -27,5 +28,5 @@ def load() -> SharpPipeline:
 @modal.concurrent(max_inputs=SETTINGS.modal_concurrency)
 @modal.asgi_app()
 def api() -> FastAPI:
-    """The ASGI application of `sharp_cog.serving.http`."""
-    return create_app(load, SETTINGS, door="modal")
+    """Return the ASGI application of `sharp_cog.serving.http`."""
+    return create_app(load, SETTINGS, frontend="modal")

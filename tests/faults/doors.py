@@ -17,7 +17,8 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import runpod
-from tests.pipeline.test_pipeline import depth_map, picture
+from tests.images import npy as depth_map
+from tests.images import png as picture
 from tests.service import serving
 
 OPTIONS = {"max_gaussians": 1000}

@@ -26,7 +26,8 @@ from sharp_cog.serving import runpod
 from tests.faults.doors import DOORS, OPTIONS
 from tests.faults.failing_device import FAILURES, SHORTAGES, FailingDevice, OnFailingDevice, small_pipeline
 from tests.parity import state
-from tests.pipeline.test_pipeline import depth_map, picture
+from tests.images import npy as depth_map
+from tests.images import png as picture
 
 
 @pytest.fixture

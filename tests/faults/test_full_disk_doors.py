@@ -27,7 +27,8 @@ from tests.dataset.photographs import photographs
 from tests.faults.disks import KINDS, PAGE_BYTES, disk, may_mount, tree, unchanged
 from tests.faults.doors import DOORS, OPTIONS
 from tests.faults.failing_device import small_pipeline
-from tests.pipeline.test_pipeline import depth_map, picture
+from tests.images import npy as depth_map
+from tests.images import png as picture
 from tests.service import serving
 
 

@@ -21,7 +21,7 @@ from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.unproject import unproject
 from sharp_cog.runtime.weights import Weights
 from tests.parity import Reference, state
-from tests.pipeline.test_pipeline import picture
+from tests.images import png as picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 

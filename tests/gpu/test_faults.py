@@ -16,7 +16,7 @@ from sharp_cog.errors import DeviceError, PredictionError
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
 from tests.parity import state
-from tests.pipeline.test_pipeline import picture
+from tests.images import png as picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -33,11 +33,10 @@ from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.errors import DeviceError
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.serving import runpod
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.runtime.weights import Weights
 from tests.service import serving
 from tests.parity import state
-from tests.pipeline.test_pipeline import picture
 
 cuda = torch.device("cuda")
 runner = SharpRunner(Weights(state=state("full"), is_folded=False), device=cuda, dtype=torch.float16)

@@ -15,8 +15,8 @@ from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.errors import CheckpointError
 from sharp_cog.runtime import weights
 from sharp_cog.runtime.precision import cpu_has_bfloat16
-from tests.parity import state
 from tests.images import png as picture
+from tests.parity import state
 
 BF16 = torch.bfloat16
 

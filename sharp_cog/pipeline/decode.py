@@ -1,0 +1,83 @@
+"""Decoding of a request's image and depth, in whichever of their forms they come."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.depth import maps
+from sharp_cog.depth.files import described_format
+from sharp_cog.errors import DepthError, ImageError, SharpError
+from sharp_cog.files.read import read_bytes
+from sharp_cog.imaging import images
+from sharp_cog.imaging.images import SourceImage
+from sharp_cog.pipeline.request import ImageInput, Request, path_of
+
+
+def read_files(request: Request) -> Request:
+    """Return the request with file content in place of paths, and with the hashes of image and depth.
+
+    If the options leave the depth format open, the description beside a depth file decides.
+
+    Raises:
+        ImageError: The image file cannot be read.
+        DepthError: The depth file cannot be read.
+    """
+    image, depth, options = _read(request.image, ImageError), _read(request.depth, DepthError), request.options
+    depth_path = path_of(request.depth)
+    if depth_path is not None and options.depth_format == "auto":
+        options = replace(options, depth_format=described_format(depth_path) or "auto")
+    return replace(
+        request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth)
+    )
+
+
+def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int) -> SourceImage:
+    """Return upright sRGB pixels and their camera.
+
+    Raises:
+        ImageError: The image cannot be used.
+    """
+    if isinstance(image, SourceImage):
+        return image
+    if isinstance(image, Image.Image):
+        return images.from_pil(image, options, max_pixels=max_pixels)
+    if isinstance(image, np.ndarray):
+        return images.from_array(image, options, max_pixels=max_pixels)
+    return images.decode(cast(bytes, image), options, max_pixels=max_pixels)
+
+
+def decode_depth(
+    depth: bytes | NDArray[Any], source: SourceImage, options: PredictOptions, *, fills_unknown: bool
+) -> maps.DepthMap:
+    """Return the external depth map for an image.
+
+    Args:
+        depth: Content of a depth file, or a (height, width) array.
+        source: The image.
+        options: They name the format of the depth.
+        fills_unknown: Whether the model fills unknown pixels from its monodepth. For other models they are filled here.
+
+    Raises:
+        DepthError: The depth map cannot be used with the image.
+    """
+    decode = maps.decode if isinstance(depth, bytes) else maps.from_array
+    depth_map = decode(  # type: ignore[operator]  # each takes its own type of depth
+        depth, source.camera, depth_format=options.depth_format, orientation=source.orientation
+    )
+    return depth_map if fills_unknown else maps.known_everywhere(depth_map)
+
+
+def _read(value: Any, error_type: type[SharpError]) -> Any:
+    path = path_of(value)
+    return value if path is None else read_bytes(path, error_type)
+
+
+def _hash(value: object) -> str | None:
+    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else None
