@@ -1,4 +1,4 @@
-"""What callers get, the same behind every door: metadata, arrays, errors, names of files."""
+"""Answers that are the same at every frontend: metadata, arrays, errors, names of files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from sharp_cog.text import redact, trace
 _LOG = logging.getLogger(__name__)
 
 ROWS_AT_A_TIME = 1 << 15
+"""Number of Gaussians that are turned into JSON at a time."""
 
 
 def metadata(prediction: Prediction) -> dict[str, Any]:
-    """What is known of a splat besides its Gaussians, ready for JSON.
+    """Return the facts about a splat besides its Gaussians, ready for JSON.
 
     Returns:
-        `focal_length` in pixels of the picture as it is shown, `focal_length_source`, `image_size` [width, height],
+        `focal_length` in pixels of the upright image, `focal_length_source`, `image_size` [width, height],
         `num_gaussians`, `precision` that the network computed in, `timings` in seconds.
     """
     camera = prediction.camera
@@ -52,33 +53,35 @@ def metadata(prediction: Prediction) -> dict[str, Any]:
 
 
 def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
-    """The Gaussians as arrays, placed as the options say; OpenCV axes unless they say otherwise.
+    """Return the Gaussians as arrays, transformed as the options say; in OpenCV axes by default.
 
     Returns:
         float32: `positions` (N, 3) and `scales` (N, 3) in metres, `rotations` (N, 4) unit quaternions w x y z,
-        `opacities` (N, 1) in 0 to 1, `colors` (N, 3) sRGB in 0 to 1; `internal_depth_m` where the options ask for it.
+        `opacities` (N, 1) in 0 to 1, `colors` (N, 3) sRGB in 0 to 1; `internal_depth_m` (2, S, S) in metres if the
+        options ask for it.
 
     Raises:
-        PredictionError: As `sharp_cog.formats.limits.require_writable`, or the device ran out of memory, or failed.
+        PredictionError: A value is not finite (`sharp_cog.formats.limits.require_writable`), or the device ran out of
+            memory, or failed.
     """
     with translate_errors(prediction.gaussians.means.device):
-        placed, _ = formats.to_output_frame(prediction.gaussians, prediction.options, default_axes="opencv")
-        require_writable(placed)
+        transformed, _ = formats.to_output_frame(prediction.gaussians, prediction.options, default_axes="opencv")
+        require_writable(transformed)
         tensors = {
-            "positions": placed.means,
-            "scales": placed.scales.clamp(0.0, MAX_LENGTH_M),
-            "rotations": placed.quaternions_wxyz,
-            "opacities": placed.opacities.unsqueeze(-1).clamp(0.0, 1.0),
-            "colors": linear_to_srgb(placed.colors_linear.clamp(0.0, 1.0)),
+            "positions": transformed.means,
+            "scales": transformed.scales.clamp(0.0, MAX_LENGTH_M),
+            "rotations": transformed.quaternions_wxyz,
+            "opacities": transformed.opacities.unsqueeze(-1).clamp(0.0, 1.0),
+            "colors": linear_to_srgb(transformed.colors_linear.clamp(0.0, 1.0)),
         }
-        found = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        named = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     if prediction.monodepth_m is not None:
-        found["internal_depth_m"] = prediction.monodepth_m
-    return found
+        named["internal_depth_m"] = prediction.monodepth_m
+    return named
 
 
 def write_json(path: Path, prediction: Prediction) -> None:
-    """Writes arrays and metadata as one JSON object; some 250 MB of text for a whole splat.
+    """Write arrays and metadata as one JSON object; some 250 MB of text for a whole splat.
 
     Raises:
         PredictionError: A value is not finite.
@@ -90,7 +93,7 @@ def write_json(path: Path, prediction: Prediction) -> None:
 
 
 def _json_chunks(named: dict[str, NDArray[np.float32]], about: dict[str, Any]) -> Iterator[bytes]:
-    import orjson  # Of the extra `http`, as is the one who asks for JSON.
+    import orjson  # Only the extra `http` installs it.
 
     yield b"{"
     for name, values in named.items():
@@ -103,7 +106,7 @@ def _json_chunks(named: dict[str, NDArray[np.float32]], about: dict[str, Any]) -
 
 
 def write_npz(path: Path, prediction: Prediction) -> None:
-    """Writes the arrays as numpy's .npz, not compressed, with the metadata as a member `metadata.json`.
+    """Write the arrays as an uncompressed .npz, with the metadata as a member `metadata.json`.
 
     Raises:
         PredictionError: A value is not finite.
@@ -113,40 +116,43 @@ def write_npz(path: Path, prediction: Prediction) -> None:
 
     with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, values in arrays(prediction).items():
-            # With a fixed date: only its timings differ where a splat is the same.
+            # `ZipInfo` has a fixed date, so that two files of the same splat differ in their timings alone.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
         archive.writestr(zipfile.ZipInfo("metadata.json"), orjson.dumps(metadata(prediction)))
 
 
 def error_body(error: BaseException) -> dict[str, str]:
-    """What a caller is told of an error: `error`, a message for people, and `code`, for programs.
+    """Return the description of an error for the caller: `error`, a message for people, and `code`, for programs.
 
-    The message of what is not the caller's fault may hold paths and settings, so it goes to the log alone.
+    The message of an error that is not the caller's fault may hold paths and settings, so it goes to the log alone.
     """
     if isinstance(error, (InputError, BusyError, DeadlineError)):
-        # What the caller sent and the message repeats may hold halves of characters, which no encoding has.
+        # The message may repeat input with lone surrogates, which UTF-8 cannot encode.
         return {"error": str(error).encode("utf-8", "backslashreplace").decode("utf-8"), "code": error.code}
     if isinstance(error, NotInstalledError):
         _LOG.warning("%s", error)
-        return {"error": "this service lacks what that format or option needs: choose another", "code": error.code}
+        return {
+            "error": "this service lacks what that format or option needs: choose another",
+            "code": error.code,
+        }
     code = error.code if isinstance(error, SharpError) else SharpError.code
     _LOG.error("%s: %s\n%s", code, redact(str(error)), trace(error))
     return {"error": "the service failed; its log says why", "code": code}
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error."""
     table = {RequestTooLargeError: 413, InputError: 422, NotInstalledError: 422, BusyError: 503, DeadlineError: 504}
     return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
 
 
 def file_name(name: str | None, suffix: str) -> str:
-    """Names a splat after its picture: `beach.jpg` to `beach.ply`, `splat.ply` where there is no name.
+    """Name a splat after its image: `beach.jpg` becomes `beach.ply`; without a name it is `splat.ply`.
 
     Args:
-        name: As the caller sent it, perhaps with folders of any system.
-        suffix: With the dot.
+        name: Name of the image as the caller sent it, perhaps with folders of any system.
+        suffix: Suffix of the splat, with the dot.
     """
     stem = PurePosixPath((name or "").replace("\\", "/")).stem
     safe = re.sub(r"[^\w.-]+", "_", stem)[:100].strip("._-")

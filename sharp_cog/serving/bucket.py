@@ -1,4 +1,4 @@
-"""An S3-compatible bucket that takes results which are too large to pass back."""
+"""An S3-compatible bucket for results that are too large to return."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import OutputError
 
 LINK_SECONDS = 7 * 24 * 3600
-"""How long a link holds: as long as the signature allows."""
+"""Seconds that a link is valid, the longest that its signature allows."""
 
 
 def store(path: Path, key: str, content_type: str, settings: ServiceSettings) -> str:
-    """Puts a file into the bucket of the settings.
+    """Upload a file to the bucket that the settings name.
 
     Args:
         path: The file.
-        key: Its name there.
-        content_type: What browsers take it for.
-        settings: They hold the bucket.
+        key: Name of the object.
+        content_type: Media type of the object.
+        settings: Settings with the address and the keys of the bucket.
 
     Returns:
-        A signed link to it.
+        A signed link to the object.
 
     Raises:
-        OutputError: The bucket does not take it.
+        OutputError: The bucket refuses the file, or cannot be reached.
     """
     client = boto3.client(
         "s3",
@@ -39,10 +39,12 @@ def store(path: Path, key: str, content_type: str, settings: ServiceSettings) ->
         region_name="auto",
         config=Config(signature_version="s3v4", connect_timeout=10, retries={"max_attempts": 3, "mode": "standard"}),
     )
-    where = {"Bucket": settings.bucket_name, "Key": key}
+    location = {"Bucket": settings.bucket_name, "Key": key}
     try:
-        client.upload_file(str(path), **where, ExtraArgs={"ContentType": content_type})
-        link: str = client.generate_presigned_url("get_object", Params=where, ExpiresIn=LINK_SECONDS)
+        client.upload_file(str(path), **location, ExtraArgs={"ContentType": content_type})
+        link: str = client.generate_presigned_url("get_object", Params=location, ExpiresIn=LINK_SECONDS)
     except (Boto3Error, BotoCoreError, ClientError) as error:
-        raise OutputError(f"the bucket {settings.bucket_name} does not take {key}: {type(error).__name__}") from error
+        raise OutputError(
+            f"the bucket {settings.bucket_name} refuses {key} ({type(error).__name__}): check the BUCKET_* variables"
+        ) from error
     return link

@@ -1,11 +1,11 @@
-"""URLs that callers name: fetched and uploaded to under guard, so that no request reaches what it should not.
+"""Guarded download from and upload to URLs that callers name.
 
-A caller may name any address, and the service stands inside a network: its neighbours, the cloud's metadata service and
-itself must not be reached through it (server-side request forgery). So each host is resolved once, every address that
-it has must be public, the connection goes to just that address, and every redirect is treated the same. Size and time
-are capped whatever the other side says or does.
+A caller may name any address, and the service runs inside a network. Its neighbours, the cloud's metadata service and
+the service itself must not be reachable through it (server-side request forgery). Therefore each host is resolved once,
+all of its addresses must be public, the connection goes to one of these addresses, and every redirect is checked in the
+same way. Size and time are capped whatever the server says or does.
 
-No message holds more of a URL than its host: the rest may be a signature.
+Messages name the host of a URL and no more, since the rest may be a signature.
 """
 
 from __future__ import annotations
@@ -28,38 +28,43 @@ import certifi
 from requests.utils import requote_uri
 
 from sharp_cog import __version__
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, InputError, UploadError
+from sharp_cog.files.read import read_capped
 from sharp_cog.text import plain
 
 MAX_REDIRECTS = 3
+"""Maximum number of redirects that are followed."""
 CONNECT_SECONDS = 10.0
+"""Time limit of resolving a name, of connecting, and of each read."""
 MAX_HOST_CHARS = 253
-"""As the DNS has it (RFC 1035)."""
+"""Longest name of a host in the DNS (RFC 1035)."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 16
 _REASON_CHARS = 60
+"""Maximum length of a server's reason phrase in a message."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses through which an IPv6-only network reaches the IPv4 internet (RFC 6052)."""
 _HEADERS = {"User-Agent": f"sharp_cog/{__version__}", "Accept": "*/*"}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def fetch(url: str, settings: ServiceSettings) -> bytes:
-    """Fetches what is behind a URL.
+    """Return the content behind a URL.
 
     Args:
-        url: http or https.
-        settings: Says how much, how long, and whether private addresses may be reached.
+        url: An http or https URL.
+        settings: Settings with the limits, and whether private addresses are allowed.
 
     Raises:
-        FetchError: It may not or cannot be fetched, is empty, or is too large.
+        FetchError: The URL is not allowed or cannot be fetched, or the file is empty or too large.
     """
     deadline = time.monotonic() + settings.fetch_seconds
     for _ in range(MAX_REDIRECTS + 1):
-        target = _Target.of(url, FetchError)
+        target = _Target.parse(url, FetchError)
         with _connected(target, settings, settings.fetch_seconds, deadline) as connection:
-            # No compression: what is small on the wire could be huge here.
+            # No compression: a small compressed body could expand to gigabytes.
             connection.request("GET", target.path, headers={**_HEADERS, "Accept-Encoding": "identity"})
             response = connection.getresponse()
             location = response.headers.get("Location")
@@ -74,14 +79,14 @@ def fetch(url: str, settings: ServiceSettings) -> bytes:
 
 
 def upload(url: str, path: Path, content_type: str, settings: ServiceSettings) -> None:
-    """Sends a file by PUT, as presigned URLs of object stores take it.
+    """Upload a file by PUT to a presigned URL of an object store.
 
-    Redirects are not followed: a store's signature holds for one address.
+    Redirects are not followed, since a store's signature is valid for one address.
 
     Raises:
-        UploadError: The URL may not be used, or does not take the file.
+        UploadError: The URL is not allowed, or the server refuses the file.
     """
-    target = _Target.of(url, UploadError)
+    target = _Target.parse(url, UploadError)
     seconds = settings.request_seconds
     deadline = time.monotonic() + seconds
     with _connected(target, settings, seconds, deadline) as connection, path.open("rb") as file:
@@ -98,7 +103,7 @@ def upload(url: str, path: Path, content_type: str, settings: ServiceSettings) -
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Target:
-    """Where a URL leads."""
+    """Parsed URL, and the type of the errors that concern it."""
 
     scheme: Literal["http", "https"]
     host: str
@@ -107,22 +112,22 @@ class _Target:
     error: type[InputError]
 
     @classmethod
-    def of(cls, url: str, error: type[InputError]) -> _Target:
-        """Takes a URL apart.
+    def parse(cls, url: str, error: type[InputError]) -> _Target:
+        """Parse a URL.
 
         Raises:
-            InputError: Of the type given: it is not one that is used here.
+            InputError: An error of type `error`: the URL is malformed or of another kind.
         """
         try:
             parts = urlsplit(url)
             host, port = _ascii_host(parts), parts.port
             path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
             if not path.isascii() or any(char <= " " or char == "\x7f" for char in path):
-                # As browsers do: only what may stand in a request line goes there.
+                # Browsers quote characters that must not stand in a request line, too.
                 path = requote_uri(path)
             if len(host) > MAX_HOST_CHARS or not host.isprintable():
-                raise ValueError("no host has such a name")
-        except ValueError:  # Brackets, ports and international names that are none, and halves of characters.
+                raise ValueError("the host's name is not valid")
+        except ValueError:  # Bad brackets, ports and international names, and lone surrogates.
             raise error("the URL cannot be read: give an http or https address") from None
         if parts.scheme not in ("http", "https") or not host:
             raise error(f"the URL begins with {parts.scheme[:20]!r}: give an http or https address")
@@ -143,12 +148,12 @@ def _ascii_host(parts: SplitResult) -> str:
 
 
 def _addresses(target: _Target, settings: ServiceSettings, deadline: float) -> list[str]:
-    """All addresses of the host, which is resolved here and never again.
+    """Return all addresses of the host, which is resolved here and never again.
 
     Raises:
-        InputError: Of the target's type: there is none, or one is not public.
+        InputError: An error of the target's type: the host has no address, or one that is not public.
     """
-    # The system's resolver knows no time-out; one that takes too long is left behind.
+    # The system's resolver has no timeout, so a thread in which it takes too long is abandoned.
     executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="resolve")
     try:
         found = executor.submit(socket.getaddrinfo, target.host, target.port, type=socket.SOCK_STREAM).result(
@@ -167,14 +172,14 @@ def _addresses(target: _Target, settings: ServiceSettings, deadline: float) -> l
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet: not private, loopback, link-local, metadata or multicast.
+    """Return whether an address is on the public internet: not private, loopback, link-local, metadata or multicast.
 
-    IPv6 addresses that stand for an IPv4 address (mapped, 6to4, Teredo, NAT64) are judged by that as well.
+    For an IPv6 address that embeds an IPv4 address (mapped, 6to4, Teredo, NAT64), the embedded one must be public too.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if address in _NAT64:  # What a network of IPv6 alone has for the IPv4 internet (RFC 6052).
+        if address in _NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if not all(is_public(other) for other in (address.sixtofour, *(address.teredo or ())) if other is not None):
             return False
@@ -185,16 +190,16 @@ def is_public(address: Address) -> bool:
 def _connected(
     target: _Target, settings: ServiceSettings, seconds: float, deadline: float
 ) -> Iterator[http.client.HTTPConnection]:
-    """A connection to one of the host's addresses, cut off at the deadline whatever is under way.
+    """Connect to one of the host's addresses, and cut the connection at the deadline whatever is under way.
 
     Args:
-        target: Where to.
-        settings: Says whether private addresses may be reached.
-        seconds: How long everything may take, for the message.
-        deadline: When it is over, by `time.monotonic`.
+        target: The URL.
+        settings: Settings with whether private addresses are allowed.
+        seconds: Time limit that the message names.
+        deadline: End of the time limit, by `time.monotonic`.
 
     Raises:
-        InputError: Of the target's type: it cannot be made, breaks, or does not end in time.
+        InputError: An error of the target's type: the connection cannot be made, breaks, or does not end in time.
     """
     error = target.error
     late = f"{target.host} did not answer in full within {seconds:g} s: try again, or give another URL"
@@ -202,7 +207,7 @@ def _connected(
     connection: _Connection | None = None
     try:
         sock = _dial(_addresses(target, settings, deadline), target.port, deadline)
-        # The same connection under another number, which TLS does not take over: shutting it down ends every wait.
+        # TLS takes over the socket but not this duplicate of it: shutting it down ends every wait of the connection.
         guard = sock.dup()
 
         def cut() -> None:
@@ -218,7 +223,7 @@ def _connected(
             try:
                 yield connection
             finally:
-                if is_late.is_set():  # What was read may look whole, or wrong in another way.
+                if is_late.is_set():  # A body that was cut may look whole, or raise a misleading error.
                     raise error(late)
         finally:
             timer.cancel()
@@ -230,11 +235,11 @@ def _connected(
         if is_late.is_set() or time.monotonic() >= deadline:
             raise error(late) from failure
         reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else type(failure).__name__
-        raise error(f"{target.host} cannot be talked to ({reason}): check the URL, or try again") from failure
+        raise error(f"cannot talk to {target.host} ({reason}): check the URL, or try again") from failure
 
 
 def _dial(addresses: list[str], port: int, deadline: float) -> socket.socket:
-    """Connects to the first address that answers."""
+    """Connect to the first address that answers."""
     failure: OSError = TimeoutError("no address answered")
     for address in addresses:
         timeout = min(CONNECT_SECONDS, deadline - time.monotonic())
@@ -251,16 +256,16 @@ def _dial(addresses: list[str], port: int, deadline: float) -> socket.socket:
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a socket that is there already."""
+    """HTTP over a socket that is connected already."""
 
     def __init__(self, target: _Target, sock: socket.socket) -> None:
-        self.default_port = 443 if target.scheme == "https" else 80  # What the Host header leaves out.
+        self.default_port = 443 if target.scheme == "https" else 80  # The Host header omits this port.
         super().__init__(target.host, target.port)
         self._target = target
         self._socket = sock
 
     def connect(self) -> None:
-        """Wraps the socket in TLS for https; the certificate must be the host's."""
+        """Wrap the socket in TLS for https, and check the host's certificate."""
         self.sock = self._socket
         if self._target.scheme == "https":
             context = ssl.create_default_context(cafile=certifi.where())
@@ -268,26 +273,24 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _body(response: http.client.HTTPResponse, host: str, settings: ServiceSettings) -> bytes:
-    """Reads an answer to its end.
+    """Return the body of a response.
 
     Raises:
-        FetchError: It is too large, shorter than it said, compressed, or empty.
+        FetchError: The body is too large, shorter than declared, compressed, or empty.
     """
-    limit = int(settings.fetch_megabytes * 1e6)
-    too_large = f"the file behind the URL is larger than {settings.fetch_megabytes:g} MB: give a smaller one"
+    limit_mb = settings.fetch_megabytes
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise FetchError(f"{host} sends {encoding[:20]!r} compression, which was not asked for: give another URL")
     expected = response.length
-    if expected is not None and expected > limit:
-        raise FetchError(too_large)
-    content = bytearray()
-    while chunk := response.read(_CHUNK_BYTES):
-        content += chunk
-        if len(content) > limit:
-            raise FetchError(too_large)
+    content = read_capped(
+        iter(lambda: response.read(_CHUNK_BYTES), b""),
+        int(limit_mb * 1e6),
+        FetchError(f"the file behind the URL is larger than {limit_mb:g} MB: give a smaller one"),
+        declared_bytes=expected,
+    )
     if expected is not None and len(content) < expected:
         raise FetchError(f"{host} sent {len(content)} of {expected} bytes: try again")
     if not content:
         raise FetchError(f"{host} sent an empty file: check the URL")
-    return bytes(content)
+    return content

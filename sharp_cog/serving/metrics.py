@@ -1,4 +1,4 @@
-"""What a service counts, for Prometheus."""
+"""Counters of a service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,44 +21,43 @@ from sharp_cog.runtime.predictor import Counters
 from sharp_cog.serving.dispatch import Dispatcher
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
-
-_COUNTED = {
-    "float32_repeats": "Predictions repeated in float32, as half precision did not hold a value",
-    "float32_fallbacks": "1 where float32 is used since half precision computes something else here",
-    "memory_shortages": "Times that the device ran out of memory and the work was cut in smaller parts",
-    "graph_failures": "1 where the network could not be captured as CUDA graphs",
-    "reused_encodings": "Predictions that skipped the encoders, as their picture was the last one's",
+"""Upper bounds of the histograms' buckets."""
+_HELP = {
+    "float32_repeats": "Predictions repeated in float32 because half precision could not hold a value",
+    "float32_fallbacks": "1 if float32 is used because half precision computes wrong values on this device",
+    "memory_shortages": "Times that the device ran out of memory and the work was cut into smaller parts",
+    "graph_failures": "1 if the network could not be captured as CUDA graphs",
+    "reused_encodings": "Predictions that skipped the encoders because they had the same image as the last one",
 }
-
-
-def _count(dispatcher: Dispatcher, name: str) -> int:
-    pipeline = dispatcher.pipeline
-    count: int = 0 if pipeline is None else getattr(pipeline.counters, name)
-    return count
+"""Help texts of `Counters`."""
 
 
 class Metrics:
-    """Counters of one service; a process may have several."""
+    """Metrics of one service; a process may have several services."""
 
     MEDIA_TYPE = CONTENT_TYPE_LATEST
 
-    def __init__(self, door: str) -> None:
+    def __init__(self, frontend: str) -> None:
+        """Create the metrics.
+
+        Args:
+            frontend: Value of the label `door`, the name that existing dashboards know.
+        """
         self._registry = CollectorRegistry()
-        self._door = door
+        self._frontend = frontend
         self._requests = Counter(
-            "sharp_requests", "Predictions asked for, by how they ended", ("door", "outcome"), registry=self._registry
+            "sharp_requests", "Requests for a prediction, by outcome", ("door", "outcome"), registry=self._registry
         )
         self._seconds = Histogram(
             "sharp_request_seconds",
-            "From the request to the file",
+            "Seconds from the request to the file",
             ("door",),
             buckets=_SECONDS,
             registry=self._registry,
         )
         self._stages = Histogram(
             "sharp_stage_seconds",
-            "Of each stage of a prediction",
+            "Seconds of each stage of a prediction",
             ("stage",),
             buckets=_SECONDS,
             registry=self._registry,
@@ -66,14 +65,14 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def watch(self, dispatcher: Dispatcher) -> None:
-        """Adds what is looked up when it is asked for: the queue and the device's memory."""
+        """Add the values that are looked up at each scrape: the queue, the counters and the device's memory."""
         queue = Gauge("sharp_queue_requests", "Requests waiting or under way", registry=self._registry)
         queue.set_function(lambda: dispatcher.num_admitted)
         ready = Gauge("sharp_ready", "1 once the model is loaded", registry=self._registry)
         ready.set_function(lambda: dispatcher.state == "ready")
         for field in fields(Counters):
-            counted = Gauge(f"sharp_{field.name}", _COUNTED[field.name], registry=self._registry)
-            counted.set_function(partial(_count, dispatcher, field.name))
+            gauge = Gauge(f"sharp_{field.name}", _HELP[field.name], registry=self._registry)
+            gauge.set_function(partial(_counter, dispatcher, field.name))
         if torch.cuda.is_available():
             allocated = Gauge("sharp_gpu_allocated_bytes", "GPU memory of tensors", registry=self._registry)
             allocated.set_function(torch.cuda.memory_allocated)
@@ -83,15 +82,26 @@ class Metrics:
             peak.set_function(torch.cuda.max_memory_allocated)
 
     def request(self, outcome: str, seconds: float) -> None:
-        """Counts a request that has ended: `ok`, `hung_up`, or an error's code."""
-        self._requests.labels(self._door, outcome).inc()
-        self._seconds.labels(self._door).observe(seconds)
+        """Count a request that has ended.
+
+        Args:
+            outcome: `ok`, `hung_up`, or an error's code.
+            seconds: Seconds that the request took.
+        """
+        self._requests.labels(self._frontend, outcome).inc()
+        self._seconds.labels(self._frontend).observe(seconds)
 
     def stages(self, timings: Mapping[str, float]) -> None:
-        """Counts the seconds of a prediction's stages."""
+        """Count the seconds of a prediction's stages."""
         for stage, seconds in timings.items():
             self._stages.labels(stage).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
+
+
+def _counter(dispatcher: Dispatcher, name: str) -> int:
+    pipeline = dispatcher.pipeline
+    count: int = 0 if pipeline is None else getattr(pipeline.counters, name)
+    return count

@@ -5,8 +5,8 @@
     predict = modal.Function.from_name("sharp-view-synthesis", "predict")
     predict.remote(Path("photo.jpg").read_bytes())
 
-The two functions need no GPU and pass on to the class `Sharp`, which loads the model once; who calls
-`modal.Cls.from_name("sharp-view-synthesis", "Sharp")` saves the way through them.
+The two functions need no GPU and forward to the class `Sharp`, which loads the model once. Callers that use
+`modal.Cls.from_name("sharp-view-synthesis", "Sharp")` skip that step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import modal
 
-from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.errors import InputError, OptionError, SharpError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS, format_of
@@ -38,7 +39,7 @@ class Sharp:
 
     @modal.enter(snap=True)
     def load(self) -> None:
-        """Reads the weights into memory; a snapshot holds them from then on."""
+        """Read the weights into memory, where the snapshot captures them."""
         self.settings = Settings.from_environment()
         self.weights = weights.in_memory(self.settings) if self.settings.model == "sharp" else None
         if not modal.is_local():
@@ -46,49 +47,48 @@ class Sharp:
 
     @modal.enter(snap=False)
     def move(self) -> None:
-        """Loads the model on the GPU, which a snapshot does not have, and runs everything once."""
+        """Load the model on the GPU, which a snapshot does not have, and run everything once."""
         self.pipeline = SharpPipeline.load(self.settings, source=self.weights)
         self.pipeline.warm_up()
 
     @modal.method()
     def predict(self, /, image_bytes: bytes, f_px: float | None = None, **options: Any) -> dict[str, Any]:
-        """Predicts a splat.
+        """Predict a splat.
 
         Args:
-            image_bytes: A picture.
-            f_px: Its focal length in pixels.
-            options: Those of `sharp_cog.PredictOptions`, and `depth_bytes`, a depth map.
+            image_bytes: Content of an image file.
+            f_px: Focal length in pixels.
+            options: Options of `sharp_cog.PredictOptions`, and `depth_bytes`, the content of a depth file.
 
         Returns:
-            What `POST /predict` of the HTTP service gives, as numpy arrays.
+            The result of `POST /predict` of the HTTP service, as numpy arrays.
 
         Raises:
-            ValueError: The picture or an option cannot be used.
+            ValueError: The image, the depth map or an option cannot be used.
             RuntimeError: The service failed.
         """
         try:
             prediction = self._predict(image_bytes, {"f_px": f_px, **options})
             return {**answers.arrays(prediction), "metadata": answers.metadata(prediction)}
-        except Exception as error:  # noqa: BLE001 - who calls may not have this package
-            raise _foreign(error) from None
+        except Exception as error:  # noqa: BLE001 - the caller may not have this package
+            raise _plain_error(error) from None
 
     @modal.method()
     def predict_and_save_ply(self, /, image_bytes: bytes, f_px: float | None = None, **options: Any) -> bytes:
-        """Predicts a splat and returns its file: a .ply, or what `output_format` says.
+        """Predict a splat and return its file: a .ply, or the format that `output_format` names.
 
         Args and errors are those of `predict`.
         """
         try:
             if options.get("save_internal_depth"):
-                raise OptionError("save_internal_depth is given, but a splat has no place for it: call predict")
+                raise OptionError("save_internal_depth is given, but a splat file cannot hold it: call predict")
             prediction = self._predict(image_bytes, {"f_px": f_px, **options})
             with ScratchFolder() as folder:
-                suffix = FORMATS[prediction.options.output_format].suffix
-                return prediction.write(
-                    folder / f"splat{suffix}", output_format=prediction.options.output_format
-                ).read_bytes()
-        except Exception as error:  # noqa: BLE001 - who calls may not have this package
-            raise _foreign(error) from None
+                output_format = prediction.options.output_format
+                path = folder / f"splat{FORMATS[output_format].suffix}"
+                return prediction.write(path, output_format=output_format).read_bytes()
+        except Exception as error:  # noqa: BLE001 - the caller may not have this package
+            raise _plain_error(error) from None
 
     def _predict(self, image_bytes: bytes, values: dict[str, Any]) -> Prediction:
         depth_bytes = values.pop("depth_bytes", None)
@@ -99,14 +99,14 @@ class Sharp:
         return self.pipeline(image_bytes, options, depth=depth_bytes)
 
 
-def _foreign(error: Exception) -> Exception:
-    """An error that a caller without this package can unpickle."""
+def _plain_error(error: Exception) -> Exception:
+    """Return an error that a caller without this package can unpickle."""
     body = answers.error_body(error)
     kind = ValueError if isinstance(error, InputError) else RuntimeError
     return kind(f"{body['code']}: {body['error']}")
 
 
-_PASSING_ON: dict[str, Any] = {
+_FORWARDING: dict[str, Any] = {
     "image": make_image(),
     "secrets": [make_secret()],
     "timeout": SETTINGS.modal_timeout_seconds,
@@ -114,30 +114,30 @@ _PASSING_ON: dict[str, Any] = {
 }
 
 
-@app.function(**_PASSING_ON)
+@app.function(**_FORWARDING)
 @modal.concurrent(max_inputs=100)
 def predict(image_bytes: bytes, f_px: float | None = None, **options: Any) -> dict[str, Any]:
-    """As `Sharp.predict`; batches go by `.map`."""
+    """Predict a splat; see `Sharp.predict`. Use `.map` for many images."""
     found: dict[str, Any] = _call(Sharp().predict, image_bytes, f_px, options)
     return found
 
 
-@app.function(**_PASSING_ON)
+@app.function(**_FORWARDING)
 @modal.concurrent(max_inputs=100)
 def predict_and_save_ply(image_bytes: bytes, f_px: float | None = None, **options: Any) -> bytes:
-    """As `Sharp.predict_and_save_ply`; batches go by `.map`."""
+    """Predict a splat and return its file; see `Sharp.predict_and_save_ply`. Use `.map` for many images."""
     found: bytes = _call(Sharp().predict_and_save_ply, image_bytes, f_px, options)
     return found
 
 
 def _call(method: Any, image_bytes: bytes, f_px: float | None, options: dict[str, Any]) -> Any:
-    """Calls a method of the class where the caller is: in the cloud, or in this process for `.local()`."""
+    """Call a method of the class in the cloud, or in this process if the caller used `.local()`."""
     return (method.local if modal.is_local() else method.remote)(image_bytes, f_px, **options)
 
 
 @app.local_entrypoint()
 def main(image_path: str, output_path: str = "splat.ply", f_px: float = 0.0) -> None:
-    """Turns one picture into a splat, in the format that the output's suffix says."""
+    """Turn one image into a splat, in the format that the suffix of the output names."""
     try:
         output_format = format_of(Path(output_path))
     except SharpError as error:

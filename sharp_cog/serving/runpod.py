@@ -1,6 +1,6 @@
 """The worker for RunPod serverless: `python -m sharp_cog.serving.runpod`.
 
-With `--rp_serve_api` it serves the same on this machine, without RunPod.
+With `--rp_serve_api` it serves the same API on this machine, without RunPod.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import runpod
 
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.errors import DeviceError, ImageError, InputError, OptionError, ResultTooLargeError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
@@ -27,35 +28,37 @@ from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.fetch import upload
 
 IMAGE_NAMES = ("image", "image_base64", "image_b64")
+"""Names of the field with the image; they mean the same."""
 READY = Path(tempfile.gettempdir()) / "sharp_cog.ready"
-"""There once the model is loaded, until the device fails: the container's health."""
+"""File that exists while the worker is healthy: from the end of loading until the device fails."""
 OVERHEAD_BYTES = 10_000
-"""Of an answer around the splat: names, numbers, and what RunPod adds."""
+"""Bytes of an answer besides the splat: names, numbers, and RunPod's own fields."""
 
 Job = dict[str, Any]
 
 
 def create_handler(
-    pipeline: SharpPipeline, settings: ServiceSettings, *, tell: Callable[[Job, str], object] = lambda job, text: None
+    pipeline: SharpPipeline, settings: ServiceSettings, *, report: Callable[[Job, str], object] = lambda job, text: None
 ) -> Callable[[Job], dict[str, Any]]:
-    """The function that RunPod calls with each job.
+    """Return the function that RunPod calls with each job.
 
     Args:
-        pipeline: Loaded and warm.
-        settings: Of the service.
-        tell: Passes progress on.
+        pipeline: The pipeline, loaded and warmed up.
+        settings: Settings of the service.
+        report: Sends the progress of a job to RunPod.
     """
-    worker = _Worker(pipeline, settings, tell)
+    worker = _Worker(pipeline, settings, report)
 
     def handler(job: Job) -> dict[str, Any]:
-        """Answers a job; whatever goes wrong is an answer with `error` and `code`, which RunPod marks as failed."""
+        """Answer a job. Every error becomes an answer with `error` and `code`, which RunPod marks as failed."""
         try:
             values = job.get("input")
             if not isinstance(values, dict):
                 raise InputError(f"input is of type {type(values).__name__}: give an object with image or image_url")
             if "images" in values:
-                return worker.many(job, values)
-            return {"status": "success", **worker.one(job, values, name=str(job["id"]), budget=worker.budget(job))}
+                return worker.answer_list(job, values)
+            answer = worker.answer_image(job, values, name=str(job["id"]), budget=worker.budget(job))
+            return {"status": "success", **answer}
         except Exception as error:  # noqa: BLE001 - RunPod would send a traceback to the caller
             return _refusal(error)
 
@@ -66,58 +69,58 @@ def create_handler(
 class _Worker:
     pipeline: SharpPipeline
     settings: ServiceSettings
-    tell: Callable[[Job, str], object]
+    report: Callable[[Job, str], object]
 
     def budget(self, job: Job) -> int:
-        """Bytes that RunPod passes back: what `runsync` starts has an id that begins with `sync`."""
+        """Return the number of bytes that RunPod can return. The id of a `runsync` job begins with `sync`."""
         is_sync = str(job["id"]).startswith("sync")
         megabytes = self.settings.runpod_sync_megabytes if is_sync else self.settings.runpod_async_megabytes
         return int(megabytes * 1e6) - OVERHEAD_BYTES
 
-    def many(self, job: Job, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers a list; what stands beside the list counts for every picture that does not say otherwise."""
-        pictures = values["images"]
-        if not isinstance(pictures, list) or not pictures:
-            raise InputError("images is not a list with pictures: give a list of objects with image or image_url")
+    def answer_list(self, job: Job, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a list of images. Options beside the list hold for every image without options of its own."""
+        images = values["images"]
+        if not isinstance(images, list) or not images:
+            raise InputError("images is not a list with images: give a list of objects with image or image_url")
         shared = {name: value for name, value in values.items() if name != "images"}
         if {*IMAGE_NAMES, "image_url", "upload_url"} & shared.keys():
-            raise InputError("a picture or upload_url stands beside images: put it into the list")
+            raise InputError("an image or upload_url stands beside images: put it into the list")
         results, budget, is_broken = [], self.budget(job), False
-        for index, picture in enumerate(pictures):
-            self.tell(job, f"picture {index + 1} of {len(pictures)}")
+        for index, image in enumerate(images):
+            self.report(job, f"image {index + 1} of {len(images)}")
             try:
-                if not isinstance(picture, dict):
-                    raise InputError(f"images[{index}] is of type {type(picture).__name__}: give an object")
-                one = self.one(job, {**shared, **picture}, name=f"{job['id']}_{index}", budget=budget)
-                budget -= max((len(value) for value in one.values() if isinstance(value, str)), default=0)
-                results.append({"status": "success", **one})
-            except Exception as error:  # noqa: BLE001 - one picture that fails does not stop the others
+                if not isinstance(image, dict):
+                    raise InputError(f"images[{index}] is of type {type(image).__name__}: give an object")
+                answer = self.answer_image(job, {**shared, **image}, name=f"{job['id']}_{index}", budget=budget)
+                budget -= max((len(value) for value in answer.values() if isinstance(value, str)), default=0)
+                results.append({"status": "success", **answer})
+            except Exception as error:  # noqa: BLE001 - one bad image does not stop the others
                 refusal = _refusal(error)
                 is_broken |= refusal.pop("refresh_worker", False)
                 results.append({"status": "error", **refusal})
         num_failed = sum(result["status"] == "error" for result in results)
         status = "success" if not num_failed else "error" if num_failed == len(results) else "partial"
         summary = {"total": len(results), "succeeded": len(results) - num_failed, "failed": num_failed}
-        answer: dict[str, Any] = {"status": status, "results": results, "summary": summary}
+        answer_of_list: dict[str, Any] = {"status": status, "results": results, "summary": summary}
         if status == "error":
-            answer |= {"error": f"none of {len(results)} pictures became a splat: {results[0]['error']}"}
-            answer |= {"code": results[0]["code"]}
-        return answer | ({"refresh_worker": True} if is_broken else {})
+            answer_of_list |= {"error": f"none of {len(results)} images became a splat: {results[0]['error']}"}
+            answer_of_list |= {"code": results[0]["code"]}
+        return answer_of_list | ({"refresh_worker": True} if is_broken else {})
 
-    def one(self, job: Job, values: Mapping[str, Any], *, name: str, budget: int) -> dict[str, Any]:
-        """Answers one picture.
+    def answer_image(self, job: Job, values: Mapping[str, Any], *, name: str, budget: int) -> dict[str, Any]:
+        """Answer one image.
 
         Args:
-            job: Whose progress it is.
+            job: Job that the progress is reported for.
             values: The request.
-            name: Of the file in a bucket, without suffix.
-            budget: Bytes that the splat may have as base64.
+            name: Name of the file in a bucket, without suffix.
+            budget: Maximum number of bytes of the splat as base64.
         """
         given = {key: value for key, value in values.items() if value is not None and value != ""}
         named = [key for key in IMAGE_NAMES if key in given]
         if len(named) > 1:
             raise ImageError(f"{' and '.join(named)} are all given: they are the same, give one")
-        # Whatever it is called, in messages as in the check it has the caller's name.
+        # Messages call the image by the name that the caller has used.
         inputs.check_sources(given.keys(), image_name=named[0] if named else "image")
         sources = {key: given.pop(key) for key in (*named, "image_url", "depth", "depth_url") if key in given}
         upload_url = given.pop("upload_url", None)
@@ -131,7 +134,7 @@ class _Worker:
             for key, value in sources.items()
         }
         image_bytes = content[named[0]] if named else content["image_url"]
-        self.tell(job, "predicting")
+        self.report(job, "predicting")
         prediction = self.pipeline(image_bytes, options, depth=content.get("depth", content.get("depth_url")))
         return self._answer(prediction, options, upload_url, name=name, budget=budget)
 
@@ -167,14 +170,14 @@ class _Worker:
 
 
 _BYTES_PER_GAUSSIAN = {"spz": 15.5, "sog": 12.0}
-"""Of SHARP's splats, measured; they compress by how rough the scene is."""
+"""Sizes of SHARP's splats, measured; smooth scenes compress better than rough ones."""
 
 
 def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: int) -> None:
-    """Checks that a splat can be passed back.
+    """Check that RunPod can return a splat.
 
     Raises:
-        ResultTooLargeError: It cannot; the message says what could.
+        ResultTooLargeError: The splat is too large; the message names formats and sizes that fit.
     """
     encoded, budget = 4 * -(-num_bytes // 3), max(0, budget)
     if encoded <= budget:
@@ -196,22 +199,22 @@ def _refusal(error: Exception) -> dict[str, Any]:
     body: dict[str, Any] = answers.error_body(error)
     if isinstance(error, DeviceError):
         READY.unlink(missing_ok=True)
-        body["refresh_worker"] = True  # RunPod starts the worker anew.
+        body["refresh_worker"] = True  # RunPod restarts the worker.
     return body
 
 
 def main() -> None:
-    """Loads the model, then takes jobs; RunPod's own flags are read by its package."""
+    """Load the model, then take jobs. RunPod's own package reads its flags."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Its own level would put every picture and splat into the log; --rp_log_level still counts.
+    # At its default level RunPod logs every image and splat. The flag --rp_log_level still has precedence.
     runpod.serverless.log.set_level("INFO")
     settings = ServiceSettings.from_environment()
-    READY.unlink(missing_ok=True)  # Of a worker that was killed.
+    READY.unlink(missing_ok=True)  # A worker that was killed has left it.
     pipeline = SharpPipeline.load(Settings.from_environment())
     logging.info("ready: warm-up took %.1f s", pipeline.warm_up())
     READY.touch()
-    tell = runpod.serverless.progress_update if settings.runpod_webhook else lambda job, text: None
-    runpod.serverless.start({"handler": create_handler(pipeline, settings, tell=tell)})
+    report = runpod.serverless.progress_update if settings.runpod_webhook else lambda job, text: None
+    runpod.serverless.start({"handler": create_handler(pipeline, settings, report=report)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the HTTP service needs of HTTP itself: bodies that end, files that pass, clients that go."""
+"""HTTP itself: limits of bodies, forms, temporary files, clients that disconnect."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sharp_cog.text import quoted
 _T = TypeVar("_T")
 
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1")
-"""Of forms. Python knows others that take minutes for a megabyte, or make texts of it that cannot be sent back."""
+"""Charsets of forms. Python has others that take minutes for a megabyte, or decode to text that cannot be sent back."""
 
 
 class BodyLimit:
-    """Refuses bodies that are too large: by their length before they are read, else as soon as they are.
+    """Middleware that refuses bodies that are too large.
 
-    A middleware. What is refused by its length is answered by `refuse`; else `RequestTooLargeError` is raised in who
-    reads the body.
+    If the Content-Length is too large, `refuse` answers before the body is read. Otherwise the code that reads the body
+    gets a `RequestTooLargeError` as soon as the limit is exceeded.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, refuse: Callable[[Exception], Response]) -> None:
@@ -41,15 +41,15 @@ class BodyLimit:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or refuses it."""
+        """Pass the request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         error = RequestTooLargeError(
-            f"the request has more than {self._max_bytes / 1e6:g} MB: send a smaller picture or depth map"
+            f"the request has more than {self._max_bytes / 1e6:g} MB: send a smaller image or depth map"
         )
         length = Headers(scope=scope).get("content-length", "").strip()
-        # Longer numbers than the limit's are larger ones; no need to read thousands of digits.
+        # Not `int` at once: Python refuses, or takes long for, a number of thousands of digits.
         if length.isascii() and length.isdigit() and _is_above(length, self._max_bytes):
             refusal = self._refuse(error)
             refusal.headers["Connection"] = "close"  # The body stays unread.
@@ -74,14 +74,14 @@ def _is_above(digits: str, limit: int) -> bool:
 
 
 class TemporaryFileResponse(FileResponse):
-    """A file that is sent once, in bounded time, and deleted whatever happens."""
+    """Sends a file once, in bounded time, and deletes it whatever happens."""
 
     def __init__(self, path: Path, *, seconds: float, **rest: Any) -> None:
         super().__init__(path, **rest)
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the file."""
+        """Send the file."""
         try:
             async with asyncio.timeout(self._seconds):
                 await super().__call__(scope, receive, send)
@@ -91,13 +91,13 @@ class TemporaryFileResponse(FileResponse):
 
 @asynccontextmanager
 async def reading_form(request: Request) -> AsyncIterator[FormData]:
-    """The fields of a form, and none where the body is no form; its files are closed behind the block.
+    """Read the fields of a form, and close its files at the end of the block. A body of another kind has no fields.
 
     Raises:
-        HTTPException: It cannot be read (400).
-        InputError: The same.
-        ClientDisconnect: The client hung up before it had sent all.
-        OutputError: The disk does not take a large file of it.
+        HTTPException: The form cannot be parsed (400).
+        InputError: The form cannot be parsed, or has an unusual charset.
+        ClientDisconnect: The client disconnected before it had sent the whole form.
+        OutputError: A large file of the form cannot be written to disk.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
@@ -116,13 +116,17 @@ async def reading_form(request: Request) -> AsyncIterator[FormData]:
 
 
 async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
-    """Waits for the work, and cancels it once the client has hung up; None then. The body must have been read."""
+    """Wait for the work, and cancel it if the client disconnects. The body must have been read.
 
-    async def gone() -> None:
+    Returns:
+        The result of the work; None if the client has disconnected.
+    """
+
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         return await working if working.done() else None
@@ -133,7 +137,7 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
 
 
 def takes_gzip(headers: Headers) -> bool:
-    """Whether `Accept-Encoding` names gzip, and not with a weight of 0."""
+    """Return whether `Accept-Encoding` names gzip with a weight above 0."""
     for part in headers.get("accept-encoding", "").lower().split(","):
         coding, _, weight = part.partition(";")
         if coding.strip() == "gzip":
@@ -142,13 +146,13 @@ def takes_gzip(headers: Headers) -> bool:
 
 
 def gzipped(path: Path) -> Path:
-    """The file compressed, fast rather than small; the plain one is deleted.
+    """Compress a file, fast rather than small, and delete the original.
 
     Returns:
-        The new file, beside the old one.
+        The compressed file, beside the original.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The compressed file cannot be written.
     """
     target = path.with_name(f"{path.name}.gz")
     pack = zlib.compressobj(level=1, wbits=31)
