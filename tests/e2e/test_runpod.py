@@ -77,10 +77,10 @@ def test_a_whole_splat_is_too_large_for_runpod(worker: tuple[str, Path]) -> None
     assert "66.1 MB, 88.1 MB as base64, and 10.0 MB can be passed back" in answer["error"]
 
 
-def test_the_readmes_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:
-    """The lines of the README, against this worker."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    program = readme.partition("<!-- runpod client -->\n```python\n")[2].partition("```")[0]
+def test_the_documented_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:
+    """Run the client of docs/runpod.md against this worker."""
+    page = (ROOT / "docs" / "runpod.md").read_text(encoding="utf-8")
+    program = page.partition("<!-- runpod client -->\n```python\n")[2].partition("```")[0]
     assert "http://localhost:8000" in program
     program = program.replace("http://localhost:8000", worker[0])
     program = program.replace('"photo.jpg"', repr(str(ROOT / "examples" / "room.jpg")))
