@@ -1,0 +1,244 @@
+"""Each option changes what it says, each frontend passes on the options that it offers, and every source is read."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cog
+import pytest
+import requests
+import torch
+
+import predict
+from sharp_cog.cli import main
+from sharp_cog.config.options import OutputOptions, PredictOptions
+from sharp_cog.config.parameters import FRONTENDS, parameters
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
+from sharp_cog.errors import PredictionError
+from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
+from sharp_cog.runtime.lift import LiftPredictor
+from sharp_cog.runtime.runner import SharpRunner
+from sharp_cog.runtime.weights import Weights
+from sharp_cog.serving import inputs, modal_app
+from sharp_cog.serving.runpod import IMAGE_NAMES, create_handler
+from tests.images import npy, png
+from tests.parity import small_state
+from tests.service import serving
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
+
+CPU = torch.device("cpu")
+VALUES: dict[str, dict[str, Any]] = {
+    "output_format": {"output_format": "splat"},
+    "axes": {"axes": "opengl"},
+    "max_gaussians": {"max_gaussians": 5},
+    "min_opacity": {"min_opacity": 0.5},
+    "scale": {"scale": 2.0},
+    "center": {"center": True},
+    "spz_version": {"output_format": "spz", "spz_version": 4},
+    "focal_length_px": {"focal_length_px": 50.0},
+    "focal_length_mm": {"focal_length_mm": 20.0},
+    "depth_format": {"depth_format": "inverse-relative"},
+    "depth_mode": {"depth_mode": "align"},
+    "back_surface_factor": {"back_surface_factor": 3.0},
+    "depth_fit": {"depth_fit": "median"},
+    "depth_scale": {"depth_scale": 2.0},
+    "depth_offset": {"depth_offset": 0.5},
+    "save_internal_depth": {"save_internal_depth": True},
+}
+"""Options that set the named one to a value that is not the default."""
+OPTIONS = {about.name: about for about in parameters(PredictOptions)}
+WRITTEN = [about.name for about in parameters(OutputOptions)]
+PREDICTED = [name for name in VALUES if name not in (*WRITTEN, "save_internal_depth")]
+
+
+def test_every_option_is_tried_here() -> None:
+    assert VALUES.keys() == OPTIONS.keys()
+    for name, values in VALUES.items():
+        assert values[name] != OPTIONS[name].default, f"{name}: the default would test nothing"
+
+
+@pytest.fixture(scope="module")
+def sharp() -> SharpPipeline:
+    weights = Weights(state=small_state(), is_folded=False)
+    return SharpPipeline(SharpRunner(weights, device=CPU, dtype=torch.float32), device=CPU, settings=Settings())
+
+
+@pytest.fixture(scope="module")
+def default(sharp: SharpPipeline) -> Prediction:
+    return sharp(png(), depth=npy())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_option_of_the_output_changes_the_file(name: str, default: Prediction, tmp_path: Path) -> None:
+    without = {key: value for key, value in VALUES[name].items() if key != name}
+    files = []
+    for values in (without, VALUES[name]):
+        options = PredictOptions(**values)
+        path = default.with_options(options).write(tmp_path / "splat", output_format=options.output_format)
+        files.append(path.read_bytes())
+    assert files[0] != files[1]
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_every_option_of_the_prediction_changes_the_gaussians(
+    name: str, sharp: SharpPipeline, default: Prediction
+) -> None:
+    other = sharp(png(), PredictOptions(**VALUES[name]), depth=npy())
+    assert not torch.allclose(default.gaussians.means, other.gaussians.means, rtol=1e-3)
+
+
+def test_the_monodepth_is_returned_only_on_request(sharp: SharpPipeline, default: Prediction) -> None:
+    assert default.monodepth_m is None
+    asked = sharp(png(), PredictOptions(save_internal_depth=True), depth=npy())
+    assert asked.monodepth_m is not None
+    assert asked.monodepth_m.shape == (2, 512, 512)
+
+
+class Recorder(SharpPipeline):
+    """A pipeline that records each request and then fails."""
+
+    def __init__(self) -> None:
+        super().__init__(LiftPredictor(device=CPU), device=CPU, settings=Settings(model="lift", device="cpu"))
+        self.requests: list[Request] = []
+
+    def decode(self, request: Request) -> NoReturn:
+        self.requests.append(request)
+        raise PredictionError("recorded")
+
+    def warm_up(self) -> float:
+        return 0.0
+
+
+RECORDED = PredictionError.code
+"""Error code of a frontend whose pipeline has recorded the request."""
+
+
+class Frontends:
+    """All frontends, on one pipeline. Each returns the code of the error that it ends with."""
+
+    def __init__(self, pipeline: Recorder, url: str, folder: Path) -> None:
+        self.pipeline, self._url, self._folder = pipeline, url, folder
+        (folder / "photo.png").write_bytes(png())
+        (folder / "depth.npy").write_bytes(npy())
+
+    def code(self, frontend: str, options: dict[str, Any]) -> str:
+        """Send a request and return the error's code."""
+        send: Callable[[dict[str, Any]], str] = getattr(self, f"_{frontend.lower().replace(' ', '_')}")
+        return send(options)
+
+    def _python(self, options: dict[str, Any]) -> str:
+        with pytest.raises(PredictionError) as caught:
+            self.pipeline(png(), PredictOptions(**options), depth=npy())
+        return caught.value.code
+
+    def _command_line(self, options: dict[str, Any]) -> str:
+        flags = []
+        for name, value in options.items():
+            flag = "--format" if name == "output_format" else f"--{name.replace('_', '-')}"
+            flags.append(flag if value is True else f"{flag}={value}")
+        photo, depth = self._folder / "photo.png", self._folder / "depth.npy"
+        assert main(["predict", str(photo), "-o", str(self._folder / "out"), f"--depth={depth}", *flags]) == 1
+        return RECORDED
+
+    def _cog(self, options: dict[str, Any]) -> str:
+        runner = predict.Predictor()
+        runner.pipeline, runner.folder = self.pipeline, ScratchFolder()
+        signature = inspect.signature(predict.Predictor.run).parameters
+        values = {name: each.default.default for name, each in signature.items() if name not in ("self", "image")}
+        values |= {"depth": cog.Path(self._folder / "depth.npy"), **options}
+        with pytest.raises(RuntimeError) as caught:
+            runner.run(image=cog.Path(self._folder / "photo.png"), **values)
+        return str(caught.value).partition(":")[0]
+
+    def _http(self, options: dict[str, Any]) -> str:
+        form = dict(options)
+        path = "/predict" if "save_internal_depth" in form else f"/predict/{form.pop('output_format', 'ply')}"
+        files = {"file": png(), "depth": npy()}
+        return str(requests.post(f"{self._url}{path}", files=files, data=form, timeout=60).json()["code"])
+
+    def _runpod(self, options: dict[str, Any]) -> str:
+        image, depth = (base64.b64encode(content).decode() for content in (png(), npy()))
+        job = {"id": "job", "input": {"image": image, "depth": depth, **options}}
+        return str(create_handler(self.pipeline, ServiceSettings())(job)["code"])
+
+    def _modal(self, options: dict[str, Any]) -> str:
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            modal_app.predict.local(png(), depth_bytes=npy(), **options)
+        return str(caught.value).partition(":")[0]
+
+
+@pytest.fixture(scope="module")
+def frontends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontends]:
+    pipeline = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARP_MODEL", "lift")
+        patch.setattr(SharpPipeline, "load", lambda *arguments, **more: pipeline)
+        with serving(lambda: pipeline) as service:
+            yield Frontends(pipeline, service.url, tmp_path_factory.mktemp("frontends"))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_every_frontend_passes_on_the_options_that_it_offers(frontend: str, frontends: Frontends) -> None:
+    for name, about in OPTIONS.items():
+        if frontend in about.frontends:
+            frontends.pipeline.requests.clear()
+            assert frontends.code(frontend, VALUES[name]) == RECORDED, name
+            (request,) = frontends.pipeline.requests
+            assert request.options == PredictOptions(**VALUES[name]), name
+
+
+def test_a_frontend_that_returns_one_file_refuses_the_monodepth(frontends: Frontends) -> None:
+    assert frontends.code("RunPod", VALUES["save_internal_depth"]) == "invalid_option"
+    with pytest.raises(ValueError, match="invalid_option: save_internal_depth"):
+        modal_app.predict_and_save_ply.local(png(), save_internal_depth=True)
+
+
+@pytest.mark.parametrize("frontend", ["RunPod", "Modal"])
+@pytest.mark.parametrize(("alias", "name"), inputs.ALIASES.items())
+def test_an_alias_is_the_same_option(frontend: str, alias: str, name: str, frontends: Frontends) -> None:
+    frontends.pipeline.requests.clear()
+    assert frontends.code(frontend, {alias: VALUES[name][name]}) == RECORDED
+    (request,) = frontends.pipeline.requests
+    assert request.options == PredictOptions(**VALUES[name])
+
+
+SOURCES = {
+    "http": ("file", "image_url", "depth", "depth_url"),
+    "runpod": (*IMAGE_NAMES, "image_url", "depth", "depth_url"),
+}
+"""Fields of an image or a depth map."""
+
+
+@pytest.mark.parametrize(("frontend", "source"), [(each, name) for each, names in SOURCES.items() for name in names])
+def test_an_image_and_a_depth_map_are_read_from_every_field(
+    frontend: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, settings = Recorder(), ServiceSettings()
+    monkeypatch.setattr(inputs, "fetch", lambda url, settings: url.partition("//")[2].encode())
+    values: dict[str, Any] = {source: f"http://{source}" if source.endswith("_url") else source.encode()}
+    if source.startswith("depth"):
+        values["file" if frontend == "http" else "image"] = b"photo"
+    if frontend == "runpod":
+        encoded = {
+            name: value if isinstance(value, str) else base64.b64encode(value).decode()
+            for name, value in values.items()
+        }
+        assert create_handler(pipeline, settings)({"id": "job", "input": encoded})["code"] == RECORDED
+    else:
+        files = {name: value for name, value in values.items() if isinstance(value, bytes)}
+        texts = {name: value for name, value in values.items() if isinstance(value, str)}
+        with serving(lambda: pipeline, settings) as service:
+            answer = requests.post(f"{service.url}/predict/ply", files=files or {"": ("", b"")}, data=texts, timeout=60)
+        assert answer.json()["code"] == RECORDED, answer.json()
+    (request,) = pipeline.requests
+    expected = (b"photo", source.encode()) if source.startswith("depth") else (source.encode(), None)
+    assert (request.image, request.depth) == expected
