@@ -1,1 +1,1 @@
-"""Depth maps: their files, their meaning, and networks that estimate them."""
+"""External depth maps: their files, the meaning of their numbers, and networks that estimate depth."""

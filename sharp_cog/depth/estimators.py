@@ -1,4 +1,4 @@
-"""Depth by other networks than SHARP's: Apple's Depth Pro and Depth Anything V2, from the package `transformers`."""
+"""Depth estimation by other networks than SHARP's: Depth Pro and Depth Anything V2, from the package `transformers`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,28 @@ CHECKPOINTS = {
     "depth-pro": "apple/DepthPro-hf",
     "depth-anything-v2-metric": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
 }
-"""Of each of `sharp_cog.config.options.ESTIMATORS`, on the Hugging Face hub, unless told otherwise."""
+"""Default checkpoints of the estimators in `sharp_cog.config.options.ESTIMATORS`, on the Hugging Face hub."""
 
-_MIN_INVERSE, _MAX_INVERSE = 1e-4, 1e4
+_MIN_INVERSE = 1e-4
+"""Least inverse depth of Depth Pro, as in Apple's code: depth ends at 10,000 m."""
+
+_MAX_INVERSE = 1e4
+"""Largest inverse depth of Depth Pro, as in Apple's code."""
+
+# Mean and standard deviation of the colours in ImageNet, with which Depth Anything was trained.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SHORT_SIDE = 518
+
+_SHORT_SIDE_PX = 518
+"""Length of the image's shorter side for Depth Anything."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What an estimator says of a photograph.
+    """Depth that an estimator has found for an image.
 
     Attributes:
-        depth_m: (height, width) float32, metres along the optical axis, of the photograph's size.
-        focal_length_px: As estimated, in pixels of the photograph; None where the estimator does not tell.
+        depth_m: (height, width) float32, metres along the optical axis, with the size of the image.
+        focal_length_px: Estimated focal length in pixels of the image; None if the estimator finds none.
     """
 
     depth_m: NDArray[np.float32]
@@ -42,19 +50,20 @@ class Estimate:
 
 
 Estimator = Callable[[SourceImage], Estimate]
+"""Function that estimates the depth of an image."""
 
 
 def load(name: str, *, checkpoint: str | None, device: torch.device) -> Estimator:
-    """Loads an estimator.
+    """Load an estimator.
 
     Args:
-        name: A key of `CHECKPOINTS`.
-        checkpoint: Its name on the Hugging Face hub, or a local folder; None takes the one of `CHECKPOINTS`.
-        device: Where it runs.
+        name: Key of `CHECKPOINTS`.
+        checkpoint: Name of a checkpoint on the Hugging Face hub, or a local folder; None takes that of `CHECKPOINTS`.
+        device: Device on which the estimator runs.
 
     Raises:
         NotInstalledError: The extra `depth` is not installed.
-        CheckpointMissingError: The checkpoint is not there and cannot be fetched.
+        CheckpointMissingError: The checkpoint does not exist and cannot be downloaded.
     """
     if importlib.util.find_spec("transformers") is None:
         raise NotInstalledError(
@@ -69,8 +78,8 @@ def load(name: str, *, checkpoint: str | None, device: torch.device) -> Estimato
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointMissingError(
-            f"the checkpoint {checkpoint} of {name} cannot be loaded ({reason}): fetch it where there is a network by "
-            f"'hf download {checkpoint} --local-dir FOLDER', and give --estimator-checkpoint FOLDER"
+            f"the checkpoint {checkpoint} of {name} cannot be loaded ({reason}): download it where there is a network "
+            f"by 'hf download {checkpoint} --local-dir FOLDER', and give --estimator-checkpoint FOLDER"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
     return DepthPro(model, device) if name == "depth-pro" else DepthAnything(model, device)
@@ -78,20 +87,20 @@ def load(name: str, *, checkpoint: str | None, device: torch.device) -> Estimato
 
 @dataclass(frozen=True, slots=True)
 class DepthPro:
-    """Apple's Depth Pro (arXiv 2410.02073): depth in metres, and the focal length."""
+    """Apple's Depth Pro (arXiv 2410.02073), which estimates depth in metres and the focal length."""
 
     model: Any
     device: torch.device
 
     @torch.inference_mode()
     def __call__(self, source: SourceImage) -> Estimate:
-        """Estimates depth; a focal length that the photograph tells is believed before the estimated one.
+        """Estimate the depth of an image.
 
-        The network gives inverse depth for a picture whose focal length is its width; depth grows with the focal
-        length over the width.
+        The network predicts inverse depth for an image whose focal length is its width. Depth is proportional to the
+        focal length over the width, for which the image's own focal length counts before the estimated one.
         """
         config = self.model.config
-        # A pyramid of patches: the largest scale of the picture is the network's input.
+        # The network cuts patches from several scales of its input, which has the size of the largest scale.
         side = round(config.patch_size / min(config.scaled_images_ratios))
         pixels = _resized(_pixels(source, self.device), side, side) * 2.0 - 1.0
         output = self.model(pixel_values=pixels)
@@ -101,8 +110,8 @@ class DepthPro:
         if field_of_view is not None:
             half = math.radians(float(field_of_view.flatten()[0])) / 2
             focal_length_px = 0.5 * camera.width / math.tan(half)
-        is_told = camera.focal_length_source != "default" or focal_length_px is None
-        used_px = camera.focal_length_px if is_told else focal_length_px
+        is_known = camera.focal_length_source != "default" or focal_length_px is None
+        used_px = camera.focal_length_px if is_known else focal_length_px
         inverse = output.predicted_depth.float().reshape(1, 1, *output.predicted_depth.shape[-2:])
         inverse = _resized(inverse * (camera.width / (used_px or camera.focal_length_px)), camera.height, camera.width)
         depth_m = 1.0 / inverse.clamp(_MIN_INVERSE, _MAX_INVERSE)
@@ -111,16 +120,16 @@ class DepthPro:
 
 @dataclass(frozen=True, slots=True)
 class DepthAnything:
-    """Depth Anything V2 (arXiv 2406.09414), one of its metric checkpoints: depth in metres."""
+    """Depth Anything V2 (arXiv 2406.09414) with a metric checkpoint, which estimates depth in metres."""
 
     model: Any
     device: torch.device
 
     @torch.inference_mode()
     def __call__(self, source: SourceImage) -> Estimate:
-        """Estimates depth at the network's own size, the shorter side 518 pixels."""
+        """Estimate the depth of an image, which is resized to a shorter side of 518 pixels."""
         camera, patch = source.camera, self.model.config.patch_size
-        factor = _SHORT_SIDE / min(camera.width, camera.height)
+        factor = _SHORT_SIDE_PX / min(camera.width, camera.height)
         width, height = (max(patch, round(side * factor / patch) * patch) for side in (camera.width, camera.height))
         pixels = _pixels(source, self.device)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
@@ -131,7 +140,7 @@ class DepthAnything:
 
 
 def _pixels(source: SourceImage, device: torch.device) -> Tensor:
-    """(1, 3, height, width) float32 in [0, 1]."""
+    """Return the image as (1, 3, height, width) float32 in [0, 1]."""
     return torch.from_numpy(source.rgb).to(device).permute(2, 0, 1).unsqueeze(0).float() / 255.0
 
 

@@ -12,8 +12,7 @@ from sharp_cog.depth import files as depth_files
 from sharp_cog.depth import maps
 from sharp_cog.errors import DepthError
 from sharp_cog.geometry.camera import Camera
-from tests.depth.test_files import exr, npz, pfm, tiff
-from tests.depth.test_maps import npy
+from tests.depth.samples import exr, npy, npz, pfm, tiff
 from tests.fuzz.harness import Target
 from tests.imaging.samples import encoded
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from sharp_cog.depth import files as depth_files
 from sharp_cog.errors import DepthError
-from tests.depth.test_files import exr, pfm
-from tests.depth.test_maps import npy
+from tests.depth.samples import exr, npy, pfm
 from tests.fuzz.hostile import STRIP, TILE, tiff, zeros
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_depth import DEPTH, HEIGHT, WIDTH, exr_seeds, read
