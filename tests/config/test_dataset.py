@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,42 +208,3 @@ def test_a_bad_value_ends_the_command_with_its_variable_and_range(
     monkeypatch.setenv("PER_PAGE", "99")
     assert main(["dataset", "run", "--input-dir", "in"]) == 1
     assert "error: PER_PAGE is 99: give a number from 1 to 30 [invalid_setting]" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"RUN_ID=caf\xe9\n", ".env is not UTF-8 at byte 10: save it as UTF-8"),
-        (b"RUN_ID=a\0b\n", "'RUN_ID' cannot be set to its value (embedded null byte): correct .env"),
-    ],
-)
-def test_a_broken_env_file_is_reported(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    content: bytes,
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RUN_ID", raising=False)
-    (tmp_path / ".env").write_bytes(content)
-    assert main(["dataset", "status"]) == 1
-    assert capsys.readouterr().err == f"error: {message} [invalid_setting]\n"
-
-
-def test_a_missing_package_is_reported_with_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "dotenv", None)
-    assert main(["dataset", "run", "--input-dir", "in"]) == 1
-    error = capsys.readouterr().err
-    assert error == "error: datasets need dotenv: .venv/bin/pip install -e '.[dataset]' [not_installed]\n"
-
-
-def test_the_status_of_a_run_that_does_not_exist_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["dataset", "status", "--run-id", "nowhere"]) == 1
-    expected = "error: there is no run runs/nowhere: check RUNS_DIR and RUN_ID [invalid_setting]\n"
-    assert capsys.readouterr().err == expected

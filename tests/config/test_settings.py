@@ -125,3 +125,9 @@ def test_a_file_of_variables_sets_only_those_that_are_not_set(monkeypatch: pytes
     monkeypatch.delenv("MAX_IMAGES")
     environment = process_environment({"RUN_ID": "theirs", "MAX_IMAGES": "7"})
     assert (environment["RUN_ID"], environment["MAX_IMAGES"]) == ("mine", "7")
+
+
+def test_a_variable_that_cannot_be_set_is_reported_without_its_value() -> None:
+    with pytest.raises(SettingError) as caught:
+        process_environment({"HF_TOKEN": "sesame\0"})
+    assert str(caught.value) == "'HF_TOKEN' cannot be set to its value (embedded null byte): correct .env"

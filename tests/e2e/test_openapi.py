@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks
 
-from sharp_cog.config.options import CHOICES, RANGES, PredictOptions
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.parameters import parameters
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.formats import FORMATS
 from tests.gated import Gated
 from tests.service import serving
@@ -93,7 +93,7 @@ def test_many_requests_do_not_break_it(described: schemathesis.BaseSchema, metho
 
 
 NAMES = [
-    *(option.name for option in fields(PredictOptions)),
+    *(about.name for about in parameters(PredictOptions)),
     "f_px",
     "format",
     "file",
@@ -166,14 +166,13 @@ def test_every_option_is_described_as_it_is(url: str) -> None:
     for path in ("/predict", "/predict/{output_format}"):
         form = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         properties = form["properties"]
-        own = {option.name for option in fields(PredictOptions)}
-        assert properties.keys() == own | {"file", "image_url", "depth", "depth_url", "f_px"}
-        for name in own:
+        options = {about.name: about for about in parameters(PredictOptions)}
+        assert properties.keys() == options.keys() | {"file", "image_url", "depth", "depth_url", "f_px"}
+        for name, about in options.items():
             assert properties[name]["description"]
-            assert properties[name].get("enum") == (list(CHOICES[name]) if name in CHOICES else None)
-            limits = RANGES[name][0] if name in RANGES else (None, None)
-            assert (properties[name].get("minimum"), properties[name].get("maximum")) == limits
-            assert properties[name].get("default") == getattr(PredictOptions(), name)
+            assert properties[name].get("enum", []) == list(about.choices)
+            assert (properties[name].get("minimum"), properties[name].get("maximum")) == (about.limits or (None, None))
+            assert properties[name].get("default") == about.default
 
 
 def test_every_format_of_a_file_is_described(url: str) -> None:

@@ -15,8 +15,9 @@ import requests
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sharp_cog.config.options import CHOICES, PredictOptions
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.options import PredictOptions
+from sharp_cog.config.parameters import parameters
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, InputError
 from sharp_cog.formats import FORMATS
 from sharp_cog.serving.fetch import fetch
@@ -40,7 +41,7 @@ SCALARS = st.one_of(
     st.floats(),
     TEXTS,
     st.sampled_from(["aGFsbG8=", "data:;base64,YQ==", "http://[::1]/", "nan", "1e999", "true", "\ud800"]),
-    st.sampled_from([value for choices in CHOICES.values() for value in choices]),
+    st.sampled_from([choice for about in parameters(PredictOptions) for choice in about.choices]),
 )
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
 REQUESTS = st.dictionaries(st.sampled_from(NAMES) | TEXTS, VALUES, max_size=6)
