@@ -32,7 +32,7 @@ from tests.dataset.hub_server import HubServer, RefusedError, Request
 from tests.dataset.unsplash_server import ACCESS_KEY, UnsplashServer, send_json
 from tests.gated import Gated
 from tests.service import serving
-from tests.serving.test_fetch import Answer, Site, says
+from tests.website import Answer, Site, says
 
 MARK = "xyzzy"
 SIGNED = f"?X-Amz-Credential=AKIA{MARK}&X-Amz-Signature={MARK}"

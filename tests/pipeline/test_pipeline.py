@@ -38,7 +38,6 @@ from sharp_cog.pipeline import pipeline as pipeline_module
 from sharp_cog.pipeline.pipeline import MAX_UNDER_WAY
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request
-from sharp_cog.runtime.lift import LiftPredictor
 from sharp_cog.runtime.predictor import Predicted
 from sharp_cog.runtime.preprocess import ModelInput
 from sharp_cog.runtime.runner import SharpRunner
@@ -46,11 +45,10 @@ from sharp_cog.runtime.unproject import unproject
 from sharp_cog.runtime.weights import Weights
 from tests.gated import Gated, write
 from tests.images import npy, png
+from tests.lift import CPU, NUM_GAUSSIANS, SmallLift, small_lift
 from tests.parity import Reference, small_state, state
 
 ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
-NUM_GAUSSIANS = 2 * 32 * 32
 FLAT = npy(metres=2.0)
 
 
@@ -58,16 +56,9 @@ def pipeline_of(predictor: Any) -> SharpPipeline:
     return SharpPipeline(predictor, device=CPU, settings=Settings(model="lift", device="cpu"))
 
 
-class Small(LiftPredictor):
-    """Lift at 64 px."""
-
-    def __init__(self) -> None:
-        super().__init__(device=CPU, image_size=64)
-
-
 @pytest.fixture
 def lift() -> SharpPipeline:
-    return pipeline_of(Small())
+    return small_lift()
 
 
 def test_lift_puts_a_flat_depth_map_on_a_plane_in_front_of_the_camera(lift: SharpPipeline, tmp_path: Path) -> None:
@@ -141,7 +132,7 @@ def test_the_device_takes_one_prediction_at_a_time_however_many_threads_ask() ->
     """SHARP keeps the last image's encoding, which another thread could otherwise take for its own image's."""
     at_once, most = 0, 0
 
-    class Slow(Small):
+    class Slow(SmallLift):
         def predict(self, model_input: ModelInput) -> Predicted:
             nonlocal at_once, most
             at_once += 1
@@ -166,7 +157,7 @@ def test_on_cuda_a_prediction_has_its_own_stream(monkeypatch: pytest.MonkeyPatch
         yield
         streams.pop()
 
-    class Watched(Small):
+    class Watched(SmallLift):
         def predict(self, model_input: ModelInput) -> Predicted:
             assert streams == ["the caller's", "its own"]
             return super().predict(model_input)
@@ -192,7 +183,7 @@ def test_a_prediction_is_written_in_many_ways(lift: SharpPipeline, tmp_path: Pat
 
 
 def test_a_kept_prediction_answers_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Small()
+    predictor = SmallLift()
     cpu_settings = Settings(model="lift", device="cpu")
     pipeline = SharpPipeline(predictor, device=CPU, settings=cpu_settings, num_kept_predictions=1)
     first = pipeline(png(), depth=FLAT)
@@ -237,7 +228,7 @@ def test_bad_inputs_are_the_callers_fault(lift: SharpPipeline, tmp_path: Path) -
     limited = SharpPipeline.load(Settings(model="lift", device="cpu", max_megapixels=0.005))
     with pytest.raises(ImageError, match=r"the limit is 0\.005 MP"):
         limited(png(), depth=FLAT)
-    without_viewer = SharpPipeline(Small(), device=CPU, settings=Settings(model="lift", viewer_dir=tmp_path))
+    without_viewer = SharpPipeline(SmallLift(), device=CPU, settings=Settings(model="lift", viewer_dir=tmp_path))
     with pytest.raises(NotInstalledError):
         without_viewer(b"never decoded", PredictOptions(output_format="html"))
 

@@ -1,4 +1,4 @@
-"""The queue in front of the device."""
+"""The dispatcher: its queue, its stages, cancelled requests, failures, its end."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from sharp_cog.config.options import PredictOptions
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, CheckpointError, DeviceError, ImageError, PredictionError
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
-from sharp_cog.serving.dispatch import AT_WORK, Dispatcher
+from sharp_cog.pipeline.request import Request
+from sharp_cog.serving.dispatch import MAX_UNDER_WAY, Dispatcher, Read, Write
 from tests.gated import Gated, write
 
 
 def run(pipeline: SharpPipeline, work: Callable[[Dispatcher], Awaitable[None]], **settings: float) -> Dispatcher:
-    """Runs a test's work with a dispatcher that is ready, and closes it."""
+    """Run a test's work with a dispatcher that is ready, and close it."""
 
     async def main() -> Dispatcher:
         dispatcher = Dispatcher(lambda: pipeline, ServiceSettings(**settings))  # type: ignore[arg-type]
@@ -35,15 +35,20 @@ def run(pipeline: SharpPipeline, work: Callable[[Dispatcher], Awaitable[None]], 
     return asyncio.run(main())
 
 
-async def ask(dispatcher: Dispatcher, num_bytes: int, options: PredictOptions | None = None, name: str = "") -> int:
-    request_id = name or str(num_bytes)
-    with dispatcher.admitted(request_id):
-        path, _ = await dispatcher.run(
-            lambda: (bytes(num_bytes), None), options or PredictOptions(), write, suffix=".txt", request_id=request_id
-        )
-    count = int(path.read_text())
-    path.unlink()
-    return count
+def image(num_bytes: int) -> Read:
+    return lambda: Request(image=bytes(num_bytes))
+
+
+async def start(dispatcher: Dispatcher, name: str, read: Read, write: Write = write) -> Path:
+    with dispatcher.admitted(name) as place:
+        path = dispatcher.new_path(".txt")
+        await dispatcher.run(place, read, write, path)
+        return path
+
+
+async def ask(dispatcher: Dispatcher, num_bytes: int, name: str = "") -> int:
+    path = await start(dispatcher, name or str(num_bytes), image(num_bytes))
+    return int(path.read_text())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -51,7 +56,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_each_gets_its_own_and_the_device_one_at_a_time() -> None:
+def test_each_caller_gets_its_own_splat_and_the_device_takes_one_at_a_time() -> None:
     pipeline = Gated()
 
     async def work(dispatcher: Dispatcher) -> None:
@@ -78,40 +83,38 @@ def test_the_queue_is_served_in_order() -> None:
         pipeline.gate.set()
         await asyncio.gather(*tasks)
 
-    run(pipeline, work, kept_predictions=0)
+    run(pipeline, work)
     assert pipeline.predicted == list(range(1, 9))
 
 
-def test_a_reader_that_overtakes_another_keeps_the_order() -> None:
-    """The first picture is slow to read; the second waits for its turn, and one that fails stops nobody."""
+def test_a_decoder_that_overtakes_another_keeps_the_order() -> None:
+    """The first image is slow to read and the second one broken; neither stops the others."""
     pipeline, slow = Gated(), threading.Event()
 
+    def read(number: int) -> Request:
+        if number == 1:
+            assert slow.wait(30)
+        if number == 2:
+            raise ImageError("not an image")
+        return image(number)()
+
     async def work(dispatcher: Dispatcher) -> None:
-        def read(number: int) -> tuple[bytes, None]:
-            if number == 1:
-                assert slow.wait(30)
-            if number == 2:
-                raise ImageError("no picture")
-            return bytes(number), None
-
-        async def one(number: int) -> None:
-            with dispatcher.admitted(str(number)):
-                await dispatcher.run(
-                    lambda: read(number), PredictOptions(), write, suffix=".txt", request_id=str(number)
-                )
-
-        tasks = [asyncio.create_task(one(number)) for number in (1, 2, 3, 4)]
+        tasks = [
+            asyncio.create_task(start(dispatcher, str(number), lambda number=number: read(number)))  # type: ignore[misc]
+            for number in (1, 2, 3, 4)
+        ]
         await asyncio.sleep(0.1)
         assert pipeline.predicted == []
         slow.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(result) for result in results] == [type(None), ImageError, type(None), type(None)]
+        assert [isinstance(result, Path) for result in results] == [True, False, True, True]
+        assert isinstance(results[1], ImageError)
 
     run(pipeline, work)
     assert pipeline.predicted == [1, 3, 4]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     pipeline = Gated(is_open=False)
 
     async def work(dispatcher: Dispatcher) -> None:
@@ -129,25 +132,49 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     run(pipeline, work, queue_size=2)
 
 
-def test_who_leaves_the_queue_never_comes_to_the_device() -> None:
+def test_a_client_that_leaves_the_queue_frees_its_place_and_never_comes_to_the_device() -> None:
     pipeline = Gated(is_open=False)
 
     async def work(dispatcher: Dispatcher) -> None:
         tasks = [asyncio.create_task(ask(dispatcher, number)) for number in range(1, 8)]
         await until(lambda: dispatcher.progress("1") == {"stage": "predict"})
         await asyncio.sleep(0.05)
-        for index in (1, 5):  # One that is decoded already, and one that waits with its bytes.
+        for index in (1, 5):  # One of them is decoded already, and one waits with its bytes on disk.
             tasks[index].cancel()
         await until(lambda: dispatcher.num_admitted == 5)
+        assert dispatcher.progress("2") is dispatcher.progress("6") is None
+        assert dispatcher.progress("7") == {"stage": "queued", "ahead": 4}
         pipeline.gate.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(result) for index, result in enumerate(results) if index in (1, 5)] == [asyncio.CancelledError] * 2
+        assert [type(results[index]) for index in (1, 5)] == [asyncio.CancelledError] * 2
+        assert len(list(dispatcher.new_path("").parent.iterdir())) == 5
 
     run(pipeline, work)
     assert pipeline.predicted == [1, 3, 4, 5, 7]
 
 
-def test_what_is_written_for_one_who_has_left_is_deleted() -> None:
+def test_a_client_that_leaves_while_its_image_is_decoded_never_comes_to_the_idle_device() -> None:
+    pipeline, reading, go_on = Gated(), threading.Event(), threading.Event()
+
+    def slow_read() -> Request:
+        reading.set()
+        assert go_on.wait(30)
+        return image(1)()
+
+    async def work(dispatcher: Dispatcher) -> None:
+        task = asyncio.create_task(start(dispatcher, "1", slow_read))
+        await asyncio.to_thread(reading.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        assert await ask(dispatcher, 2) == 2
+
+    run(pipeline, work)
+    assert pipeline.predicted == [2]
+
+
+def test_a_file_that_is_written_for_a_client_that_has_left_is_deleted() -> None:
     writing, go_on = threading.Event(), threading.Event()
     paths: list[Path] = []
 
@@ -158,77 +185,93 @@ def test_what_is_written_for_one_who_has_left_is_deleted() -> None:
         write(path, prediction)
 
     async def work(dispatcher: Dispatcher) -> None:
-        async def one() -> None:
-            with dispatcher.admitted("one"):
-                await dispatcher.run(
-                    lambda: (b"x", None), PredictOptions(), slow_write, suffix=".txt", request_id="one"
-                )
-
-        task = asyncio.create_task(one())
+        task = asyncio.create_task(start(dispatcher, "one", image(1), slow_write))
         await asyncio.to_thread(writing.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert dispatcher.num_admitted == 0
         go_on.set()
         await asyncio.sleep(0.05)
         assert not paths[0].exists()
-        assert dispatcher.num_admitted == 0
 
     run(Gated(), work)
 
 
-def test_few_requests_hold_pictures_at_once() -> None:
-    """The others wait with their bytes where they are."""
-    pipeline, read = Gated(is_open=False), 0
+def test_few_requests_hold_images_at_once() -> None:
+    """The other requests are not read before there is room."""
+    pipeline, num_read = Gated(is_open=False), 0
+
+    def read() -> Request:
+        nonlocal num_read
+        num_read += 1
+        return image(1)()
 
     async def work(dispatcher: Dispatcher) -> None:
-        def reads() -> tuple[bytes, None]:
-            nonlocal read
-            read += 1
-            return b"x", None
-
-        async def one(name: str) -> None:
-            with dispatcher.admitted(name):
-                await dispatcher.run(reads, PredictOptions(), write, suffix=".txt", request_id=name)
-
-        tasks = [asyncio.create_task(one(str(number))) for number in range(12)]
+        tasks = [asyncio.create_task(start(dispatcher, str(number), read)) for number in range(12)]
         await asyncio.sleep(0.2)
-        assert read == AT_WORK
+        assert num_read == MAX_UNDER_WAY
         pipeline.gate.set()
         await asyncio.gather(*tasks)
 
-    run(pipeline, work, kept_predictions=0)
-
-
-def test_another_format_of_the_same_photograph_is_not_predicted_again() -> None:
-    pipeline = Gated()
-
-    async def work(dispatcher: Dispatcher) -> None:
-        assert await ask(dispatcher, 9) == 9
-        assert await ask(dispatcher, 9, PredictOptions(output_format="spz", max_gaussians=4)) == 4
-        assert await ask(dispatcher, 9, PredictOptions(min_opacity=0.0)) == 9
-        assert pipeline.predicted == [9]
-        assert await ask(dispatcher, 9, PredictOptions(focal_length_px=5)) == 9
-        assert await ask(dispatcher, 9, PredictOptions(depth_scale=2)) == 9
-        assert await ask(dispatcher, 8) == 8
-        assert await ask(dispatcher, 9) == 9
-        assert pipeline.predicted == [9, 9, 9, 8, 9], "one is kept, the last"
-
     run(pipeline, work)
+    assert num_read == 12
 
 
-def test_nothing_is_kept_where_the_setting_says_so() -> None:
+def test_progress_names_the_stages() -> None:
+    stages, dispatchers = [], []
+
+    def seen() -> None:
+        stages.append(dispatchers[0].progress("1"))
+
+    class Watched(Gated):
+        def decode(self, request: Request) -> Request:
+            if not request.is_decoded:
+                seen()
+            return super().decode(request)
+
+        def predict(self, request: Request) -> Prediction:
+            seen()
+            return super().predict(request)
+
+    async def work(dispatcher: Dispatcher) -> None:
+        dispatchers.append(dispatcher)
+        with dispatcher.admitted("1") as place:
+            seen()
+            await dispatcher.run(place, image(1), lambda path, prediction: seen(), dispatcher.new_path(".txt"))
+        seen()
+
+    run(Watched(), work)
+    expected = [{"stage": "queued", "ahead": 0}, *({"stage": stage} for stage in ("decode", "predict", "encode")), None]
+    assert stages == expected
+
+
+def test_a_second_request_under_the_same_name_keeps_its_progress() -> None:
+    async def work(dispatcher: Dispatcher) -> None:
+        with dispatcher.admitted("1"):
+            first = dispatcher.admitted("1")
+            first.__enter__()
+        assert dispatcher.progress("1") == {"stage": "queued", "ahead": 0}
+        first.__exit__(None, None, None)
+        assert dispatcher.progress("1") is None
+
+    run(Gated(), work)
+
+
+def test_the_setting_decides_how_many_predictions_are_kept() -> None:
     pipeline = Gated()
 
     async def work(dispatcher: Dispatcher) -> None:
-        for _ in range(2):
-            assert await ask(dispatcher, 9) == 9
+        assert pipeline.kept.limit == 3
+        request = Request(image=b"a", image_hash="a")
+        pipeline.kept.add(request, pipeline.predict(request))
+        assert pipeline.kept.find(request)
 
-    run(pipeline, work, kept_predictions=0)
-    assert pipeline.predicted == [9, 9]
+    run(pipeline, work, kept_predictions=3)
+    assert pipeline.kept.find(Request(image=b"a", image_hash="a")) is None, "forgotten at the end"
 
 
-def test_a_failure_is_its_own_requests_alone() -> None:
+def test_an_error_concerns_its_own_request_alone() -> None:
     pipeline = Gated()
 
     async def work(dispatcher: Dispatcher) -> None:
@@ -241,7 +284,7 @@ def test_a_failure_is_its_own_requests_alone() -> None:
     assert run(pipeline, work).num_admitted == 0
 
 
-def test_a_device_that_failed_takes_no_more() -> None:
+def test_a_service_whose_device_has_failed_refuses_requests() -> None:
     pipeline = Gated()
 
     async def work(dispatcher: Dispatcher) -> None:
@@ -249,13 +292,13 @@ def test_a_device_that_failed_takes_no_more() -> None:
         with pytest.raises(DeviceError):
             await ask(dispatcher, 1)
         assert dispatcher.state == "failed"
-        with pytest.raises(BusyError, match="must be started anew"):
+        with pytest.raises(BusyError, match="must be restarted"):
             await ask(dispatcher, 2)
 
     run(pipeline, work)
 
 
-def test_a_model_that_cannot_be_loaded_is_told() -> None:
+def test_a_model_that_cannot_be_loaded_is_a_failure_without_details_for_callers() -> None:
     def load() -> SharpPipeline:
         raise CheckpointError("/models/sharp.pt is broken")
 
@@ -275,7 +318,7 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     asyncio.run(main())
 
 
-def test_stopping_refuses_what_comes_and_finishes_what_is_there() -> None:
+def test_stopping_refuses_new_requests_and_finishes_those_under_way() -> None:
     pipeline = Gated(is_open=False)
 
     async def work(dispatcher: Dispatcher) -> None:
@@ -303,3 +346,16 @@ def test_memory_is_given_back_after_each_request_that_fails_or_works(monkeypatch
         assert await asyncio.to_thread(times.acquire, timeout=10)
 
     run(pipeline, work)
+
+
+def test_closing_leaves_no_file_and_no_thread() -> None:
+    folders = []
+
+    async def work(dispatcher: Dispatcher) -> None:
+        folders.append(dispatcher.new_path("").parent)
+        assert await ask(dispatcher, 3) == 3
+
+    run(Gated(), work)
+    assert not folders[0].exists()
+    names = {thread.name.partition("_")[0] for thread in threading.enumerate()}
+    assert not names & {"decode", "device", "encode", "load"}

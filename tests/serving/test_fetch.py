@@ -1,4 +1,4 @@
-"""Fetching what callers name: against servers on loopback that lie, stall and lead astray."""
+"""Guarded download and upload, against servers on loopback that lie, stall and redirect."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, UploadError
 from sharp_cog.serving.fetch import fetch, is_public, upload
+from tests.website import Answer, Site, says
 
 OPEN = ServiceSettings(fetch_private=True, fetch_seconds=10, fetch_megabytes=1)
 GUARDED = ServiceSettings(fetch_seconds=10)
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Site:
-    """A web server whose paths do what a test wants, and that remembers who came."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
-        self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length", 0))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                site.seen.append((self.command, self.path, headers, self.rfile.read(length)))
-                site.answers[self.path](self)
-
-            do_PUT = do_GET  # noqa: N815
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def url(self, path: str, answer: Answer, host: str = "127.0.0.1") -> str:
-        self.answers[path] = answer
-        return f"http://{host}:{self.port}{path}"
 
 
 @pytest.fixture
@@ -66,23 +35,11 @@ def site() -> Iterator[Site]:
     found.server.server_close()
 
 
-def says(body: bytes, status: int = 200, **headers: str) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        with contextlib.suppress(OSError):
-            handler.wfile.write(body)
-
-    return answer
-
-
 def leads_to(url: str, status: int = 302) -> Answer:
     return says(b"", status, Location=url)
 
 
-def test_the_content_comes_as_it_is(site: Site) -> None:
+def test_the_content_is_returned_unchanged(site: Site) -> None:
     url = site.url("/a%20b.jpg?signature=x%2By", says(b"picture"))
     assert fetch(url, OPEN) == b"picture"
     method, path, headers, _ = site.seen[0]
@@ -91,7 +48,7 @@ def test_the_content_comes_as_it_is(site: Site) -> None:
     assert headers["accept-encoding"] == "identity"
 
 
-def test_a_path_is_quoted_where_it_must_be(site: Site) -> None:
+def test_a_path_is_quoted_as_browsers_do(site: Site) -> None:
     site.answers["/sch%C3%B6n%20.jpg"] = says(b"picture")
     assert fetch(f"http://127.0.0.1:{site.port}/schön .jpg", OPEN) == b"picture"
 
@@ -125,7 +82,7 @@ def test_private_addresses_are_refused_however_they_are_written(site: Site, host
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, table: dict[str, list[str]]) -> list[str]:
-    """Answers for the system's resolver; a name's addresses are used up one call after the other. Returns the calls."""
+    """Answer in place of the system's resolver, with the next address of a name at each call. Return the calls."""
     calls: list[str] = []
     system = socket.getaddrinfo
 
@@ -142,7 +99,7 @@ def resolving(monkeypatch: pytest.MonkeyPatch, table: dict[str, list[str]]) -> l
 
 
 def allowing(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Takes these addresses of loopback for public ones; the others stay what they are."""
+    """Treat these addresses of loopback as public ones."""
     monkeypatch.setattr(
         "sharp_cog.serving.fetch.is_public", lambda address: str(address) in addresses or is_public(address)
     )
@@ -162,7 +119,9 @@ def test_a_redirect_to_loopback_is_refused(site: Site, monkeypatch: pytest.Monke
     assert {path for _, path, _, _ in site.seen} == {"/open", "/file"}
 
 
-def test_a_name_that_changes_its_address_is_asked_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_resolved_once_so_that_it_cannot_change_its_address(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DNS rebinding: public when it is checked, private when it is used."""
     calls = resolving(monkeypatch, {"rebinding.example": ["127.0.0.1", "127.0.0.2"]})
     allowing(monkeypatch, "127.0.0.1")
@@ -183,7 +142,7 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.Mon
         fetch("http://mixed.example/", GUARDED)
 
 
-def test_what_streams_for_ever_is_cut_at_the_size(site: Site) -> None:
+def test_an_endless_body_is_cut_at_the_size_limit(site: Site) -> None:
     sent = 0
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
@@ -200,8 +159,8 @@ def test_what_streams_for_ever_is_cut_at_the_size(site: Site) -> None:
 
 
 @pytest.mark.parametrize("part", ["header", "body", "nothing"])
-def test_what_drips_is_cut_at_the_time(site: Site, part: str) -> None:
-    """Each piece comes in time, the whole never does."""
+def test_a_slow_answer_is_cut_at_the_time_limit(site: Site, part: str) -> None:
+    """Each piece comes in time, but the whole never does."""
     is_over = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -219,8 +178,7 @@ def test_what_drips_is_cut_at_the_time(site: Site, part: str) -> None:
     is_over.set()
 
 
-def test_a_host_that_never_greets_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A TLS handshake that does not begin."""
+def test_a_tls_handshake_that_never_begins_is_cut_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         with pytest.raises(FetchError, match="did not answer in full"):
@@ -238,24 +196,24 @@ def test_a_host_that_never_greets_is_given_up(monkeypatch: pytest.MonkeyPatch) -
         (b"", "0", "sent an empty file"),
     ],
 )
-def test_what_lies_about_its_length(site: Site, body: bytes, length: str, message: str) -> None:
+def test_a_wrong_length_is_an_error(site: Site, body: bytes, length: str, message: str) -> None:
     with pytest.raises(FetchError, match=message):
         fetch(site.url("/", says(body, Content_Length=length)), OPEN)
 
 
-def test_what_is_longer_than_it_says_is_cut(site: Site) -> None:
+def test_a_body_is_cut_at_its_declared_length(site: Site) -> None:
     assert fetch(site.url("/", says(b"picture and more", Content_Length="7")), OPEN) == b"picture"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate, gzip"])
-def test_a_bomb_is_not_unpacked(site: Site, encoding: str) -> None:
+def test_a_compressed_body_is_refused(site: Site, encoding: str) -> None:
     bomb = gzip.compress(bytes(50_000_000))
     with pytest.raises(FetchError, match="compression, which was not asked for"):
         fetch(site.url("/", says(bomb, Content_Encoding=encoding)), OPEN)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x00\xff garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
-def test_what_is_no_http_is_told(site: Site, raw: bytes) -> None:
+def test_an_answer_that_is_not_http_is_an_error(site: Site, raw: bytes) -> None:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(raw)
 
@@ -263,7 +221,7 @@ def test_what_is_no_http_is_told(site: Site, raw: bytes) -> None:
         fetch(site.url("/", answer), OPEN)
 
 
-def test_a_refusal_is_told_without_the_urls_secrets(site: Site) -> None:
+def test_a_refusal_is_reported_without_the_secrets_of_the_url(site: Site) -> None:
     url = site.url("/private?X-Signature=sesame", says(b"", 403))
     with pytest.raises(FetchError, match=r"127\.0\.0\.1 answered 403 Forbidden") as caught:
         fetch(url, OPEN)
@@ -286,7 +244,7 @@ def test_a_refusal_is_told_without_the_urls_secrets(site: Site) -> None:
         (f"http://{'a' * 300}.com/", "is not known|cannot be read"),
     ],
 )
-def test_a_url_that_is_none_is_refused(url: str, message: str) -> None:
+def test_a_malformed_or_foreign_url_is_refused(url: str, message: str) -> None:
     with pytest.raises(FetchError, match=message) as caught:
         fetch(url, GUARDED)
     assert "sesame" not in str(caught.value)
@@ -299,8 +257,7 @@ def test_any_text_is_a_fetch_error(text: str) -> None:
             fetch(url, ServiceSettings(fetch_seconds=0.2))
 
 
-def test_a_certificate_must_be_the_hosts(tmp_path: Path) -> None:
-    """https is spoken, and a certificate that nobody vouches for is refused."""
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
     key, certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -311,14 +268,14 @@ def test_a_certificate_must_be_the_hosts(tmp_path: Path) -> None:
                 listener.accept()
 
         threading.Thread(target=greet, daemon=True).start()
-        with pytest.raises(FetchError, match="cannot be talked to"):
+        with pytest.raises(FetchError, match="cannot talk to"):
             fetch(
                 f"https://localhost:{plain.getsockname()[1] if plain.fileno() != -1 else listener.getsockname()[1]}/",
                 OPEN,
             )
 
 
-def test_the_right_certificate_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_must_be_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = self_signed(tmp_path)
     monkeypatch.setattr("certifi.where", lambda: str(certificate))
     site = Site()
@@ -327,7 +284,7 @@ def test_the_right_certificate_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
     site.server.socket = context.wrap_socket(site.server.socket, server_side=True)
     site.answers["/"] = says(b"picture")
     assert fetch(f"https://localhost:{site.port}/", OPEN) == b"picture"
-    with pytest.raises(FetchError, match="cannot be talked to"):
+    with pytest.raises(FetchError, match="cannot talk to"):
         fetch(f"https://127.0.0.1:{site.port}/", OPEN)  # The certificate is localhost's.
     site.server.shutdown()
     site.server.server_close()

@@ -56,5 +56,5 @@ def test_a_request_has_one_image_and_at_most_one_depth_map() -> None:
 
 
 def test_an_address_that_is_not_text_is_refused_by_type() -> None:
-    with pytest.raises(InputError, match="^image_url is of type list: give an http"):
+    with pytest.raises(InputError, match=r"^image_url is of type list: give an http"):
         inputs.fetch_named("image_url", ["http://example.com/a.jpg"], ServiceSettings())

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import base64
-import http.server
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DeviceError, PredictionError
 from sharp_cog.formats import FORMATS
 from sharp_cog.serving import runpod
 from sharp_cog.serving.runpod import create_handler
 from tests.gated import Gated
-from tests.serving.test_fetch import Site, says
+from tests.website import Site, says
 
 SETTINGS = ServiceSettings(fetch_private=True)
 
@@ -44,7 +41,7 @@ def site() -> Iterator[Site]:
 
 @pytest.mark.parametrize("name", ["image", "image_base64", "image_b64"])
 @pytest.mark.parametrize("prefix", ["", "data:image/jpeg;base64,"])
-def test_a_picture_becomes_a_splat(name: str, prefix: str) -> None:
+def test_an_image_becomes_a_splat(name: str, prefix: str) -> None:
     answer = ask({name: prefix + b64(b"abcde")})
     content = base64.b64decode(answer.pop("ply"))
     assert content.startswith(b"ply\n")
@@ -100,7 +97,7 @@ def test_a_url_is_fetched(site: Site) -> None:
         ({"images": [{"image": "aGFsbG8="}], "image": "aGFsbG8="}, "invalid_input"),
     ],
 )
-def test_what_cannot_be_is_an_error_with_a_code(values: object, code: str) -> None:
+def test_a_bad_request_is_an_error_with_a_code(values: object, code: str) -> None:
     answer = ask(values)
     assert answer.keys() == {"error", "code"}
     assert answer["code"] == code
@@ -125,15 +122,15 @@ def test_options_beside_a_list_count_for_all() -> None:
     assert [len(base64.b64decode(result["splat"])) for result in answer["results"]] == [3 * 32, 32]
 
 
-def test_a_list_of_which_nothing_came_is_a_failed_job() -> None:
+def test_a_list_without_any_success_is_a_failed_job() -> None:
     answer = ask({"images": [{"image": "%"}, {}]})
     assert answer["status"] == "error"
     assert answer["summary"] == {"total": 2, "succeeded": 0, "failed": 2}
-    assert "none of 2 pictures" in answer["error"]
+    assert "none of 2 images" in answer["error"]
     assert answer["code"] == "invalid_input"
 
 
-def test_what_runpod_cannot_pass_back_is_refused_with_what_could() -> None:
+def test_a_splat_that_is_too_large_is_refused_with_what_would_fit() -> None:
     picture = {"image": b64(bytes(400_000))}  # 22.4 MB as .ply, 29.9 MB as base64.
     refused = ask(picture)
     assert refused["code"] == "result_too_large"
@@ -145,14 +142,14 @@ def test_what_runpod_cannot_pass_back_is_refused_with_what_could() -> None:
     assert ask(picture, id_="sync-1")["code"] == "result_too_large"
 
 
-def test_a_list_shares_what_can_be_passed_back() -> None:
+def test_a_list_shares_the_size_of_one_answer() -> None:
     picture = {"image": b64(bytes(80_000))}  # 6 MB as base64.
     answer = ask({"images": [picture, picture]})
     assert answer["status"] == "partial"
     assert answer["results"][1]["code"] == "result_too_large"
 
 
-def test_a_presigned_address_takes_what_is_large(site: Site) -> None:
+def test_a_large_splat_goes_to_a_presigned_url(site: Site) -> None:
     url = site.url("/bucket/splat.ply?signature=sesame", says(b""))
     answer = ask({"image": b64(bytes(400_000)), "upload_url": url})
     assert answer["status"] == "success"
@@ -166,70 +163,6 @@ def test_a_presigned_address_takes_what_is_large(site: Site) -> None:
     assert "sesame" not in failed["error"]
 
 
-class Bucket(http.server.ThreadingHTTPServer):
-    """As much of S3 as takes one object."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.objects: dict[str, bytes] = {}
-        bucket = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_PUT(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert self.headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=key/")
-                if "aws-chunked" in self.headers.get("Content-Encoding", ""):
-                    size = int(body.partition(b"\r\n")[0].partition(b";")[0], 16)
-                    body = body.partition(b"\r\n")[2][:size]
-                if status == 200:
-                    bucket.objects[urlsplit(self.path).path] = body
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.send_header("ETag", '"1"')
-                self.end_headers()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def settings(self) -> ServiceSettings:
-        return replace(
-            SETTINGS,
-            bucket_endpoint_url=f"http://127.0.0.1:{self.server_address[1]}",
-            bucket_access_key_id="key",
-            bucket_secret_access_key="sesame",
-            bucket_name="splats",
-        )
-
-
-def test_a_bucket_takes_what_is_made() -> None:
-    with Bucket() as bucket:
-        one = ask({"image": b64(b"abc")}, settings=bucket.settings(), id_="job-1")
-        many = ask(
-            {"images": [{"image": b64(b"ab")}, {"image": "%"}, {"image": b64(b"a"), "format": "spz"}]},
-            id_="job-2",
-            settings=bucket.settings(),
-        )
-        bucket.shutdown()
-    urls = [one["url"], *(result["url"] for result in many["results"] if result["status"] == "success")]
-    assert [urlsplit(url).path for url in urls] == ["/splats/job-1.ply", "/splats/job-2_0.ply", "/splats/job-2_2.spz"]
-    assert bucket.objects.keys() == {urlsplit(url).path for url in urls}
-    assert b"element vertex 3\n" in bucket.objects["/splats/job-1.ply"]
-    query = parse_qs(urlsplit(urls[0]).query)
-    assert query["X-Amz-Expires"] == [str(7 * 24 * 3600)]
-    assert "sesame" not in str([one, many])
-
-
-def test_a_bucket_that_takes_nothing_is_told() -> None:
-    with Bucket(status=403) as bucket:
-        answer = ask({"image": b64(b"abc")}, settings=bucket.settings())
-        bucket.shutdown()
-    assert answer == {"error": "the service failed; its log says why", "code": "cannot_write"}
-
-
 @pytest.mark.parametrize("failure", [PredictionError("/secret/path"), ZeroDivisionError("/secret/path")])
 def test_no_traceback_and_no_secret_leaves_the_worker(failure: Exception) -> None:
     pipeline = Gated()
@@ -240,7 +173,7 @@ def test_no_traceback_and_no_secret_leaves_the_worker(failure: Exception) -> Non
     assert "Traceback" not in str(answer)
 
 
-def test_a_device_that_failed_asks_for_a_new_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_device_asks_for_a_new_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = tmp_path / "ready"
     ready.touch()
     monkeypatch.setattr(runpod, "READY", ready)
@@ -251,8 +184,8 @@ def test_a_device_that_failed_asks_for_a_new_worker(tmp_path: Path, monkeypatch:
     assert ask({"images": [{"image": b64(b"abc")}]}, pipeline=pipeline)["refresh_worker"] is True
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[str, str]] = []
-    handler = create_handler(Gated(), SETTINGS, tell=lambda job, text: told.append((job["id"], text)))
+def test_progress_is_reported() -> None:
+    reported: list[tuple[str, str]] = []
+    handler = create_handler(Gated(), SETTINGS, report=lambda job, text: reported.append((job["id"], text)))
     handler({"id": "a", "input": {"images": [{"image": b64(b"abc")}, {"image": b64(b"abc")}]}})
-    assert told == [("a", "picture 1 of 2"), ("a", "predicting"), ("a", "picture 2 of 2"), ("a", "predicting")]
+    assert reported == [("a", "image 1 of 2"), ("a", "predicting"), ("a", "image 2 of 2"), ("a", "predicting")]

@@ -1,4 +1,4 @@
-"""The HTTP service on a real socket: what it answers, and what it does with clients that misbehave."""
+"""The HTTP service on a real socket: its answers, and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from plyfile import PlyData
 
 from benchmarks.serve import drive
 from sharp_cog import PredictOptions, Settings, SharpPipeline
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import CheckpointError, DeviceError
 from sharp_cog.formats import FORMATS
 from tests.gated import Gated
+from tests.lift import small_lift
 from tests.service import Service, serving
-from tests.serving.test_fetch import Site, says
+from tests.website import Site, says
 
 ROOT = Path(__file__).parents[2]
 ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))
@@ -38,7 +39,7 @@ GIVEN: dict[str, Any] = {"file": ("the room.jpg", ROOM), "depth": ("room.png", D
 
 @pytest.fixture(scope="module")
 def lift() -> SharpPipeline:
-    return SharpPipeline.load(Settings(model="lift", device="cpu"))
+    return small_lift()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def post(service: Service, path: str, files: dict[str, Any] | None = None, **dat
     return requests.post(f"{service.url}{path}", files=GIVEN if files is None else files, data=data, timeout=60)
 
 
-def test_programs_are_told_what_this_is(service: Service) -> None:
+def test_programs_get_a_description_of_the_service(service: Service) -> None:
     told = requests.get(service.url, timeout=10).json()
     assert told.keys() >= {"message", "version", "endpoints"}
     assert "/predict" in told["endpoints"]
@@ -76,7 +77,7 @@ def test_browsers_get_the_page(service: Service) -> None:
     assert answer.headers["Vary"] == "Accept"
 
 
-def test_health(service: Service) -> None:
+def test_health_names_the_model_and_the_device(service: Service) -> None:
     answer = requests.get(f"{service.url}/health", timeout=10)
     assert answer.status_code == 200
     assert answer.json() == {
@@ -89,19 +90,19 @@ def test_health(service: Service) -> None:
 
 
 def test_a_splat_as_a_file(service: Service, lift: SharpPipeline, tmp_path: Path) -> None:
-    answer = post(service, "/predict/ply", f_px=900, max_gaussians=5000)
+    answer = post(service, "/predict/ply", f_px=900, max_gaussians=500)
     assert answer.status_code == 200
     assert answer.headers["Content-Disposition"] == 'attachment; filename="the_room.ply"'
     assert answer.headers["Content-Type"] == "application/octet-stream"
     assert int(answer.headers["Content-Length"]) == len(answer.content)
-    assert PlyData.read(io.BytesIO(answer.content))["vertex"].count == 5000
-    own = lift(ROOM, PredictOptions(focal_length_px=900, max_gaussians=5000), depth_bytes=DEPTH)
+    assert PlyData.read(io.BytesIO(answer.content))["vertex"].count == 500
+    own = lift(ROOM, PredictOptions(focal_length_px=900, max_gaussians=500), depth=DEPTH)
     assert own.write(tmp_path / "own.ply").read_bytes() == answer.content
 
 
 def test_a_splat_as_arrays(service: Service, lift: SharpPipeline) -> None:
     """JSON, JSON compressed, and numpy's own: the same numbers, and those of the pipeline."""
-    own = lift(ROOM, PredictOptions(max_gaussians=3000), depth_bytes=DEPTH)
+    own = lift(ROOM, PredictOptions(max_gaussians=300), depth=DEPTH)
     told: dict[str, Any] = {}
     for name, headers in {
         "plain": {"Accept-Encoding": "identity"},
@@ -112,7 +113,7 @@ def test_a_splat_as_arrays(service: Service, lift: SharpPipeline) -> None:
         answer = requests.post(
             f"{service.url}/predict",
             files=GIVEN,
-            data={"max_gaussians": 3000},
+            data={"max_gaussians": 300},
             headers=headers,
             timeout=60,
             stream=True,
@@ -132,10 +133,10 @@ def test_a_splat_as_arrays(service: Service, lift: SharpPipeline) -> None:
         assert found.keys() == {"positions", "scales", "rotations", "opacities", "colors", "metadata"}
         np.testing.assert_array_equal(np.array(found["positions"], np.float32), own.gaussians.means)
         np.testing.assert_array_equal(np.array(found["rotations"], np.float32), own.gaussians.quaternions_wxyz)
-        assert np.shape(found["opacities"]) == (3000, 1)
+        assert np.shape(found["opacities"]) == (300, 1)
         about = found["metadata"]
         assert about["image_size"] == [1200, 800]
-        assert about["num_gaussians"] == 3000
+        assert about["num_gaussians"] == 300
         assert about["focal_length"] == pytest.approx(own.camera.focal_length_px)
         assert about["focal_length_source"] == "exif_35mm"
 
@@ -156,7 +157,7 @@ def test_a_picture_by_url_and_its_depth_map_as_a_file(service: Service, site: Si
     assert 'filename="splat.spz"' in answer.headers["Content-Disposition"]
 
 
-def test_what_a_phone_takes(service: Service) -> None:
+def test_an_image_of_a_phone_is_accepted(service: Service) -> None:
     """HEIC, as an iPhone writes it."""
     file = io.BytesIO()
     pillow_heif.from_pillow(Image.open(io.BytesIO(ROOM))).save(file)
@@ -165,7 +166,7 @@ def test_what_a_phone_takes(service: Service) -> None:
     assert 'filename="IMG_0001.spz"' in answer.headers["Content-Disposition"]
 
 
-def test_no_url_leads_inside_unless_a_setting_says_so(lift: SharpPipeline, site: Site) -> None:
+def test_a_url_with_a_private_address_needs_a_setting(lift: SharpPipeline, site: Site) -> None:
     url = site.url("/a.jpg", says(ROOM))
     with serving(lambda: lift, ServiceSettings()) as guarded:
         answer = requests.post(f"{guarded.url}/predict/ply", data={"image_url": url}, timeout=60)
@@ -197,7 +198,7 @@ def test_no_url_leads_inside_unless_a_setting_says_so(lift: SharpPipeline, site:
         ("/health", {"file": ROOM}, {}, 405, "method_not_allowed"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_a_bad_request_is_refused_with_a_code(
     service: Service, path: str, files: dict[str, Any], data: dict[str, Any], status: int, code: str
 ) -> None:
     answer = post(service, path, files, **data)
@@ -215,7 +216,7 @@ def test_a_format_that_is_not_installed_is_refused_and_not_offered(tmp_path: Pat
         assert "html" not in {format_["name"] for format_ in requests.get(bare.url, timeout=10).json()["formats"]}
 
 
-def test_a_body_that_is_no_form_is_refused(service: Service) -> None:
+def test_a_body_that_is_not_a_form_is_refused(service: Service) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=x", "application/json", "image/jpeg"):
         answer = requests.post(
             f"{service.url}/predict/ply", data=b"--y\r\n{}", headers={"Content-Type": content_type}, timeout=10
@@ -263,7 +264,7 @@ def test_metrics_count_by_outcome(lift: SharpPipeline) -> None:
     assert "sharp_ready 1.0" in lines
 
 
-def test_a_model_that_loads_is_waited_for() -> None:
+def test_requests_are_refused_until_the_model_is_loaded() -> None:
     go_on = threading.Event()
 
     def load() -> SharpPipeline:
@@ -281,7 +282,7 @@ def test_a_model_that_loads_is_waited_for() -> None:
         assert post(loading, "/predict/ply", {"file": b"abc"}).status_code == 200
 
 
-def test_a_model_that_cannot_be_loaded_is_no_health() -> None:
+def test_health_reports_a_model_that_cannot_be_loaded() -> None:
     def load() -> SharpPipeline:
         raise CheckpointError("/models/sharp.pt is broken")
 
@@ -296,7 +297,7 @@ def test_a_model_that_cannot_be_loaded_is_no_health() -> None:
         assert post(failed, "/predict/ply", {"file": b"abc"}).status_code == 503
 
 
-def test_a_full_queue_is_told() -> None:
+def test_a_full_queue_answers_when_to_try_again() -> None:
     pipeline = Gated(is_open=False)
     with serving(lambda: pipeline, ServiceSettings(queue_size=1)) as busy, ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(post, busy, "/predict/splat", {"file": bytes(number)}) for number in (5, 6)]
@@ -315,7 +316,7 @@ def until(service: Service, condition: Any) -> None:
         time.sleep(0.01)
 
 
-def test_who_hangs_up_leaves_the_queue() -> None:
+def test_a_client_that_disconnects_loses_its_place_in_the_queue() -> None:
     pipeline = Gated(is_open=False)
     with serving(lambda: pipeline) as busy, ThreadPoolExecutor(2) as clients:
         first = clients.submit(post, busy, "/predict/splat", {"file": bytes(5)})
@@ -334,7 +335,7 @@ def test_who_hangs_up_leaves_the_queue() -> None:
         assert 'outcome="hung_up"} 1.0' in requests.get(f"{busy.url}/metrics", timeout=10).text
 
 
-def test_who_hangs_up_before_the_upload_ends_counts_as_hung_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_during_its_upload_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Gated) as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=10) as sock:
             sock.sendall(
@@ -358,7 +359,7 @@ def test_a_request_has_a_deadline() -> None:
         assert post(busy, "/predict/splat", {"file": b"abcd"}).status_code == 200
 
 
-def test_a_device_that_failed_is_no_health() -> None:
+def test_health_reports_a_failed_device() -> None:
     pipeline = Gated()
     pipeline.failure = DeviceError("CUDA error: an illegal memory access was encountered")
     with serving(lambda: pipeline) as broken:
@@ -369,7 +370,7 @@ def test_a_device_that_failed_is_no_health() -> None:
         assert (health.status_code, health.json()["code"]) == (503, "device_failed")
 
 
-def test_progress_is_told_by_the_requests_own_name() -> None:
+def test_progress_is_found_by_the_request_id() -> None:
     pipeline = Gated(is_open=False)
     with serving(lambda: pipeline) as busy, ThreadPoolExecutor(2) as clients:
 
@@ -391,7 +392,7 @@ def test_progress_is_told_by_the_requests_own_name() -> None:
         assert requests.get(f"{busy.url}/progress/mine-1", timeout=10).status_code == 404
 
 
-def test_stopping_finishes_what_runs_and_takes_no_more() -> None:
+def test_stopping_finishes_running_requests_and_takes_no_more() -> None:
     pipeline = Gated(is_open=False)
     with ThreadPoolExecutor(2) as clients, serving(lambda: pipeline) as stopping:
         task = clients.submit(post, stopping, "/predict/splat", {"file": bytes(5)})
@@ -413,7 +414,7 @@ def is_listening(service: Service) -> bool:
     return True
 
 
-def test_no_file_is_left(lift: SharpPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_left_behind(lift: SharpPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with serving(lambda: lift) as fresh:
         (folder,) = tmp_path.glob("sharp_cog-scratch-*")
@@ -434,7 +435,7 @@ def test_no_file_is_left(lift: SharpPipeline, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_many_clients_each_get_their_own(service: Service) -> None:
+def test_many_clients_each_get_their_own_splat(service: Service) -> None:
     report = drive(service.url, num_requests=12, num_clients=6, num_pictures=3)
     assert (report.num_lost, report.num_wrong) == (0, 0)
 
