@@ -1,4 +1,4 @@
-"""Depth maps that people bring, in every file format."""
+"""Depth maps in every file format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MILLIMETRES = (DEPTH * 1000).astype(np.uint16)
 
 
 def read(content: bytes) -> maps.DepthMap:
-    """Reads a map for a photograph of its shape, in every meaning, and checks what every map promises."""
+    """Decode a map for an image of its shape, and check the properties that every decoded map has."""
     height, width = depth_files.read(content).values.shape
     camera = Camera(width=width, height=height, focal_length_px=100.0)
     depth_map = maps.decode(content, camera)

@@ -1,4 +1,4 @@
-"""Depth maps made to mislead: each is read as what it is, or refused with what is wrong, soon and in little memory."""
+"""Hostile depth maps: each is read, or refused with the reason, in little time and memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.depth.samples import exr, npy, pfm
 from tests.fuzz.hostile import STRIP, TILE, tiff, zeros
 from tests.fuzz.refusals import refusal
 from tests.fuzz.targets_depth import DEPTH, HEIGHT, WIDTH, exr_seeds, read
-from tests.fuzz.targets_pictures import chunk, png
+from tests.fuzz.targets_images import chunk, png
 
 
 def refused(content: bytes) -> str:
@@ -27,7 +27,7 @@ def refused(content: bytes) -> str:
 
 
 def headed(header: str, body: bytes = b"", version: int = 1) -> bytes:
-    """A .npy with this header, true or not."""
+    """Return a .npy with this header, true or not."""
     size = struct.pack("<H" if version == 1 else "<I", len(header) + 1)
     return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode("latin-1") + b"\n" + body
 
@@ -37,7 +37,7 @@ def described(dtype: str, shape: str, *, order: bool = False) -> str:
 
 
 class Trap:
-    """What would write a file if anybody unpickled it."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +49,7 @@ class Trap:
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     pickle.loads(trap)
-    assert (tmp_path / "sprung").exists()  # It does spring.
+    assert (tmp_path / "sprung").exists()  # The trap works.
     (tmp_path / "sprung").unlink()
     objects = np.empty((8, 12), dtype=object)
     objects.fill(Trap(tmp_path / "sprung"))
@@ -100,7 +100,7 @@ def test_shapes_that_lie_are_refused(shape: str, version: int) -> None:
         *("[('depth_m', '|O')]", "[('', '')]", "[('depth_m', '<f4', (1000000000,))]", "__import__('os')", "[" * 500),
     ],
 )
-def test_types_that_are_no_numbers_are_refused(dtype: str) -> None:
+def test_types_other_than_numbers_are_refused(dtype: str) -> None:
     assert ".npy" in refused(headed(described(dtype, "(8, 12)"), DEPTH.tobytes()))
 
 
@@ -143,12 +143,12 @@ def test_every_layout_of_numbers_is_read_as_numpy_reads_it() -> None:
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -np.inf, 0.0, -1.0])
 @pytest.mark.parametrize("kind", ["<f4", "<f8"])
-def test_maps_of_nothing_known_are_refused(fill: float, kind: str) -> None:
+def test_maps_without_a_known_pixel_are_refused(fill: float, kind: str) -> None:
     assert refusal(read, npy(np.full((HEIGHT, WIDTH), fill, dtype=kind)), DepthError)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300, 5e-324])
-def test_one_odd_value_does_no_harm_to_the_others(value: float) -> None:
+def test_one_odd_value_does_not_change_the_others(value: float) -> None:
     values = DEPTH.astype(np.float64)
     values[3, 4] = value
     known = np.arange(DEPTH.size).reshape(DEPTH.shape) != 3 * WIDTH + 4
@@ -175,7 +175,7 @@ def test_npz_bombs_are_not_expanded() -> None:
     assert "which is not an array" in refused(nested)
 
 
-def test_an_npz_whose_directory_lies_is_refused() -> None:
+def test_an_npz_with_a_wrong_directory_is_read_or_refused() -> None:
     whole = zipped([npy(DEPTH)])
     place = whole.rindex(b"PK\1\2")
     for offset in (8, 10, 16, 20, 24, 28, 30, 32, 42):
@@ -192,7 +192,7 @@ def test_an_npz_whose_directory_lies_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_largest_npz_is_refused_in_time_where_its_checksum_is_wrong() -> None:
+def test_the_largest_npz_with_a_wrong_checksum_is_refused_in_time() -> None:
     size = 800_000_000
     whole = zipped([BOMB_HEADER, *[bytes(1 << 20)] * (size >> 20), bytes(size & (1 << 20) - 1)])
     place = whole.rindex(b"PK\1\2") + 16
@@ -213,7 +213,7 @@ def test_the_largest_npz_is_refused_in_time_where_its_checksum_is_wrong() -> Non
         *("PF\n12 8\n-1\n", "Pf\n\n\n\n", "Pfx\n12 8\n-1\n", "Pf" + " " * 300 + "12 8 -1\n"),
     ],
 )
-def test_pfm_headers_that_lie_are_read_as_they_are_or_refused(header: str) -> None:
+def test_odd_pfm_headers_are_read_or_refused(header: str) -> None:
     content = header.encode() + DEPTH[::-1].tobytes()
     try:
         values = depth_files.read(content).values
@@ -225,7 +225,7 @@ def test_pfm_headers_that_lie_are_read_as_they_are_or_refused(header: str) -> No
 
 
 def exr_with(**header: object) -> bytes:
-    """Our .exr with attributes of its header overwritten by the same number of bytes."""
+    """Return an .exr with attributes of its header overwritten by the same number of bytes."""
     content = exr_seeds()[0]
     for name, value in header.items():
         assert isinstance(value, bytes)
@@ -244,7 +244,7 @@ def test_an_exr_with_a_huge_window_is_refused(corner: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", ["channels", "compression", "lineOrder", "displayWindow", "pixelAspectRatio"])
 @pytest.mark.parametrize("value", [b"", b"\xff" * 64, b"\x01" * 64])
-def test_an_exr_with_a_broken_header_is_read_as_it_is_or_refused(name: str, value: bytes) -> None:
+def test_an_exr_with_a_broken_header_is_read_or_refused(name: str, value: bytes) -> None:
     content = exr_with(**{name: value})
     try:
         values = depth_files.read(content).values
@@ -263,20 +263,20 @@ def test_an_exr_of_many_channels_or_parts_is_refused_before_its_pixels_are_read(
     assert "the channels Z, Z" in refused((tmp_path / "parts.exr").read_bytes())
 
 
-def test_errors_of_an_exr_name_no_file() -> None:
+def test_errors_of_an_exr_do_not_name_a_temporary_file() -> None:
     content = exr_seeds()[0]
     for length in range(4, len(content), 97):
         assert "/" not in refused(content[:length])
 
 
-def test_tiles_and_chunks_without_end_are_refused() -> None:
+def test_countless_chunks_and_huge_tiles_are_refused() -> None:
     assert "its tiles have" in refused(tiff(dict.fromkeys(TILE, 1 << 15) | {258: 32, 339: 3}, zeros(1 << 22)))
     whole = png(64, 64, bits=16, colour_type=0)
     assert "too many parts" in refused(whole[:33] + chunk(b"prIv", b"") * 400_000 + whole[33:])
 
 
 @pytest.mark.slow
-def test_the_largest_maps_are_refused_in_time_where_they_are_broken() -> None:
+def test_the_largest_maps_are_refused_in_time_if_they_are_broken() -> None:
     floats = dict.fromkeys(STRIP, 10_000) | {258: 32, 339: 3}
     assert "broken" in refused(tiff(floats, zeros(4 * 10**8)[:-1_000], 10_000, 10_000))
     assert "broken" in refused(png(10_000, 10_000, bits=16, colour_type=0, data=zeros(10_000 * 20_001)[:-1_000]))

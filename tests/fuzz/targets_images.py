@@ -1,4 +1,4 @@
-"""Photographs in every format and colour mode, and what lies in them: EXIF blocks, colour profiles, checked chunks."""
+"""Images in every format and colour mode, and their parts: EXIF blocks, colour profiles, checked chunks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.imaging.samples import encoded, exif, grey_profile, grey_tiff, heic, 
 
 WIDTH, HEIGHT = 40, 32
 _GENERATOR = np.random.default_rng(0)
-PICTURE = Image.fromarray(np.kron(_GENERATOR.integers(0, 256, (4, 5, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)))
-GREY, INK, ALPHA = PICTURE.convert("L"), PICTURE.convert("CMYK"), PICTURE.copy()
+IMAGE = Image.fromarray(np.kron(_GENERATOR.integers(0, 256, (4, 5, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)))
+GREY, INK, ALPHA = IMAGE.convert("L"), IMAGE.convert("CMYK"), IMAGE.copy()
 ALPHA.putalpha(GREY)
 SIXTEEN_BITS = Image.fromarray(np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16))
-PALETTE, BITS = PICTURE.quantize(16), PICTURE.convert("1")
-FRAMES = [PICTURE.rotate(90 * turn) for turn in range(1, 3)]
+PALETTE, BITS = IMAGE.quantize(16), IMAGE.convert("1")
+FRAMES = [IMAGE.rotate(90 * turn) for turn in range(1, 3)]
 EXIF = exif(6, focal_length=4.2, focal_length_35mm=28).tobytes()
 WITH_ALL = {"exif": EXIF, "icc_profile": linear_profile()}
 
 
 def read(content: bytes) -> SourceImage:
-    """Decodes, and checks what every photograph promises."""
+    """Decode an image, and check the properties that every decoded image has."""
     source = decode(content)
     camera = source.camera
     assert source.rgb.dtype == np.uint8
@@ -44,22 +44,22 @@ def read(content: bytes) -> SourceImage:
 
 def jpeg_seeds() -> list[bytes]:
     return [
-        encoded(PICTURE, "JPEG", **WITH_ALL),
-        encoded(PICTURE, "JPEG", progressive=True, subsampling=0),
+        encoded(IMAGE, "JPEG", **WITH_ALL),
+        encoded(IMAGE, "JPEG", progressive=True, subsampling=0),
         encoded(INK, "JPEG", icc_profile=ink_profile()),
         encoded(GREY, "JPEG", icc_profile=grey_profile(), restart_marker_rows=1),
-        encoded(PICTURE, "MPO", save_all=True, append_images=FRAMES[:1]),
+        encoded(IMAGE, "MPO", save_all=True, append_images=FRAMES[:1]),
     ]
 
 
 def png_seeds() -> list[bytes]:
     return [
-        encoded(PICTURE, "PNG", **WITH_ALL),
+        encoded(IMAGE, "PNG", **WITH_ALL),
         encoded(ALPHA, "PNG"),
         encoded(PALETTE, "PNG", transparency=3),
         encoded(SIXTEEN_BITS, "PNG", transparency=1234),
         encoded(BITS, "PNG"),
-        encoded(PICTURE, "PNG", save_all=True, append_images=FRAMES),
+        encoded(IMAGE, "PNG", save_all=True, append_images=FRAMES),
         png(WIDTH, HEIGHT, bits=16, colour_type=6, interlaced=True),
         png(WIDTH, HEIGHT, bits=2, colour_type=0, chunks=[(b"zTXt", b"Comment\0\0" + zlib.compress(b"words " * 50))]),
     ]
@@ -75,7 +75,7 @@ def png(
     chunks: list[tuple[bytes, bytes]] | None = None,
     data: bytes | None = None,
 ) -> bytes:
-    """A PNG put together by hand: Pillow writes neither 16 bits of colour nor interlaced ones."""
+    """Return a PNG put together by hand, since Pillow writes neither 16 bits of colour nor interlaced images."""
     if data is None:
         data = zlib.compress(_zero_rows(width, height, bits * _NUM_CHANNELS[colour_type], interlaced=interlaced))
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlaced)
@@ -93,7 +93,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def _zero_rows(width: int, height: int, num_bits: int, *, interlaced: bool) -> bytes:
-    """Rows of pixels of so many zero bits, each behind the number of its filter, in one pass or in seven."""
+    """Return rows of black pixels of `num_bits` bits, each after the number of its filter, in one pass or in seven."""
     rows = b""
     for left, top, step_x, step_y in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
         num_columns, num_rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
@@ -106,7 +106,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def with_right_checksums(content: bytes) -> bytes:
-    """A PNG's chunks as they are, each with the checksum that it should have, without which nobody looks into it."""
+    """Return a PNG with the checksums of its chunks corrected, since decoders skip chunks with wrong ones."""
     position, parts = 8, [content[:8]]
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 4], "big")
@@ -120,34 +120,34 @@ def with_right_checksums(content: bytes) -> bytes:
 
 def webp_seeds() -> list[bytes]:
     return [
-        encoded(PICTURE, "WEBP", **WITH_ALL),
+        encoded(IMAGE, "WEBP", **WITH_ALL),
         encoded(ALPHA, "WEBP"),
         encoded(ALPHA, "WEBP", lossless=True, exact=True),
-        encoded(PICTURE, "WEBP", save_all=True, append_images=FRAMES, lossless=True),
+        encoded(IMAGE, "WEBP", save_all=True, append_images=FRAMES, lossless=True),
     ]
 
 
 def tiff_seeds() -> list[bytes]:
     compressions = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd")
     return [
-        encoded(PICTURE, "TIFF", **WITH_ALL),
-        *(encoded(PICTURE, "TIFF", compression=compression) for compression in compressions),
-        encoded(PICTURE, "TIFF", tiffinfo={322: 16, 323: 16}, compression="tiff_lzw"),  # Tiles.
+        encoded(IMAGE, "TIFF", **WITH_ALL),
+        *(encoded(IMAGE, "TIFF", compression=compression) for compression in compressions),
+        encoded(IMAGE, "TIFF", tiffinfo={322: 16, 323: 16}, compression="tiff_lzw"),  # Tiles.
         encoded(BITS, "TIFF", compression="group4"),
         encoded(SIXTEEN_BITS, "TIFF"),
         encoded(INK, "TIFF", icc_profile=ink_profile()),
         encoded(PALETTE, "TIFF", big_tiff=True),
         grey_tiff(12, bytes(range(256)) * 18),
-        encoded(PICTURE, "TIFF", save_all=True, append_images=FRAMES[:1], compression="tiff_deflate"),
+        encoded(IMAGE, "TIFF", save_all=True, append_images=FRAMES[:1], compression="tiff_deflate"),
     ]
 
 
 def bmp_seeds() -> list[bytes]:
-    return [encoded(PICTURE, "BMP"), encoded(PALETTE, "BMP"), encoded(BITS, "BMP"), run_length_bmp(WIDTH, HEIGHT)]
+    return [encoded(IMAGE, "BMP"), encoded(PALETTE, "BMP"), encoded(BITS, "BMP"), run_length_bmp(WIDTH, HEIGHT)]
 
 
 def run_length_bmp(width: int, height: int, *, bits: int = 8, data: bytes | None = None) -> bytes:
-    """A BMP whose rows are runs of one colour."""
+    """Return a run-length encoded BMP, whose rows are runs of one colour unless other data are given."""
     if data is None:
         data = b"".join(bytes([width, row % 16, 0, 0]) for row in range(height)) + b"\0\1"
     palette, compression = bytes(range(64)) * 16, {8: 1, 4: 2}[bits]
@@ -159,40 +159,40 @@ def run_length_bmp(width: int, height: int, *, bits: int = 8, data: bytes | None
 
 def gif_seeds() -> list[bytes]:
     return [
-        encoded(PICTURE, "GIF"),
+        encoded(IMAGE, "GIF"),
         encoded(PALETTE, "GIF", transparency=2, interlace=1, comment=b"a comment"),
-        encoded(PICTURE, "GIF", save_all=True, append_images=FRAMES, loop=0, disposal=2),
+        encoded(IMAGE, "GIF", save_all=True, append_images=FRAMES, loop=0, disposal=2),
     ]
 
 
 def avif_seeds() -> list[bytes]:
     return [
-        encoded(PICTURE, "AVIF", **WITH_ALL),
+        encoded(IMAGE, "AVIF", **WITH_ALL),
         encoded(ALPHA, "AVIF", quality=50),
-        encoded(PICTURE, "AVIF", save_all=True, append_images=FRAMES),
+        encoded(IMAGE, "AVIF", save_all=True, append_images=FRAMES),
     ]
 
 
 def heic_seeds() -> list[bytes]:
     ten_bits = io.BytesIO()
-    pixels = (np.asarray(PICTURE).astype(np.uint16) * 257).tobytes()
+    pixels = (np.asarray(IMAGE).astype(np.uint16) * 257).tobytes()
     pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), pixels).save(ten_bits, quality=50)
-    return [heic(np.asarray(PICTURE), exif=EXIF), heic(np.asarray(ALPHA)), ten_bits.getvalue()]
+    return [heic(np.asarray(IMAGE), exif=EXIF), heic(np.asarray(ALPHA)), ten_bits.getvalue()]
 
 
 def read_exif(block: bytes) -> SourceImage:
-    """Reads a picture that has these bytes for its EXIF block, in the format that takes blocks of any size."""
+    """Decode an image with these bytes for its EXIF block; a PNG takes blocks of any size."""
     return read(png(WIDTH, HEIGHT, chunks=[(b"eXIf", block)]))
 
 
 def exif_seeds() -> list[bytes]:
-    # Without the name before it, which a JPEG has and a PNG does not.
+    # A JPEG has a name before the block, and a PNG does not.
     return [EXIF.removeprefix(b"Exif\0\0"), *(exif(turn).tobytes().removeprefix(b"Exif\0\0") for turn in (1, 8))]
 
 
 def read_profile(profile: bytes) -> list[SourceImage]:
-    """Reads pictures of each kind of pixel that have these bytes for their profile."""
-    return [read(encoded(image, "TIFF", icc_profile=profile)) for image in (PICTURE, GREY, INK)]
+    """Decode images of each kind of pixel with these bytes for their colour profile."""
+    return [read(encoded(image, "TIFF", icc_profile=profile)) for image in (IMAGE, GREY, INK)]
 
 
 def profile_seeds() -> list[bytes]:
@@ -200,16 +200,16 @@ def profile_seeds() -> list[bytes]:
 
 
 _READERS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes], object]]] = {
-    "picture-jpeg": (jpeg_seeds, read),
-    "picture-png": (png_seeds, read),
-    "picture-png-checked": (png_seeds, lambda content: read(with_right_checksums(content))),
-    "picture-webp": (webp_seeds, read),
-    "picture-tiff": (tiff_seeds, read),
-    "picture-bmp": (bmp_seeds, read),
-    "picture-gif": (gif_seeds, read),
-    "picture-avif": (avif_seeds, read),
-    "picture-heic": (heic_seeds, read),
-    "picture-exif": (exif_seeds, read_exif),
-    "picture-profile": (profile_seeds, read_profile),
+    "image-jpeg": (jpeg_seeds, read),
+    "image-png": (png_seeds, read),
+    "image-png-checked": (png_seeds, lambda content: read(with_right_checksums(content))),
+    "image-webp": (webp_seeds, read),
+    "image-tiff": (tiff_seeds, read),
+    "image-bmp": (bmp_seeds, read),
+    "image-gif": (gif_seeds, read),
+    "image-avif": (avif_seeds, read),
+    "image-heic": (heic_seeds, read),
+    "image-exif": (exif_seeds, read_exif),
+    "image-profile": (profile_seeds, read_profile),
 }
 TARGETS = [Target(name, seeds, run, (ImageError,)) for name, (seeds, run) in _READERS.items()]

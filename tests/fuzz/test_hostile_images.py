@@ -1,4 +1,4 @@
-"""Pictures made to mislead: each is read as what it is, or refused with what is wrong, soon and in little memory."""
+"""Hostile images: each is decoded, or refused with the reason, in little time and memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from PIL import Image
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.images import decode
 from tests.fuzz.refusals import refusal
-from tests.fuzz.targets_pictures import (
+from tests.fuzz.targets_images import (
     EXIF,
     HEIGHT,
-    PICTURE,
+    IMAGE,
     WIDTH,
     gif_seeds,
     jpeg_seeds,
@@ -27,16 +27,18 @@ from tests.fuzz.targets_pictures import (
 )
 from tests.imaging.samples import linear_profile
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 JPEG = jpeg_seeds()[0]
 GIF = gif_seeds()[0]
-PIXELS = np.asarray(PICTURE)
+PIXELS = np.asarray(IMAGE)
 
 
 def refused(content: bytes) -> str:
     return refusal(decode, content, ImageError)
 
 
-# Polyglots: what a file begins with is what it is.
+# Polyglots: the first bytes of a file decide its format.
 
 
 def test_a_zip_behind_a_jpeg_changes_nothing() -> None:
@@ -44,7 +46,7 @@ def test_a_zip_behind_a_jpeg_changes_nothing() -> None:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("page.html", "<script>alert(1)</script>")
     np.testing.assert_array_equal(read(JPEG + archive.getvalue()).rgb, read(JPEG).rgb)
-    assert "not a picture" in refused(archive.getvalue() + JPEG)
+    assert "not an image" in refused(archive.getvalue() + JPEG)
 
 
 def test_a_png_behind_a_jpeg_changes_nothing() -> None:
@@ -60,7 +62,7 @@ def test_a_script_behind_a_gif_changes_nothing() -> None:
 
 
 def exif_block(*entries: tuple[int, int, int, int], next_directory: int = 0) -> bytes:
-    """A little-endian directory of (tag, type, count, value) at offset 8."""
+    """Return a little-endian directory of (tag, type, count, value) at offset 8."""
     rows = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + rows + struct.pack("<I", next_directory)
 
@@ -84,10 +86,10 @@ EXIF_DIRECTORY, GPS_DIRECTORY, ORIENTATION, FOCAL_LENGTH = 0x8769, 0x8825, 0x011
         bytes(100_000),
     ],
 )
-def test_exif_that_loops_or_lies_leaves_the_picture_as_it_is(block: bytes) -> None:
+def test_exif_that_loops_or_lies_is_ignored(block: bytes) -> None:
     source = read_exif(block)
     assert source.camera.focal_length_source == "default"
-    assert source.turn is None
+    assert source.orientation is None
 
 
 LINEAR = linear_profile()
@@ -107,19 +109,17 @@ LINEAR = linear_profile()
         LINEAR[:36] + b"none" + LINEAR[40:],
     ],
 )
-def test_profiles_of_garbage_or_with_lengths_that_lie_do_no_harm(profile: bytes) -> None:
-    for source, image in zip(
-        read_profile(profile), (PICTURE, PICTURE.convert("L"), PICTURE.convert("CMYK")), strict=True
-    ):
+def test_broken_profiles_and_profiles_with_wrong_lengths_do_no_harm(profile: bytes) -> None:
+    for source, image in zip(read_profile(profile), (IMAGE, IMAGE.convert("L"), IMAGE.convert("CMYK")), strict=True):
         assert source.rgb.shape == PIXELS.shape
         if len(profile) < len(LINEAR):
             np.testing.assert_array_equal(source.rgb, image.convert("RGB"))
 
 
-# Sixteen bits, and other depths.
+# Sixteen bits, and other bit depths.
 
 
-def test_sixteen_bits_in_either_order_and_with_alpha() -> None:
+def test_sixteen_bits_are_read_in_either_byte_order_and_with_alpha() -> None:
     values = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
     expected = np.rint(values.astype(np.uint16) / 257)
     for order in (b"II*\0", b"MM\0*"):
@@ -133,28 +133,28 @@ def test_sixteen_bits_in_either_order_and_with_alpha() -> None:
             entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items())
             content = order + struct.pack(">IH", 8, 9) + entries + bytes(4) + values.astype(">u2").tobytes()
         np.testing.assert_array_equal(read(content).rgb[..., 0], expected)
-    assert (read(png(WIDTH, HEIGHT, bits=16, colour_type=4)).rgb == 255).all()  # Black, and wholly transparent.
+    assert (read(png(WIDTH, HEIGHT, bits=16, colour_type=4)).rgb == 255).all()  # Black, but transparent.
     assert (read(png(WIDTH, HEIGHT, bits=16, colour_type=6)).rgb == 255).all()
     assert (read(png(WIDTH, HEIGHT, bits=16, colour_type=2)).rgb == 0).all()
 
 
 @pytest.mark.parametrize(("bits", "colour_type"), [(1, 0), (2, 0), (4, 0), (8, 4), (16, 0), (8, 6)])
 @pytest.mark.parametrize("interlaced", [False, True])
-def test_all_depths_and_interlacing(bits: int, colour_type: int, interlaced: bool) -> None:
+def test_a_png_may_have_any_bit_depth_and_be_interlaced(bits: int, colour_type: int, interlaced: bool) -> None:
     content = png(WIDTH, HEIGHT, bits=bits, colour_type=colour_type, interlaced=interlaced)
     expected = 255 if colour_type >= 4 else 0
     assert (read(content).rgb == expected).all()
 
 
 @pytest.mark.parametrize("alphas", [b"", b"\0", b"\x80" * 4])
-def test_a_palette_with_too_few_or_too_many_alphas(alphas: bytes) -> None:
+def test_a_palette_may_have_fewer_alphas_than_colours(alphas: bytes) -> None:
     chunks = [(b"PLTE", bytes(range(48))), (b"tRNS", alphas)]
     rgb = read(png(WIDTH, HEIGHT, bits=4, colour_type=3, chunks=chunks)).rgb
     share = alphas[0] / 255 if alphas else 1
     assert np.abs(rgb - (np.array([0, 1, 2]) * share + 255 * (1 - share))).max() <= 1
 
 
-def test_palettes_and_depths_that_cannot_be_are_refused() -> None:
+def test_impossible_palettes_and_bit_depths_are_refused() -> None:
     too_many = [(b"PLTE", bytes(range(48))), (b"tRNS", b"\xff" * 300)]
     assert "palette" in refused(png(WIDTH, HEIGHT, bits=4, colour_type=3, chunks=too_many))
     assert refused(png(WIDTH, HEIGHT, bits=3, colour_type=0))
