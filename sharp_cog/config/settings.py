@@ -133,7 +133,7 @@ class Settings:
     cache_weights: bool = setting(
         "SHARP_CACHE_WEIGHTS",
         False,
-        "keep a copy of the checkpoint in half precision beside it, 1.3 GB, which loads faster",
+        "no longer does anything: a copy of the weights in half precision did not load faster",
     )
     keep_encoding: bool = setting(
         "SHARP_KEEP_ENCODING",

@@ -36,7 +36,7 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
     # A download, or the first read from a slow disk, may take as long as the start of CUDA: both run at once.
     starting = threading.Thread(target=_start, args=(device,), daemon=True, name="start")
     starting.start()
-    source = source or weights.find(settings, dtype)
+    source = source or weights.find(settings)
     starting.join()
     return SharpRunner(
         source,

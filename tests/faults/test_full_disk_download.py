@@ -1,8 +1,7 @@
-"""A disk that is full while the checkpoint is fetched or converted: told with figures, and gone on from afterwards."""
+"""A disk that is full during a download: the error has both sizes, and the next download resumes."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
-from sharp_cog import Settings
 from sharp_cog.errors import DownloadError
-from sharp_cog.runtime import weights
 from tests.faults.disks import KINDS, SmallDisk, disk, may_mount, unchanged
-from tests.parity import state
 from tests.runtime.test_download import CONTENT, Server, assert_whole, fetch, files, server
 
 __all__ = ["server"]
@@ -26,8 +21,8 @@ needs_file_system = pytest.mark.skipif(not may_mount(), reason="this process may
 
 
 @contextmanager
-def filled_by_others(server: Server, full: SmallDisk, after_bytes: int) -> Iterator[None]:
-    """Others take what is left of the disk once so many bytes are on their way."""
+def filled_meanwhile(server: Server, full: SmallDisk, after_bytes: int) -> Iterator[None]:
+    """Fill the disk, as another program would, once the server has sent `after_bytes`."""
 
     def fill() -> None:
         while server.bytes_sent < after_bytes:
@@ -44,11 +39,11 @@ def filled_by_others(server: Server, full: SmallDisk, after_bytes: int) -> Itera
 
 
 def check_break(kind: str, server: Server, folder: Path, position: int) -> None:
-    """A file that is fetched in one, for which there is so much room, and then all."""
+    """Download whole a file that does not fit after `position` bytes, and again with enough room."""
     server.ranges = False
     with disk(kind, folder) as full:
         target = full.path / "model.pt"
-        (full.path / ".model.pt.lock").touch()  # Of another process, which is never removed.
+        (full.path / ".model.pt.lock").touch()  # A lock file is never removed, so it must exist before.
         with unchanged(full.path), full.full_after(position), pytest.raises(DownloadError, match="make room"):
             fetch(server, target)
         fetch(server, target)
@@ -57,7 +52,7 @@ def check_break(kind: str, server: Server, folder: Path, position: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", [0, len(CONTENT) // 2])
-def test_a_file_that_is_fetched_in_one_leaves_nothing_where_there_is_no_room(
+def test_a_download_without_ranges_that_finds_no_room_leaves_nothing(
     kind: str, position: int, server: Server, tmp_path: Path
 ) -> None:
     check_break(kind, server, tmp_path, position)
@@ -66,16 +61,14 @@ def test_a_file_that_is_fetched_in_one_leaves_nothing_where_there_is_no_room(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("percent", range(100))
-def test_a_file_that_is_fetched_in_one_may_break_off_anywhere(
+def test_a_download_without_ranges_may_find_no_room_at_any_byte(
     kind: str, percent: int, server: Server, tmp_path: Path
 ) -> None:
     check_break(kind, server, tmp_path, len(CONTENT) * percent // 100)
 
 
 @needs_file_system
-def test_too_little_room_is_told_before_the_download_with_what_is_free_and_needed(
-    server: Server, tmp_path: Path
-) -> None:
+def test_too_little_room_is_reported_before_the_download_with_both_sizes(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT * 10
     with disk("file system", tmp_path) as full, full.full_after(10_000_000):
         with pytest.raises(
@@ -88,7 +81,7 @@ def test_too_little_room_is_told_before_the_download_with_what_is_free_and_neede
 
 @needs_file_system
 @pytest.mark.parametrize("after_bytes", [300_000, pytest.param(1_700_000, marks=pytest.mark.slow)])
-def test_a_disk_that_others_fill_is_told_and_the_download_goes_on_when_there_is_room(
+def test_a_disk_that_fills_up_meanwhile_ends_the_download_and_the_next_one_resumes(
     after_bytes: int, server: Server, tmp_path: Path
 ) -> None:
     with disk("file system", tmp_path) as full:
@@ -96,31 +89,12 @@ def test_a_disk_that_others_fill_is_told_and_the_download_goes_on_when_there_is_
         server.pause_s = 0.2
         target = full.path / "model.pt"
         with (
-            filled_by_others(server, full, after_bytes),
+            filled_meanwhile(server, full, after_bytes),
             pytest.raises(DownloadError, match=r"No space left on device: choose another folder .* or make room"),
         ):
             fetch(server, target)
-        assert files(full.path) <= PARTIAL, "what is there is kept for the next try"
+        assert files(full.path) <= PARTIAL, "finished pieces are kept for the next download"
         server.pause_s, sent = 0.0, server.bytes_sent
         fetch(server, target)
         assert_whole(target)
         assert server.bytes_sent - sent <= len(CONTENT) + 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_converted_copy_that_has_no_room_costs_the_copy_alone(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with disk(kind, tmp_path) as full:
-        path = full.path / "sharp.pt"
-        torch.save(state("tiny"), path)
-        settings = Settings(checkpoint=path, checkpoint_sha256=None, device="cpu", cache_weights=True)
-        for room in (0, 2_000_000):
-            caplog.clear()
-            with caplog.at_level(logging.WARNING), unchanged(full.path), full.full_after(room):
-                assert weights.find(settings, torch.bfloat16).path == path
-            assert "the converted weights are not kept: cannot write" in caplog.text
-        found = weights.find(settings, torch.bfloat16)
-        assert found.is_folded
-        assert found.open().state.keys()
-        assert {file.name for file in full.path.iterdir()} == {"sharp.pt", "sharp.bfloat16.safetensors"}

@@ -1,4 +1,4 @@
-"""Checkpoints, converted copies of them, and what a download leaves behind and meets."""
+"""Fuzz targets: checkpoints, and the journals and servers of downloads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from sharp_cog.errors import CheckpointError, DownloadError
 from sharp_cog.files.retry import RetryPolicy
-from sharp_cog.runtime import checkpoint, weights
+from sharp_cog.runtime import checkpoint
 from sharp_cog.runtime.download import Effort, download
 from sharp_cog.runtime.download.partial import Partial
 from sharp_cog.runtime.download.remote_file import Offer
@@ -27,9 +26,9 @@ OFFER = Offer(num_bytes=1000, takes_ranges=True, validator='"1"')
 
 @functools.cache
 def folder() -> Path:
-    """For files that are read by their path, which messages may name."""
+    """Return a folder in memory, for files that are read by their path."""
     shared = Path("/dev/shm")
-    for left in shared.glob("sharp_cog_fuzz_*"):  # Campaigns end, and may be killed, without tidying up.
+    for left in shared.glob("sharp_cog_fuzz_*"):  # A killed campaign leaves its folder.
         if not Path("/proc", left.name.rpartition("_")[2]).exists():
             shutil.rmtree(left, ignore_errors=True)
     path = shared / f"sharp_cog_fuzz_{os.getpid()}"
@@ -52,7 +51,7 @@ def checkpoint_seeds() -> list[bytes]:
 
 
 def load_checkpoint(content: bytes) -> None:
-    """A network that is filled has the numbers that are in the file, none of another place."""
+    """Check that a network that is filled has only numbers that are in the file."""
     path = folder() / "model.pt"
     path.write_bytes(content)
     with torch.device("meta"):
@@ -69,28 +68,12 @@ def legacy_seed() -> bytes:
 
 
 def refuse_legacy(content: bytes) -> None:
-    """The format before torch 1.6, which is a pickle alone, is refused as a whole."""
+    """Check that the format before torch 1.6, a bare pickle, is always refused."""
     try:
         load_checkpoint(content)
     except CheckpointError:
         return
     assert content[:4] == b"PK\x03\x04"
-
-
-def copy_seeds() -> list[bytes]:
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in network().state_dict().items()}
-    table = weights._digest((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items())
-    return [safetensors.torch.save(state, {"layout": weights._LAYOUT, "source": "1 bytes, 2 ns", "tensors": table})]
-
-
-def open_copy(content: bytes) -> None:
-    path = folder() / "model.bfloat16.safetensors"
-    path.write_bytes(content)
-    state = weights.WeightsFile(path=path, is_folded=True, identity=weights.identity_of(path)).open().state
-    assert state.keys() == network().state_dict().keys()
-    for tensor in state.values():
-        assert tensor.dtype == torch.bfloat16
-        assert tensor.view(torch.int16).numpy().tobytes() in content
 
 
 def journal_seeds() -> list[bytes]:
@@ -99,7 +82,7 @@ def journal_seeds() -> list[bytes]:
 
 
 def resume(content: bytes) -> None:
-    """Whatever the journal says, the pieces that are fetched and those that are there make the whole file."""
+    """Check that, whatever the journal says, fetched and kept pieces together make the whole file."""
     target = folder() / "resumed.pt"
     (folder() / ".resumed.pt.part").write_bytes(bytes(1000))
     (folder() / ".resumed.pt.part.json").write_bytes(content)
@@ -132,7 +115,6 @@ def fetch_weights(content: bytes) -> None:
 TARGETS = (
     Target("checkpoint", checkpoint_seeds, load_checkpoint, (CheckpointError,)),
     Target("checkpoint-legacy", lambda: [legacy_seed()], refuse_legacy, ()),
-    Target("checkpoint-copy", copy_seeds, open_copy, (CheckpointError,)),
     Target("download-journal", journal_seeds, resume, ()),
     Target("download-answer", answer_seeds, fetch_weights, (DownloadError,)),
 )

@@ -1,6 +1,6 @@
-"""The network of the released sizes on torch's meta device, as on a GPU: types, shapes and memory without numbers.
+"""Types, shapes and memory of the network at its released size, on torch's meta device.
 
-A meta tensor has no values, so that whatever would wait for a GPU to look at one is an error here.
+Meta tensors have no values, so an operation that would make the CPU wait for a value of the GPU raises here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from sharp_cog.model import vit
 from sharp_cog.model.config import IMAGE_SIZE, SharpConfig
+from sharp_cog.model.external_depth import DEFAULT_USE
+from sharp_cog.model.monodepth import depth_from_disparity
 from sharp_cog.model.sharp import Sharp
 from sharp_cog.runtime.prepare import convert, fold
 
@@ -25,10 +27,10 @@ GB = 10**9
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it that are still in use.
+    """Counts the bytes of all tensors that were created under it and are still in use.
 
     Attributes:
-        peak: The most at once.
+        peak: Largest count so far.
     """
 
     def __init__(self) -> None:
@@ -75,19 +77,20 @@ def weight_bytes(model: Sharp) -> int:
 def test_a_prediction_never_waits_and_leaves_most_of_a_small_gpu_free(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, weights_gb: float, activations_gb: float
 ) -> None:
-    """Graphs are captured of both calls. 6 GB in half precision, 12 in float32 are promised, cuDNN's own included."""
-    # As on a GPU, whose kernels keep no scores.
-    monkeypatch.setattr(vit, "_attend", lambda query, key, value: torch.empty_like(query))
+    """The promise is 6 GB in half precision and 12 GB in float32, cuDNN's own memory included."""
+    # The attention kernels of a GPU keep no scores in memory.
+    monkeypatch.setattr(vit, "attend", lambda query, key, value: torch.empty_like(query))
     model = prepared(dtype)
     assert model.monodepth_model.monodepth_predictor.encoder.num_tiles_at_once == 35
     with torch.inference_mode(), LiveBytes() as used:
         image = torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=META)
         encoding = model.encode(image)
-        depth_m = model.depth(encoding, torch.empty(1, device=META))
-        gaussians = model.place(image, encoding.decoded, depth_m)
+        monodepth_m = depth_from_disparity(encoding.disparity, torch.empty(1, device=META))
+        depth_m = model.depth_layers(monodepth_m, None, DEFAULT_USE)
+        gaussians = model.compose(image, encoding.decoded, depth_m)
     assert gaussians.means.shape == (1, 1_179_648, 3)
     assert encoding.decoded.dtype == dtype
-    # The kernel that unprojects takes float32, and is tried out for this layout.
+    # The unprojection kernel takes float32, and `fused.try_out` compiles it for this layout.
     for field in ("means", "scales", "quaternions_wxyz", "colors_linear"):
         value = getattr(gaussians, field)
         assert value.dtype == torch.float32
