@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and folders that disappear with their process."""
+"""Files that appear whole or not at all, temporary folders, capped reads, and the retry policy."""

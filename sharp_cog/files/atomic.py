@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what processes leave behind that were killed while they wrote one."""
+"""Files that appear whole or not at all, and the removal of temporary files that killed processes left behind."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ if sys.platform != "win32":
     import fcntl
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""Names of temporary files, `.<name>.<random>.part`."""
 
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path` for writing and renames it to `path` when the block ends well.
+    """Open a temporary file beside `path` for writing, and rename it to `path` when the block ends without an error.
 
-    On any exception, Ctrl-C included, the temporary file is removed and whatever was at `path` stays. A process that
-    is killed leaves it to `sweep`.
+    After any exception, Ctrl-C included, the temporary file is removed and the old file at `path` stays. A killed
+    process leaves its temporary file to `sweep`.
 
     Raises:
         OutputError: The folder does not exist or cannot be written, or the disk is full.
     """
-    # Its name is known before it is there: Ctrl-C may come as soon as it is.
+    # The name is chosen before the file exists: Ctrl-C may arrive as soon as it does, and must find it here.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     held: int | None = None
     try:
         try:
-            with _created(temporary) as file:
-                # Until it has its name; and a file that is open cannot be renamed on Windows.
+            with _create(temporary) as file:
+                # The lock must last until the rename, but Windows cannot rename an open file: elsewhere, a second
+                # descriptor holds the lock after the file is closed.
                 held = os.dup(file.fileno()) if sys.platform != "win32" else None
                 yield file
             os.replace(temporary, path)
@@ -47,36 +49,36 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     finally:
         if held is not None:
             os.close(held)
-        with contextlib.suppress(OSError):  # It has its name, or could not be made.
+        with contextlib.suppress(OSError):  # After the rename, or where it could not be created, it does not exist.
             temporary.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """The error to raise for a file that the system does not take; it tells how much room there is, if too little."""
+    """Return the error for a file that the system refuses to write; for a full disk, it includes the free space."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             reason += f", {shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
-    return OutputError(f"cannot write {path}: {reason}: check the folder, its rights and the free space")
+    return OutputError(f"cannot write {path}: {reason}: check the folder, its permissions and the free space")
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporary files that killed processes have left in a folder; those of living ones stay.
+    """Remove the temporary files of killed processes from a folder; those of running processes stay.
 
-    A file that cannot be removed is left, as in a folder that is only read.
+    Files that cannot be removed stay too, such as those in a read-only folder.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for left in [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
-            with contextlib.suppress(OSError), left.open("rb") as file:
-                if lock(file.fileno()):
-                    left.unlink()
+        for leftover in [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError), leftover.open("rb") as file:
+                if lock(file.fileno()):  # A running process still holds the lock of its file.
+                    leftover.unlink()
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file or folder for as long as it is open in this process, however that ends.
+    """Lock an open file or folder until this process closes it or ends, even by a kill.
 
     Returns:
-        False if another one has locked it, or where there are no such locks.
+        False if another process holds the lock, or on Windows, which has no such locks.
     """
     if sys.platform == "win32":
         return False
@@ -87,11 +89,11 @@ def lock(descriptor: int) -> bool:
     return True
 
 
-def _created(path: Path) -> BinaryIO:
-    """A file that is new, and locked."""
+def _create(path: Path) -> BinaryIO:
+    """Create a file and lock it."""
     while True:
         file = path.open("xb")
         lock(file.fileno())
         if path.exists():
             return file
-        file.close()  # Swept before it was locked.
+        file.close()  # Another process's `sweep` removed it between its creation and the lock.

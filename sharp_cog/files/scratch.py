@@ -1,4 +1,4 @@
-"""Folders for what is needed for a while."""
+"""Temporary folders that disappear with their process."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from types import TracebackType
 from sharp_cog.files.atomic import cannot_write, lock
 
 PREFIX = "sharp_cog-scratch-"
-"""Nobody else may give a folder a name that begins so: it would be removed."""
+"""Prefix that is reserved for these folders: any unlocked folder with such a name is removed."""
 
 
 class ScratchFolder:
-    """A temporary folder, and a context manager; it goes at the end of the process at the latest.
+    """A temporary folder and a context manager. The folder is removed at the end of the process at the latest.
 
-    Making one removes those that killed processes have left beside it.
+    Creating one also removes the folders that killed processes left beside it.
 
     Attributes:
-        path: Where it is.
+        path: The folder.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        """Makes it.
+        """Create the folder.
 
         Args:
-            parent: Where; None is the system's folder of temporary files.
+            parent: Folder to create it in; None is the system's folder for temporary files.
 
         Raises:
-            OutputError: It cannot be made.
+            OutputError: The folder cannot be created.
         """
         parent = parent or Path(tempfile.gettempdir())
         descriptor: int | None = None
         try:
-            _sweep(parent)
-            # Others take it for one of ours once it has its name, and is locked by then.
-            made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
+            _remove_leftovers(parent)
+            # Other processes remove unlocked folders with the prefix, so the folder gets its name after its lock.
+            hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
             if sys.platform != "win32":
-                descriptor = os.open(made, os.O_RDONLY)
+                descriptor = os.open(hidden, os.O_RDONLY)
                 lock(descriptor)
-            self.path = made.rename(made.with_name(made.name[1:]))
+            self.path = hidden.rename(hidden.with_name(hidden.name[1:]))
         except OSError as error:
             raise cannot_write(parent / PREFIX, error) from error
-        self._end = weakref.finalize(self, _remove, self.path, descriptor)
+        self._finalizer = weakref.finalize(self, _remove, self.path, descriptor)
 
     def remove(self) -> None:
-        """Removes it and what is in it; what is gone already is no fault."""
-        self._end()
+        """Remove the folder and its content; a second call does nothing."""
+        self._finalizer()
 
     def __enter__(self) -> Path:
         return self.path
@@ -68,15 +68,15 @@ def _remove(folder: Path, descriptor: int | None) -> None:
         os.close(descriptor)
 
 
-def _sweep(parent: Path) -> None:
-    """Removes the folders of dead processes of this user."""
-    if sys.platform == "win32":  # No locks that tell who is dead.
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders that killed processes of this user left."""
+    if sys.platform == "win32":  # Without locks, nothing distinguishes them from folders in use.
         return
-    for left in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # No folder, another user's, or gone meanwhile.
-            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    for leftover in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # It is no folder, belongs to another user, or was removed meanwhile.
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if os.fstat(descriptor).st_uid == os.geteuid() and lock(descriptor):
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(leftover, ignore_errors=True)
             finally:
                 os.close(descriptor)
