@@ -58,18 +58,6 @@ _ESTIMATOR_CHECKPOINT = flag(
     metavar="NAME",
     help="the estimator's checkpoint: a name on the Hugging Face hub, or a folder",
 )
-_FOCAL_LENGTHS = option_flags(PredictOptions, "focal_length_px", "focal_length_mm")
-_OUTPUT_OPTIONS = [format_flag(), *option_flags(OutputOptions)]
-_DEPTH_OPTIONS = option_flags(
-    PredictOptions,
-    "depth_format",
-    "depth_mode",
-    "back_surface_factor",
-    "depth_fit",
-    "depth_scale",
-    "depth_offset",
-    "save_internal_depth",
-)
 _NETWORK = setting_flags("checkpoint", "device", "precision")
 
 COMMANDS = {
@@ -89,10 +77,9 @@ COMMANDS = {
             ),
             flag("--depth-from", choices=ESTIMATORS, help="estimate the depth map with this network"),
             _ESTIMATOR_CHECKPOINT,
-            *_DEPTH_OPTIONS,
-            *_FOCAL_LENGTHS,
             flag("--preview", action="store_true", help="also write a short animation of the splat (.preview.webp)"),
-            *_OUTPUT_OPTIONS,
+            format_flag(),
+            *option_flags(PredictOptions),
             *_NETWORK,
         ],
     ),
@@ -116,7 +103,8 @@ COMMANDS = {
             flag("source", metavar="IN", help=_SPLAT_HELP),
             flag("target", metavar="OUT", help="output file; its suffix names the format"),
             _INPUT_AXES,
-            *_OUTPUT_OPTIONS,
+            format_flag(),
+            *option_flags(OutputOptions),
         ],
     ),
     "depth": Command(
@@ -183,7 +171,7 @@ COMMANDS = {
         example="sharp-cog verify photo.jpg",
         flags=[
             _IMAGE,
-            *_FOCAL_LENGTHS,
+            *option_flags(PredictOptions, "focal_length_px", "focal_length_mm"),
             flag(
                 "--tolerance",
                 type=float,

@@ -14,8 +14,10 @@ from sharp_cog.text import plain, quoted
 ESTIMATORS = ("depth-pro", "depth-anything-v2-metric")
 """Networks other than SHARP that estimate depth, in `sharp_cog.depth.estimators`."""
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
+"""Least and largest focal length in pixels."""
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
-AXES = {
+"""Least and largest focal length as a 35 mm equivalent in millimetres."""
+AXES = {  # Each with its meaning, like the choices below.
     "auto": "the format's usual axes, opengl for spz and glb, opencv for the others",
     "opencv": "x right, y down, z forward",
     "opengl": "x right, y up, z backward",
@@ -27,6 +29,7 @@ _DEPTH_FORMATS = {
     "inverse-relative": "disparity, larger is nearer, its median mapped to 3 m",
 }
 DEPTH_FORMATS = tuple(_DEPTH_FORMATS)
+"""Meanings of a depth map's values, by name."""
 
 _NOT_COG = tuple(frontend for frontend in FRONTENDS if frontend != "Cog")
 _MAX_NAMED = 3

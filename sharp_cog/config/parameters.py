@@ -17,12 +17,13 @@ from sharp_cog.errors import SharpError
 from sharp_cog.text import quoted, redact
 
 MAX_NUMBER = 1e9
-"""Largest number of seconds, megabytes or items; greater ones overflow in the libraries that receive them."""
+"""Largest number of seconds, megabytes or items; larger ones overflow in the libraries that receive them."""
 MAX_NAME_BYTES = 255
 """Maximum length of a file's or folder's name on all common file systems."""
 POSITIVE = (5e-324, MAX_NUMBER)
-"""Limits of a number that must be greater than zero: the least positive float64, and `MAX_NUMBER`."""
+"""Limits of a number that must be greater than zero; the lower one is the smallest positive float64."""
 FRONTENDS = ("command line", "Python", "HTTP", "RunPod", "Modal", "Cog")
+"""Frontends that offer options, as the documentation calls them."""
 BOOLEANS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -140,7 +141,7 @@ def parse(about: Parameter, label: str, value: object, error_type: type[SharpErr
             return about.read(str(value))
         if about.kind in _PARSERS:
             return _PARSERS[about.kind](value)
-    except ValueError as error:
+    except ValueError as error:  # The converters phrase their errors as remedies.
         raise error_type(f"{label} is {quoted(value)}: {error}") from None
     return value
 
@@ -148,20 +149,27 @@ def parse(about: Parameter, label: str, value: object, error_type: type[SharpErr
 def check(about: Parameter, label: str, value: Any, error_type: type[SharpError]) -> None:
     """Check a value against the choices, limits and rules of its parameter.
 
+    Args:
+        about: The parameter.
+        label: Name by which an error calls it.
+        value: Value of the parameter's type.
+        error_type: Class of the error.
+
     Raises:
         SharpError: The value is refused; the message names it and the remedy. The error is an `error_type`.
     """
-    choices = tuple(about.choices)
+    choices = tuple(about.choices)  # Not the mapping, which cannot look up a list.
     for item in value if about.kind == "tuple" else (value,):
         if choices and item not in choices:
             verb = "has" if about.kind == "tuple" else "is"
             raise error_type(f"{label} {verb} {quoted(item)}: choose one of {', '.join(map(str, choices))}")
     if about.limits is not None and value is not None:
         low, high = about.limits
-        if not low <= value <= high:
+        if not low <= value <= high:  # True for NaN too.
             raise error_type(f"{label} is {quoted(value)}: {_wanted(about, low, high)}")
-    is_given = bool(value) or bool(about.default)
-    if about.accepts is not None and is_given and value is not None and not about.accepts(value):
+    # An empty text is valid where it is the default, and means that the setting is not given. So does None.
+    is_given = value is not None and bool(value or about.default)
+    if about.accepts is not None and is_given and not about.accepts(value):
         raise error_type(f"{label} is {quoted(redact(value))}: {about.remedy}")
     if about.is_path and value:
         try:
@@ -172,8 +180,8 @@ def check(about: Parameter, label: str, value: Any, error_type: type[SharpError]
 
 def _wanted(about: Parameter, low: float, high: float) -> str:
     if about.limits == POSITIVE:
-        return f"give a positive number of at most {high:,.15g}"
-    return f"give a number from {low:,.15g} to {high:,.15g} {about.unit}".rstrip()
+        return f"give a positive number of at most {high:.15g}"
+    return f"give a number from {low:.15g} to {high:.15g} {about.unit}".rstrip()
 
 
 def as_path(value: object) -> Path | None:

@@ -89,7 +89,7 @@ def test_a_value_is_converted_to_its_type(name: str, value: object, expected: ob
         ("share", "nan", "share is nan: give a number from 0 to 1"),
         ("share", "half", "share is 'half': give a number"),
         ("share", {"a": 1}, "share is {'a': 1}: give a number"),
-        ("seconds", "0", "seconds is 0.0: give a positive number of at most 1,000,000,000"),
+        ("seconds", "0", "seconds is 0.0: give a positive number of at most 1000000000"),
         ("seconds", "inf", "seconds is inf: give a positive number"),
         ("names", "a,c", "names has 'c': choose one of a, b"),
         ("place", "~nobody-of-this-name/a", "place is '~nobody-of-this-name/a': that user has no home folder here"),

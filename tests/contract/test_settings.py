@@ -90,6 +90,7 @@ def test_a_setting_of_the_model_reaches_the_model(name: str, value: object, monk
 
 
 @pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
 def test_modal_sends_a_container_as_many_requests_as_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
     limits, concurrent = list[int](), modal.concurrent
 
