@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import base64
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cog
 import pytest
 import requests
 import torch
 
-import predict
-from sharp_cog.cli import main
 from sharp_cog.config.options import OutputOptions, PredictOptions
 from sharp_cog.config.parameters import FRONTENDS, parameters
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.config.settings import Settings
 from sharp_cog.errors import PredictionError
-from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request
@@ -29,6 +24,7 @@ from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
 from sharp_cog.serving import inputs, modal_app
 from sharp_cog.serving.runpod import IMAGE_NAMES, create_handler
+from tests.frontends import Frontends, Question, opened
 from tests.images import npy, png
 from tests.parity import small_state
 from tests.service import serving
@@ -122,82 +118,31 @@ RECORDED = PredictionError.code
 """Error code of a frontend whose pipeline has recorded the request."""
 
 
-class Frontends:
-    """All frontends, on one pipeline. Each returns the code of the error that it ends with."""
-
-    def __init__(self, pipeline: Recorder, url: str, folder: Path) -> None:
-        self.pipeline, self._url, self._folder = pipeline, url, folder
-        (folder / "photo.png").write_bytes(png())
-        (folder / "depth.npy").write_bytes(npy())
-
-    def code(self, frontend: str, options: dict[str, Any]) -> str:
-        """Send a request and return the error's code."""
-        send: Callable[[dict[str, Any]], str] = getattr(self, f"_{frontend.lower().replace(' ', '_')}")
-        return send(options)
-
-    def _python(self, options: dict[str, Any]) -> str:
-        with pytest.raises(PredictionError) as caught:
-            self.pipeline(png(), PredictOptions(**options), depth=npy())
-        return caught.value.code
-
-    def _command_line(self, options: dict[str, Any]) -> str:
-        flags = []
-        for name, value in options.items():
-            flag = "--format" if name == "output_format" else f"--{name.replace('_', '-')}"
-            flags.append(flag if value is True else f"{flag}={value}")
-        photo, depth = self._folder / "photo.png", self._folder / "depth.npy"
-        assert main(["predict", str(photo), "-o", str(self._folder / "out"), f"--depth={depth}", *flags]) == 1
-        return RECORDED
-
-    def _cog(self, options: dict[str, Any]) -> str:
-        runner = predict.Predictor()
-        runner.pipeline, runner.folder = self.pipeline, ScratchFolder()
-        signature = inspect.signature(predict.Predictor.run).parameters
-        values = {name: each.default.default for name, each in signature.items() if name not in ("self", "image")}
-        values |= {"depth": cog.Path(self._folder / "depth.npy"), **options}
-        with pytest.raises(RuntimeError) as caught:
-            runner.run(image=cog.Path(self._folder / "photo.png"), **values)
-        return str(caught.value).partition(":")[0]
-
-    def _http(self, options: dict[str, Any]) -> str:
-        form = dict(options)
-        path = "/predict" if "save_internal_depth" in form else f"/predict/{form.pop('output_format', 'ply')}"
-        files = {"file": png(), "depth": npy()}
-        return str(requests.post(f"{self._url}{path}", files=files, data=form, timeout=60).json()["code"])
-
-    def _runpod(self, options: dict[str, Any]) -> str:
-        image, depth = (base64.b64encode(content).decode() for content in (png(), npy()))
-        job = {"id": "job", "input": {"image": image, "depth": depth, **options}}
-        return str(create_handler(self.pipeline, ServiceSettings())(job)["code"])
-
-    def _modal(self, options: dict[str, Any]) -> str:
-        with pytest.raises((RuntimeError, ValueError)) as caught:
-            modal_app.predict.local(png(), depth_bytes=npy(), **options)
-        return str(caught.value).partition(":")[0]
-
-
 @pytest.fixture(scope="module")
 def frontends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontends]:
-    pipeline = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHARP_MODEL", "lift")
-        patch.setattr(SharpPipeline, "load", lambda *arguments, **more: pipeline)
-        with serving(lambda: pipeline) as service:
-            yield Frontends(pipeline, service.url, tmp_path_factory.mktemp("frontends"))
+    with opened(Recorder(), tmp_path_factory.mktemp("frontends")) as found:
+        yield found
+
+
+def recorded(frontends: Frontends, frontend: str, options: dict[str, Any]) -> PredictOptions:
+    """Return the options that reach the pipeline behind a frontend."""
+    assert isinstance(frontends.pipeline, Recorder)
+    frontends.pipeline.requests.clear()
+    assert frontends.ask(frontend, Question(options=options)).code == RECORDED, options
+    (request,) = frontends.pipeline.requests
+    return request.options
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_every_frontend_passes_on_the_options_that_it_offers(frontend: str, frontends: Frontends) -> None:
     for name, about in OPTIONS.items():
         if frontend in about.frontends:
-            frontends.pipeline.requests.clear()
-            assert frontends.code(frontend, VALUES[name]) == RECORDED, name
-            (request,) = frontends.pipeline.requests
-            assert request.options == PredictOptions(**VALUES[name]), name
+            assert recorded(frontends, frontend, VALUES[name]) == PredictOptions(**VALUES[name]), name
 
 
 def test_a_frontend_that_returns_one_file_refuses_the_monodepth(frontends: Frontends) -> None:
-    assert frontends.code("RunPod", VALUES["save_internal_depth"]) == "invalid_option"
+    question = Question(options=VALUES["save_internal_depth"])
+    assert frontends.ask("RunPod", question).code == "invalid_option"
     with pytest.raises(ValueError, match="invalid_option: save_internal_depth"):
         modal_app.predict_and_save_ply.local(png(), save_internal_depth=True)
 
@@ -205,10 +150,7 @@ def test_a_frontend_that_returns_one_file_refuses_the_monodepth(frontends: Front
 @pytest.mark.parametrize("frontend", ["RunPod", "Modal"])
 @pytest.mark.parametrize(("alias", "name"), inputs.ALIASES.items())
 def test_an_alias_is_the_same_option(frontend: str, alias: str, name: str, frontends: Frontends) -> None:
-    frontends.pipeline.requests.clear()
-    assert frontends.code(frontend, {alias: VALUES[name][name]}) == RECORDED
-    (request,) = frontends.pipeline.requests
-    assert request.options == PredictOptions(**VALUES[name])
+    assert recorded(frontends, frontend, {alias: VALUES[name][name]}) == PredictOptions(**VALUES[name])
 
 
 SOURCES = {

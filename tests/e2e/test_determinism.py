@@ -19,7 +19,7 @@ import torch
 from sharp_cog import Prediction, PredictOptions, Settings, SharpPipeline
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
-from tests.contract.test_doors import npy, png
+from tests.images import npy, png
 from tests.parity import state
 from tests.service import serving
 
