@@ -1,13 +1,12 @@
-"""A dataset run of many photographs with a stub for the model: does it take linear time, and memory that stays flat?
+"""Measures a dataset run of many photographs without the network: its time should be linear and its memory constant.
 
     python -m benchmarks.dataset
     python -m benchmarks.dataset --photos 8000 --clients 4
     python -m benchmarks.dataset --photos 2000 --engine ray
 
-Everything is as in `sharp-cog dataset run` but the network, whose splat is a hundred Gaussians: pictures of a folder
-are read, decoded, written, made, and noted in the journal. It prints, for each part of the photographs, the seconds
-that it took and the memory of the process. Several clients share one folder of claims, each a process of its own. The
-engine ray has two actors on this machine.
+Everything is as in `sharp-cog dataset run` except the network, whose splat is a hundred Gaussians. The output has a row
+for each tenth of the photographs, with its seconds and the memory of the process. Several clients share one folder of
+leases, each in a process of its own. The engine ray has two actors on this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -32,23 +30,27 @@ from PIL import Image
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.settings import Settings
 from sharp_cog.dataset.build import build
-from sharp_cog.dataset.engine import Engine, Job
+from sharp_cog.dataset.engine import Engine, Job, Outcome
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.local import LocalEngine
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.model.lift import Lift
+from sharp_cog.imaging.images import SourceImage
 from sharp_cog.pipeline.pipeline import SharpPipeline
-from sharp_cog.pipeline.prediction import Decoded, Prediction
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
+from sharp_cog.runtime.lift import LiftPredictor
 
 NUM_GAUSSIANS = 100
 NUM_PARTS = 10
 
 
 class Stub(SharpPipeline):
-    """A hundred Gaussians of any picture."""
+    """Predicts the same hundred Gaussians for every image."""
 
-    def predict(self, decoded: Decoded) -> Prediction:
-        """The same for all."""
+    def predict(self, request: Request) -> Prediction:
+        """Return a prediction for a decoded image."""
+        request = self.decode(request)
+        assert isinstance(request.image, SourceImage)
         gaussians = Gaussians(
             means=torch.ones(NUM_GAUSSIANS, 3),
             scales=torch.full((NUM_GAUSSIANS, 3), 0.01),
@@ -56,44 +58,45 @@ class Stub(SharpPipeline):
             colors_linear=torch.full((NUM_GAUSSIANS, 3), 0.5),
             opacities=torch.full((NUM_GAUSSIANS,), 0.5),
         )
-        return Prediction(gaussians=gaussians, camera=decoded.source.camera, options=decoded.options, timings={})
+        return Prediction(predicted=gaussians, camera=request.image.camera, options=request.options, key=request.key)
 
 
 @dataclass
 class Watched:
-    """An engine, with a look at clock and memory after every so many splats.
+    """An engine that records time and memory now and then.
 
     Attributes:
         engine: The engine.
-        every: How many.
-        looks: Splats, seconds, seconds of a processor and bytes of this process so far, each time.
+        every: Number of splats between two records.
+        looks: The records: splats, seconds, seconds of CPU, and bytes of memory of this process so far.
     """
 
     engine: Engine
     every: int
     looks: list[tuple[int, float, float, int]] = field(default_factory=list)
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-        """As `sharp_cog.dataset.engine.Engine.run`."""
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Run the engine; see `sharp_cog.dataset.engine.Engine.run`."""
         process, start = psutil.Process(), time.perf_counter()
         used = process.cpu_times()
         self.looks.append((0, 0.0, used.user + used.system, process.memory_info().rss))
-        for num_made, (job, result) in enumerate(self.engine.run(jobs), start=1):
-            if isinstance(result, Exception):
-                raise result
-            yield job, result
+        for num_made, (job, outcome) in enumerate(self.engine.run(jobs), start=1):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield job, outcome
             if num_made % self.every == 0:
                 now, used = time.perf_counter() - start, process.cpu_times()
                 self.looks.append((num_made, now, used.user + used.system, process.memory_info().rss))
 
 
 def load() -> SharpPipeline:
-    """The stub."""
-    return Stub(Lift(), device=torch.device("cpu"), settings=Settings(model="lift", device="cpu"))
+    """Return a pipeline with the stub."""
+    device = torch.device("cpu")
+    return Stub(LiftPredictor(device=device), device=device, settings=Settings(model="lift", device="cpu"))
 
 
 def engine_of(settings: DatasetSettings) -> Engine:
-    """The engine of the settings, with the stub."""
+    """Return the engine that the settings name, with the stub."""
     if settings.engine == "local":
         return LocalEngine(load, settings.gaussians_dir, settings.formats)
     from sharp_cog.dataset.ray_engine import RayEngine
@@ -102,7 +105,7 @@ def engine_of(settings: DatasetSettings) -> Engine:
 
 
 def work(settings: DatasetSettings, every: int) -> tuple[Watched, float, dict[str, int]]:
-    """Does a run; returns what was seen of it, its seconds in all, and what its journal counts."""
+    """Do a run, and return the records, the total seconds, and the counts of the journal."""
     settings.run_dir.mkdir(parents=True)
     journal = Journal(settings.run_dir / "journal.sqlite")
     engine = Watched(engine_of(settings), every)
@@ -115,7 +118,7 @@ def work(settings: DatasetSettings, every: int) -> tuple[Watched, float, dict[st
 
 
 def one_client(folder: Path, photos: int, engine_name: str) -> None:
-    """Prints the table of a single client."""
+    """Print the table of a single client."""
     every = max(1, photos // NUM_PARTS)
     settings = DatasetSettings(input_dir=str(folder / "in"), runs_dir=str(folder / "runs"), engine=engine_name)
     engine, seconds, counts = work(settings, every)
@@ -129,19 +132,19 @@ def one_client(folder: Path, photos: int, engine_name: str) -> None:
 
 
 def many_clients(folder: Path, photos: int, num_clients: int) -> None:
-    """Prints what each of several clients did, and how long all took."""
+    """Print the work of each of several clients, and their total time."""
     arguments = [sys.executable, "-m", "benchmarks.dataset", "--folder", str(folder), "--photos", str(photos)]
     start = time.perf_counter()
     clients = [
         subprocess.Popen([*arguments, "--run-id", f"client{number}"], stdout=subprocess.PIPE, text=True)
         for number in range(num_clients)
     ]
-    told = [json.loads(client.communicate()[0]) for client in clients]
+    results = [json.loads(client.communicate()[0]) for client in clients]
     seconds = time.perf_counter() - start
     splats = [path.name for path in (folder / "runs").glob("*/gaussians/*.ply")]
     assert len(splats) == len(set(splats)) == photos, f"{len(splats)} splats, {len(set(splats))} different ones"
     print(f"{'client':>8}{'done':>8}{'others':>8}{'seconds':>10}{'memory MB, first':>18}{'last':>8}")
-    for number, each in enumerate(told):
+    for number, each in enumerate(results):
         others = sum(each["counts"].get(state, 0) for state in ("others", "taken"))
         first, last = (f"{rss / 1e6:.0f}" if rss else "-" for rss in (each["first_rss"], each["last_rss"]))
         print(f"{number:>8}{each['counts']['done']:>8,}{others:>8,}{each['seconds']:>10.1f}{first:>18}{last:>8}")
@@ -149,11 +152,11 @@ def many_clients(folder: Path, photos: int, num_clients: int) -> None:
 
 
 def main() -> None:
-    """Runs what the arguments ask for."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="of a single client")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="engine of a single client")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run-id", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,12 +167,11 @@ def main() -> None:
             run_id=arguments.run_id,
             input_dir=str(arguments.folder / "in"),
             runs_dir=str(arguments.folder / "runs"),
-            claims_dir=str(arguments.folder / "claims"),
+            claims_dir=str(arguments.folder / "leases"),
         )
         engine, seconds, counts = work(settings, every)
         memory = [rss for *_, rss in engine.looks[1:]] or [0]
-        told = {"seconds": seconds, "counts": counts, "first_rss": memory[0], "last_rss": memory[-1]}
-        print(json.dumps(told))
+        print(json.dumps({"seconds": seconds, "counts": counts, "first_rss": memory[0], "last_rss": memory[-1]}))
         return
     with tempfile.TemporaryDirectory(prefix="sharp-cog-") as name:
         folder = Path(name)
@@ -181,7 +183,7 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int) -> None:
-    """Small pictures, a thousand a folder."""
+    """Write small images, a thousand in each folder."""
     for number in range(count):
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Photographs in, a published dataset of splats out: on one machine, on many, on a cluster."""
+"""Turns a stream of photographs into a published dataset of splats, on one machine, on several, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""A folder that many processes or machines share, as a store."""
+"""A store in a folder that many processes or machines share."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from sharp_cog.errors import OutputError
 
 _T = TypeVar("_T")
 
-MUTEX_SECONDS = 120.0
-"""A change takes milliseconds: who cannot begin one after so long never will."""
+LOCK_TIMEOUT_S = 120.0
+"""Longest wait for the folder's lock. A change takes milliseconds, so a longer wait means a stuck process."""
 
 
 class FolderStore:
-    """Files below a folder. One change at a time, held off by the system's own file lock, which ends with its process.
+    """Files below a folder; see `sharp_cog.dataset.store.Store`.
 
-    A file that was not there is created so that only one client can, and appears whole: where a network file system
-    has no file locks worth the name, two claims on one photograph still cannot both succeed.
+    One client changes files at a time. A lock of the operating system excludes the others; it ends with its process.
+    Network file systems may lack reliable locks. Therefore a new file is also created exclusively, and appears whole:
+    even without the lock, two clients cannot both get a lease on one photograph.
 
     Raises:
-        OutputError: The folder cannot be made.
+        OutputError: The folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,32 +35,34 @@ class FolderStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
-        self._mutex = folder / ".mutex"
+            raise OutputError(
+                f"the folder {folder} cannot be created: {error.strerror or error}: choose another CLAIMS_DIR"
+            ) from error
+        self._lock_path = folder / ".mutex"
 
     def change(self, decide: Callable[[FolderView], tuple[Change, _T]]) -> _T:
-        """As `Store.change`.
+        """Look, decide and write; see `Store.change`.
 
         Raises:
-            OutputError: The folder cannot be written, or its lock not be had.
+            OutputError: The folder cannot be written, or another process holds its lock.
         """
         try:
             for _ in range(MAX_TRIES):
-                with FileLock(self._mutex, timeout=MUTEX_SECONDS):
+                with FileLock(self._lock_path, timeout=LOCK_TIMEOUT_S):
                     view = FolderView(self.folder)
-                    wanted, result = decide(view)
-                    if all(self._apply(operation, view) for operation in wanted.operations):
+                    change, result = decide(view)
+                    if all(self._apply(operation, view) for operation in change.operations):
                         return result
         except Timeout:
             raise OutputError(
-                f"{self._mutex} is held by another process for {MUTEX_SECONDS:.0f} s: see which, and end it"
+                f"another process has held {self._lock_path} for {LOCK_TIMEOUT_S:.0f} s: find that process and end it"
             ) from None
         except OSError as error:
             raise OutputError(f"the folder {self.folder} cannot be used: {error.strerror or error}") from error
-        raise OutputError(f"{self.folder} could not be changed after {MAX_TRIES} tries: others are always faster")
+        raise OutputError(f"{self.folder} could not be changed in {MAX_TRIES} tries: other clients were always faster")
 
     def _apply(self, operation: Put | Delete, view: FolderView) -> bool:
-        """Does one operation; whether nobody came between."""
+        """Perform one operation; return False if another client created the file first."""
         path = self.folder / operation.path
         if isinstance(operation, Delete):
             path.unlink(missing_ok=True)
@@ -81,10 +84,10 @@ class FolderStore:
 
 
 class FolderView:
-    """The folder at one moment.
+    """The folder at one moment; see `sharp_cog.dataset.store.View`.
 
     Attributes:
-        seen: The files that were there when a decision asked for them.
+        seen: Paths that existed when the decision asked for them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,7 +96,7 @@ class FolderView:
         self.seen: set[str] = set()
 
     def now(self) -> float:
-        """As `View.now`: the time by which the file system stamps files."""
+        """Return the time that the file system stamps files with, which is the same for all machines."""
         if self._now is None:
             probe = self._folder / f".{secrets.token_hex(8)}.clock"
             probe.touch()
@@ -102,20 +105,20 @@ class FolderView:
         return self._now
 
     def existing(self, paths: Collection[str]) -> set[str]:
-        """As `View.existing`."""
+        """Return those of the paths that are files."""
         found = {path for path in paths if (self._folder / path).is_file()}
         self.seen |= found
         return found
 
     def names(self, folder: str) -> set[str]:
-        """As `View.names`."""
+        """Return the names in a folder, without hidden ones."""
         try:
             return {path.name for path in (self._folder / folder).iterdir() if not path.name.startswith(".")}
         except FileNotFoundError:
             return set()
 
     def read(self, path: str) -> bytes | None:
-        """As `View.read`."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             content = (self._folder / path).read_bytes()
         except FileNotFoundError:

@@ -1,14 +1,13 @@
-"""A repository on the Hugging Face hub that many clients write to at once, as a store.
+"""A repository on the Hugging Face hub as a store that many clients write to at once.
 
-Every change is one commit with the newest one that was looked at as its parent: where another client was faster, the
-hub refuses it, and we look again.
+Every change is one commit whose parent is the newest commit that was looked at. If another client committed meanwhile,
+the hub refuses the commit, and we look again.
 """
 
 from __future__ import annotations
 
 import email.utils
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -26,35 +25,39 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from sharp_cog.dataset.store import MAX_TRIES, Change, Put
 from sharp_cog.errors import SettingError, SharpError
+from sharp_cog.files.retry import RetryPolicy, TransientError
 from sharp_cog.text import first_line, plain, read_count
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _FAILURES = (HfHubHTTPError, httpx2.HTTPError, OSError)
-"""What the hub, or the way to it, can do to a request."""
-CLOCK_SECONDS = 600.0
-"""How long what we know of the hub's clock holds."""
-RATE_LIMIT_SECONDS = 300.0
-"""How long to wait at the rate limit where the hub does not say."""
-MAX_WAIT_SECONDS = 7200.0
-"""The longest wait that it may ask for."""
+"""Errors of a request, by the hub or on the way to it."""
+_CREATE_TRIES = 5
+"""Maximum tries of creating the repository; few, because the user who starts a run watches it."""
+CLOCK_S = 600.0
+"""Seconds after which the hub's clock is read again."""
+RATE_LIMIT_S = 300.0
+"""Wait at the rate limit if the hub does not name one."""
+MAX_RATE_LIMIT_S = 7200.0
+"""Longest wait that the hub may ask for."""
+_PATHS_PER_REQUEST = 500
 
 
 class HubError(SharpError):
-    """The hub does not do what it is asked for."""
+    """The hub refuses a request, or cannot be reached."""
 
     code = "hub_failed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stat:
-    """What the hub knows of a file.
+    """The hub's record of a file.
 
     Attributes:
-        size: In bytes.
-        hash: SHA-256 of a large file; what git names the blob of another.
-        is_lfs: Whether it is a large one.
+        size: Number of bytes.
+        hash: SHA-256 of a large file, or git's blob id of another one.
+        is_lfs: Whether it is a large file.
     """
 
     size: int
@@ -64,21 +67,21 @@ class Stat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubView:
-    """The repository at one commit."""
+    """The repository at one commit; see `sharp_cog.dataset.store.View`."""
 
     repo: HubRepo
     sha: str
 
     def now(self) -> float:
-        """As `View.now`, by the hub's clock."""
+        """Return Unix time by the hub's clock."""
         return self.repo.now()
 
     def existing(self, paths: Collection[str]) -> set[str]:
-        """As `View.existing`."""
+        """Return those of the paths that exist."""
         found: set[str] = set()
         listed = sorted(paths)
-        for start in range(0, len(listed), 500):
-            part = listed[start : start + 500]
+        for start in range(0, len(listed), _PATHS_PER_REQUEST):
+            part = listed[start : start + _PATHS_PER_REQUEST]
             infos = self.repo.api.get_paths_info(
                 self.repo.repo_id, part, repo_type=self.repo.repo_type, revision=self.sha
             )
@@ -86,7 +89,7 @@ class HubView:
         return found
 
     def names(self, folder: str) -> set[str]:
-        """As `View.names`."""
+        """Return the names in a folder; none if the folder does not exist."""
         try:
             entries = list(
                 self.repo.api.list_repo_tree(
@@ -98,7 +101,7 @@ class HubView:
         return {entry.path.rpartition("/")[2] for entry in entries}
 
     def stat(self, path: str) -> Stat | None:
-        """What the hub knows of a file; None where it is not."""
+        """Return the hub's record of a file, or None if it does not exist."""
         infos = self.repo.api.get_paths_info(
             self.repo.repo_id, [path], repo_type=self.repo.repo_type, revision=self.sha
         )
@@ -110,23 +113,22 @@ class HubView:
         return Stat(size=info.size, hash=info.blob_id, is_lfs=False)
 
     def read(self, path: str, *, start: int = 0) -> bytes | None:
-        """As `View.read`; from a byte on, if asked for."""
+        """Return the content of a file from a byte on, or None if the file does not exist."""
         url = f"{self.repo.url}/resolve/{self.sha}/{path}"
-        headers = {**self.repo.headers(), **({"Range": f"bytes={start}-"} if start else {})}
+        headers = build_hf_headers(token=self.repo.api.token)
+        if start:
+            headers["Range"] = f"bytes={start}-"
         answer = get_session().get(url, headers=headers, follow_redirects=True, timeout=60)
         if answer.status_code == 404:
             return None
         hf_raise_for_status(answer)
         content = bytes(answer.content)
+        # A server may ignore the range and send the whole file, with status 200.
         return content[start:] if start and answer.status_code == 200 else content
 
 
 class HubRepo:
-    """A repository, and how it is changed.
-
-    Attributes:
-        num_commits: How many this client has made.
-    """
+    """A repository; see `sharp_cog.dataset.store.Store`."""
 
     def __init__(
         self,
@@ -136,60 +138,69 @@ class HubRepo:
         api: HfApi | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            repo_id: Owner and name.
+            repo_type: `dataset` or `model`.
+            api: Client of the hub; None takes endpoint and token from the environment.
+            sleep: Waits for a number of seconds.
+        """
         self.repo_id, self.repo_type = repo_id, repo_type
-        disable_progress_bars()  # They would break the run's own view.
+        disable_progress_bars()  # They would garble the live view of the run.
         self.api = api or HfApi()
-        self.num_commits = 0
         self._sleep = sleep
-        # One change of this client's at a time: its own would only come between each other.
+        # One change at a time: two of this client's own would only conflict with each other.
         self._lock = threading.RLock()
         self._hub_time, self._read_at = 0.0, -float("inf")
         self._additions: dict[Put, CommitOperationAdd] = {}
 
     @property
     def url(self) -> str:
-        """The repository's address."""
+        """Address of the repository."""
         return f"{self.api.endpoint}/{'' if self.repo_type == 'model' else f'{self.repo_type}s/'}{self.repo_id}"
 
     def create(self) -> None:
-        """Makes the repository where it is not there.
+        """Create the repository unless it exists.
 
         Raises:
             HubError: The hub refuses, or cannot be reached.
-            SettingError: No repository can have such a name.
+            SettingError: The hub does not allow such a name.
         """
         try:
-            # Few tries: whoever starts a run is there to see it fail.
-            self._call(lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True), tries=5)
+            self._retry(
+                lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, exist_ok=True),
+                max_tries=_CREATE_TRIES,
+            )
         except HFValidationError as error:
             raise SettingError(f"HF_REPO_ID is {self.repo_id!r}: {error}") from error
 
-    def headers(self) -> dict[str, str]:
-        """Of a request of our own."""
-        return dict(build_hf_headers(token=self.api.token))
-
     def now(self) -> float:
-        """Unix time by the hub's clock; in between, time goes on by a clock that nobody sets."""
-        if time.monotonic() - self._read_at > CLOCK_SECONDS:
+        """Return Unix time by the hub's clock, which is read now and then and continued by a monotonic clock.
+
+        Raises:
+            HubError: The hub sends no time that can be read.
+        """
+        if time.monotonic() - self._read_at > CLOCK_S:
             answer = get_session().head(self.api.endpoint, timeout=30)
             date = answer.headers.get("Date")
             if date is None:
-                raise HubError(f"{self.api.endpoint} does not tell the time: locks would be judged by this clock alone")
+                raise HubError(f"{self.api.endpoint} sends no Date header, which leases need: check HF_ENDPOINT")
             try:
                 self._hub_time = email.utils.parsedate_to_datetime(date).timestamp()
             except (ValueError, OverflowError) as error:
-                raise HubError(f"{self.api.endpoint} tells a time that is none: {plain(date)}") from error
+                raise HubError(f"{self.api.endpoint} sends an invalid Date header: {plain(date)}") from error
             self._read_at = time.monotonic()
         return self._hub_time + time.monotonic() - self._read_at
 
     def look(self) -> HubView:
-        """The repository as it is now."""
+        """Return the repository at its newest commit."""
         info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         assert info.sha is not None
         return HubView(repo=self, sha=info.sha)
 
     def upload(self, files: Iterable[Put]) -> None:
-        """Sends the content of large files ahead, so that the commit that is to hold them is a small one.
+        """Upload the content of large files in advance, so that the commit that adds them is small.
 
         Raises:
             HubError: The hub refuses, or cannot be reached.
@@ -197,7 +208,7 @@ class HubRepo:
         additions = [self._addition(file) for file in files]
 
         def send() -> None:
-            with _unwrapped():
+            with _unwrap_errors():
                 self.api.preupload_lfs_files(
                     self.repo_id,
                     [addition for addition in additions if not addition._is_uploaded],
@@ -205,39 +216,31 @@ class HubRepo:
                     free_memory=False,
                 )
 
-        self._call(send, tries=MAX_TRIES)
+        self._retry(send, max_tries=MAX_TRIES)
 
     def change(self, decide: Callable[[HubView], tuple[Change, _T]]) -> _T:
-        """As `Store.change`.
+        """Look, decide and commit, until no other client committed in between; see `Store.change`.
 
         Raises:
-            HubError: It did not work out after many tries, or the hub refuses for another reason.
+            HubError: Too many tries failed, or the hub refuses.
         """
+
+        def attempt() -> _T:
+            view = self.look()
+            change, result = decide(view)
+            if change.operations:
+                self._commit(change, view)
+            return result
+
         with self._lock:
-            failure: Exception | None = None
-            for number in range(MAX_TRIES):
-                self._wait(number)
-                try:
-                    view = self.look()
-                    wanted, result = decide(view)
-                    if wanted.operations:
-                        self._commit(wanted, view)
-                except _FAILURES as error:
-                    failure = error
-                    self._judge(error)
-                else:
-                    return result
-            raise HubError(
-                f"{self.repo_id} could not be changed after {MAX_TRIES} tries: {first_line(failure)}"
-            ) from failure
+            return self._retry(attempt, max_tries=MAX_TRIES)
 
     def _commit(self, change: Change, view: HubView) -> None:
-        puts = [operation for operation in change.operations if isinstance(operation, Put)]
         operations = [
             self._addition(operation) if isinstance(operation, Put) else CommitOperationDelete(operation.path)
             for operation in change.operations
         ]
-        with _unwrapped():
+        with _unwrap_errors():
             self.api.create_commit(
                 self.repo_id,
                 operations,
@@ -245,64 +248,70 @@ class HubRepo:
                 repo_type=self.repo_type,
                 parent_commit=view.sha,
             )
-        self.num_commits += 1
-        for put in puts:
-            self._additions.pop(put, None)
+        for operation in change.operations:
+            if isinstance(operation, Put):
+                self._additions.pop(operation, None)
 
     def _addition(self, put: Put) -> CommitOperationAdd:
-        """The library's operation, which remembers that a large file has been sent, however often a commit is tried."""
+        """Return the library's operation, which remembers across tries that a large file has been uploaded."""
         if isinstance(put.content, bytes):
             return CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
         if put not in self._additions:
             self._additions[put] = CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
         return self._additions[put]
 
-    def _call(self, work: Callable[[], _T], *, tries: int) -> _T:
-        """Something that does no harm when it is done twice, again where the hub or the way to it fails."""
-        failure: Exception | None = None
-        for number in range(tries):
-            self._wait(number)
-            try:
-                return work()
-            except _FAILURES as error:
-                failure = error
-                self._judge(error)
-        reason = f"{type(failure).__name__}: {first_line(failure)}"
-        raise HubError(f"the hub cannot be reached: {reason}: try again later") from failure
-
-    def _wait(self, num_failures: int) -> None:
-        if num_failures:
-            # Those who met would meet again if they all waited the same time.
-            self._sleep(min(30.0, 0.2 * 1.6**num_failures) * random.uniform(0.5, 1.5))  # noqa: S311
-
-    def _judge(self, error: Exception) -> None:
-        """Waits where the hub says so; raises what another try would not mend.
+    def _retry(self, attempt: Callable[[], _T], *, max_tries: int) -> _T:
+        """Repeat an attempt, which must do no harm when it is repeated, while another try may succeed.
 
         Raises:
-            HubError: The hub refuses for good.
+            HubError: Too many tries failed, or the hub refuses.
         """
-        response = error.response if isinstance(error, HfHubHTTPError) else None
-        if response is None:  # The way to the hub: whether a commit was done, the next look tells.
-            _LOG.warning("the hub: %s: %s", type(error).__name__, first_line(error))
-            return
-        status = response.status_code
-        if status in (408, 409, 412) or status >= 500:
-            _LOG.info("the hub: %s: %s", status, first_line(error))
-            return
-        if status != 429:
+
+        def translated() -> _T:
+            try:
+                return attempt()
+            except _FAILURES as error:
+                raise _transient(error) from error
+
+        policy = RetryPolicy(
+            max_tries=max_tries, first_wait_s=0.3, factor=1.6, max_wait_s=30.0, max_retry_after_s=MAX_RATE_LIMIT_S
+        )
+        try:
+            return policy.call(translated, sleep=self._sleep, on_retry=_log)
+        except TransientError as error:
             raise HubError(
-                f"the hub refuses ({status}): {first_line(error)}: check HF_REPO_ID, and that HF_TOKEN may write there"
-            ) from error
-        wait_s = _seconds(response.headers.get("Retry-After"))
-        _LOG.warning("the hub's rate limit is reached: going on in %.0f s", wait_s)
-        while wait_s > 0:
-            self._sleep(min(5.0, wait_s))
-            wait_s -= 5.0
+                f"the hub failed {error.num_tries} times for {self.repo_id}: {error}: try again later"
+            ) from error.__cause__
+
+
+def _transient(error: Exception) -> TransientError:
+    """Return the error as one that another try may not meet.
+
+    Raises:
+        HubError: The hub refuses for good.
+    """
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    # A connection may break after the hub has made the commit: the next look shows whether it has.
+    if response is None or response.status_code in (408, 409, 412) or response.status_code >= 500:
+        return TransientError(reason)
+    if response.status_code == 429:
+        return TransientError(reason, retry_after_s=_retry_after_s(response.headers.get("Retry-After")))
+    raise HubError(
+        f"the hub refuses ({response.status_code}): {first_line(error)}: check HF_REPO_ID, and that HF_TOKEN may write "
+        "there"
+    ) from error
+
+
+def _log(error: TransientError, wait_s: float) -> None:
+    # Clients that commit at once are routine; a rate limit is worth telling the user.
+    level = logging.WARNING if error.retry_after_s else logging.INFO
+    _LOG.log(level, "the hub: %s: next try in %.1f s", error, wait_s)
 
 
 @contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raises what made an upload fail: the library puts a RuntimeError around it."""
+def _unwrap_errors() -> Iterator[None]:
+    """Raise the cause of a failed upload, which the library wraps in a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -311,7 +320,7 @@ def _unwrapped() -> Iterator[None]:
         raise
 
 
-def _seconds(retry_after: str | None) -> float:
-    """The time to wait that a header tells."""
-    seconds = read_count((retry_after or "").strip())
-    return RATE_LIMIT_SECONDS if seconds is None else min(float(seconds), MAX_WAIT_SECONDS)
+def _retry_after_s(header: str | None) -> float:
+    """Return the seconds to wait at the rate limit, by the header Retry-After."""
+    seconds = read_count((header or "").strip())
+    return RATE_LIMIT_S if seconds is None else min(float(seconds), MAX_RATE_LIMIT_S)

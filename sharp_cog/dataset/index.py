@@ -1,4 +1,4 @@
-"""The index of a published dataset, one JSON object a line, that many clients append to."""
+"""The index of a published dataset: one JSON object a line, to which many clients append."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ PUBLIC_FIELDS = (
     *("gsplat_model_file_url", "tags", "topics", "tags_text", "topics_text", "alt_description", "description"),
     *("unsplash_id", "unsplash_url", "created_at", "user_username", "user_name"),
 )
-"""Of the public pipeline's index, which ours can be read with."""
+"""Fields of the public pipeline's index, so that its readers can read ours."""
 OWN_FIELDS = (
     *("user_url", "license", "license_url", "image_path", "splat_paths", "sha256", "focal_length_px"),
     *("focal_length_source", "width", "height", "num_gaussians", "model", "sharp_cog"),
 )
-"""What we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format."""
+"""Fields that we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format."""
 
 _BLOCK_BYTES = 1 << 20
 
 
 class Index:
-    """The index as a repository has it, kept in a file here.
+    """A repository's index, with a copy in a local file.
 
-    Rows are appended, so that all that must be read anew is what others have appended since; the hub's hash of the
-    whole says whether that is what happened.
+    Clients append rows, so that usually only the rows after the copy's end must be read. The hub's hash of the whole
+    file tells whether that is enough.
 
     Attributes:
-        ids: The photographs that are in it.
+        path_in_repo: Path of the index in the repository.
+        ids: Ids of the photographs in the index.
     """
 
     def __init__(self, path_in_repo: str, cache: Path) -> None:
@@ -57,8 +58,12 @@ class Index:
         except OSError as error:
             raise cannot_write(self._cache, error) from error
 
-    def look(self, view: HubView) -> None:
-        """Brings it to what a commit holds."""
+    def update(self, view: HubView) -> None:
+        """Bring the copy to the state of a commit.
+
+        Raises:
+            HubError: The index in the repository is broken.
+        """
         stat = view.stat(self.path_in_repo)
         if stat is None:
             self._write(b"", is_new=True)
@@ -69,39 +74,39 @@ class Index:
             more = view.read(self.path_in_repo, start=self._size) or b""
             self._write(more, is_new=False)
         if stat.size == self._size and self._hash(is_lfs=stat.is_lfs) == stat.hash:
-            self._note(more)
+            self._add_ids(more)
         else:
             self.ids.clear()
             content = view.read(self.path_in_repo) or b""
             self._write(content, is_new=True)
-            self._note(content)
+            self._add_ids(content)
 
     def _write(self, content: bytes, *, is_new: bool) -> None:
         with self._translate_errors(), self._cache.open("wb" if is_new else "ab") as file:
             file.write(content)
             self._size = file.tell()
 
-    def _note(self, content: bytes) -> None:
+    def _add_ids(self, content: bytes) -> None:
         try:
             self.ids.update(str(row.get("image_id", "")) for row in read_rows(content))
         except ValueError as error:
             start = self._size - len(content)
-            after = f" behind byte {start}" if start else ""
+            after = f" after byte {start}" if start else ""
             raise HubError(
                 f"the index {self.path_in_repo} has a line that is no JSON object{after} ({error}): "
-                "mend it, or choose another HF_INDEX_REPO_PATH"
+                "correct the file, or choose another HF_INDEX_REPO_PATH"
             ) from error
 
     def _hash(self, *, is_lfs: bool) -> str:
-        """As git names a blob, or a large file."""
+        """Return git's id of the copy, as a blob or as a large file."""
         hashed = hashlib.sha256() if is_lfs else hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
         with self._cache.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
                 hashed.update(block)
         return hashed.hexdigest()
 
-    def with_rows(self, rows: Iterable[Mapping[str, str]]) -> Path:
-        """The index with more rows, as a new file; `keep` belongs after it."""
+    def draft(self, rows: Iterable[Mapping[str, str]]) -> Path:
+        """Write the index with more rows to a new file and return its path; call `accept` once it is committed."""
         path = self._cache.with_name(f"{self._cache.name}.{secrets.token_hex(4)}")
         with open_atomically(path) as file, self._cache.open("rb") as known:
             last = b"\n"
@@ -110,31 +115,31 @@ class Index:
                 last = block[-1:]
             if last != b"\n":
                 file.write(b"\n")
-            file.write(write_rows(rows))
+            file.write(encode_rows(rows))
         return path
 
-    def keep(self, path: Path, ids: Collection[str]) -> None:
-        """Once an index with more rows is committed."""
+    def accept(self, path: Path, ids: Collection[str]) -> None:
+        """Replace the copy by a draft that was committed, which added the photographs `ids`."""
         with self._translate_errors():
             os.replace(path, self._cache)
             self._size = self._cache.stat().st_size
         self.ids.update(ids)
 
 
-def row_of(known: Mapping[str, str]) -> dict[str, str]:
-    """A row with every field, all of them strings, in one order."""
-    return {name: str(known.get(name, "")) for name in (*PUBLIC_FIELDS, *OWN_FIELDS)}
+def full_row(values: Mapping[str, str]) -> dict[str, str]:
+    """Return a row with all fields in their order; missing values are empty."""
+    return {name: str(values.get(name, "")) for name in (*PUBLIC_FIELDS, *OWN_FIELDS)}
 
 
-def read_rows(content: bytes | None) -> list[dict[str, Any]]:
-    """The rows of an index; none where there is none.
+def read_rows(content: bytes) -> list[dict[str, Any]]:
+    """Return the rows of an index.
 
     Raises:
-        ValueError: A line is no JSON object; the message says which.
+        ValueError: A line is no JSON object; the message names the line.
     """
     rows = []
-    # Not `splitlines`, which breaks at characters that JSON leaves as they are.
-    for number, line in enumerate((content or b"").split(b"\n"), 1):
+    # `splitlines` would also split at characters that JSON leaves unescaped, such as U+2028.
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
@@ -147,6 +152,6 @@ def read_rows(content: bytes | None) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows as an index has them; halves of characters, which no encoding has, become question marks."""
+def encode_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return rows as lines of an index; lone surrogates, which UTF-8 cannot encode, become question marks."""
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode("utf-8", "replace")

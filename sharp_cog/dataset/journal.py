@@ -1,4 +1,4 @@
-"""What has become of every photograph of a run, on disk before it counts: a killed run goes on where it was."""
+"""The journal of a run: the state of every photograph, on disk before it counts, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -19,13 +19,22 @@ from sharp_cog.errors import OutputError
 from sharp_cog.text import plain, quoted, read_json
 
 MAX_TRIES = 2
-"""A photograph that failed so often is not tried again."""
+"""Maximum tries of one photograph."""
 
 State = Literal["seen", "fetched", "made", "done", "failed", "taken", "others"]
-"""seen: known; fetched: its picture is on disk; made: its splats are; done: published, or made where nothing is.
-failed: given up. taken: another client is at it; others: another client has done it."""
+"""Progress of a photograph.
+
+- seen: The source has named it.
+- fetched: Its image is on disk.
+- made: Its splats are on disk.
+- done: Its splats are published, or nothing is to be published.
+- failed: All tries failed.
+- taken: Another client works on it.
+- others: Another client has finished it.
+"""
 
 PAGE_ROWS = 500
+"""Rows that one query reads or names."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS photos (
@@ -47,11 +56,11 @@ class Entry:
     """A photograph in the journal.
 
     Attributes:
-        photo: What the source said of it.
-        state: How far it is.
-        tries: How often it failed.
-        about: What was found out on the way: names of files, hashes, number of Gaussians, addresses.
-        error: Of its last failure.
+        photo: The photograph as the source described it.
+        state: Its progress.
+        tries: Number of its failures.
+        about: Facts found on the way: file names, hashes, number of Gaussians, addresses.
+        error: Message of the last failure.
     """
 
     photo: Photo
@@ -62,10 +71,10 @@ class Entry:
 
 
 class Journal:
-    """The journal of one run, in `journal.sqlite`; for many threads of one process.
+    """The journal of one run in `journal.sqlite`, for many threads of one process.
 
-    It is checked as a whole when it is opened, at three seconds for a million photographs: what a damaged index hides
-    would be begun anew, or missed half-way.
+    Opening it checks the whole file, which takes three seconds for a million photographs. Otherwise a photograph that a
+    damaged index hides would be made again, or be missing halfway.
 
     Raises:
         OutputError: The file is damaged, or cannot be opened or written.
@@ -79,30 +88,34 @@ class Journal:
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
                 raise OutputError(
-                    f"the journal {path} is damaged ({plain(found, 200)}): check the disk, and put a copy of "
-                    "it back, save what is there by sqlite3's .recover, or choose another RUN_ID"
+                    f"the journal {path} is damaged ({plain(found, 200)}): check the disk, then restore a copy, "
+                    "recover the file with sqlite3's .recover, or choose another RUN_ID"
                 )
-            # Written ahead and synced at every change: what is told as done is done, power cut or not.
+            # A change is on the disk before the next step begins, so that a power cut loses nothing.
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
     def add(self, photos: Iterable[Photo]) -> None:
-        """Notes photographs that are to be worked on; those that are known keep their state, but for `taken`."""
-        self._note(photos, "seen", "'seen'", "WHERE state = 'taken'")
+        """Record photographs to work on; known ones keep their state, except `taken`, which becomes `seen`."""
+        self._insert(photos, "seen", "'seen'", "WHERE state = 'taken'")
 
-    def leave(self, photos: Iterable[Photo], state: Literal["taken", "others"]) -> None:
-        """Notes photographs that are another client's, or that this one published just before it was killed."""
-        self._note(
+    def set_aside(self, photos: Iterable[Photo], state: Literal["taken", "others"]) -> None:
+        """Record photographs of other clients.
+
+        A photograph that this client has made and that is published already becomes `done`: this client published it
+        just before it was killed.
+        """
+        self._insert(
             photos, state, "CASE WHEN state = 'made' AND excluded.state = 'others' THEN 'done' ELSE excluded.state END"
         )
 
-    def _note(self, photos: Iterable[Photo], state: State, state_of_known: str, condition: str = "") -> None:
+    def _insert(self, photos: Iterable[Photo], state: State, state_of_known: str, condition: str = "") -> None:
         now = time.time()
         rows = [
             (photo.id, state, json.dumps({**dataclasses.asdict(photo), "row": dict(photo.row)}), now)
@@ -110,23 +123,23 @@ class Journal:
         ]
         with self._transaction() as connection:
             connection.executemany(
-                "INSERT INTO photos (id, state, photo, changed) VALUES (?, ?, ?, ?) "  # noqa: S608 - our own words
+                "INSERT INTO photos (id, state, photo, changed) VALUES (?, ?, ?, ?) "  # noqa: S608 - constant text
                 f"ON CONFLICT (id) DO UPDATE SET state = {state_of_known}, changed = excluded.changed {condition}",
                 rows,
             )
 
     def advance(self, photo_id: str, state: State, **about: Any) -> None:
-        """Notes how far a photograph is, and adds to what is known about it."""
+        """Record the new state of a photograph, and add facts about it."""
         with self._transaction() as connection:
             row = connection.execute("SELECT about FROM photos WHERE id = ?", (photo_id,)).fetchone()
-            known = {**self._about_of(photo_id, row[0]), **about}
+            known = {**self._about(photo_id, row[0]), **about}
             connection.execute(
                 "UPDATE photos SET state = ?, about = ?, error = '', changed = ? WHERE id = ?",
                 (state, json.dumps(known), time.time(), photo_id),
             )
 
     def finish(self, photo_ids: Iterable[str]) -> None:
-        """Notes photographs as done."""
+        """Record photographs as done."""
         now = time.time()
         with self._transaction() as connection:
             connection.executemany(
@@ -135,7 +148,16 @@ class Journal:
             )
 
     def fail(self, photo_id: str, error: str, *, state: Literal["seen", "fetched"]) -> bool:
-        """Notes a failure; returns whether another try is left, from a state on."""
+        """Record a failure.
+
+        Args:
+            photo_id: Id of the photograph.
+            error: Message of the failure.
+            state: State to restart from at the next try.
+
+        Returns:
+            Whether another try is left.
+        """
         with self._lock, self._translate_errors():
             (tries,) = self._connection.execute(
                 "UPDATE photos SET tries = tries + 1, error = ?, changed = ?, "
@@ -145,32 +167,33 @@ class Journal:
         return int(tries) < MAX_TRIES
 
     def get(self, photo_id: str) -> Entry | None:
-        """A photograph, or None."""
+        """Return a photograph, or None if it is unknown."""
         found = self._select("WHERE id = ?", (photo_id,))
         return found[0][1] if found else None
 
     def is_known(self, photo_id: str) -> bool:
-        """Whether a photograph is in the journal."""
+        """Return whether a photograph is in the journal."""
         with self._lock, self._translate_errors():
             return self._connection.execute("SELECT 1 FROM photos WHERE id = ?", (photo_id,)).fetchone() is not None
 
     def states(self, photo_ids: Collection[str]) -> dict[str, State]:
-        """The states of those photographs that are known."""
+        """Return the states of those photographs that are known."""
         listed = list(photo_ids)
         found: dict[str, State] = {}
         for start in range(0, len(listed), PAGE_ROWS):
             part = listed[start : start + PAGE_ROWS]
             with self._lock, self._translate_errors():
-                query = f"SELECT id, state FROM photos WHERE id IN ({_marks(part)})"  # noqa: S608 - question marks
+                query = f"SELECT id, state FROM photos WHERE id IN ({_placeholders(part)})"  # noqa: S608 - question marks
                 found.update(self._connection.execute(query, part).fetchall())
         return found
 
     def entries(self, *states: State) -> Iterator[Entry]:
-        """Photographs in these states, in the order in which they came, as they are when their turn comes."""
+        """Yield the photographs in these states, in the order of their arrival, read page by page."""
         last = 0
         while True:
             page = self._select(
-                f"WHERE state IN ({_marks(states)}) AND rowid > ? ORDER BY rowid LIMIT {PAGE_ROWS}", (*states, last)
+                f"WHERE state IN ({_placeholders(states)}) AND rowid > ? ORDER BY rowid LIMIT {PAGE_ROWS}",
+                (*states, last),
             )
             for last, entry in page:  # noqa: B007
                 yield entry
@@ -178,12 +201,16 @@ class Journal:
                 return
 
     def counts(self) -> dict[str, int]:
-        """How many photographs are in each state."""
+        """Return the number of photographs in each state."""
         with self._lock, self._translate_errors():
             return dict(self._connection.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
     def num_listed(self, max_gap: int) -> int:
-        """How many places of a list, from its beginning on, were looked at; a few in a row may hold nothing of use."""
+        """Return the number of places of a list, from its first one on, that were looked at.
+
+        Args:
+            max_gap: Number of places in a row that may be missing, since unusable photographs are not recorded.
+        """
         query = """
             SELECT MIN(place) + 1 FROM (
                 SELECT place, LEAD(place) OVER (ORDER BY place) AS next FROM (
@@ -195,14 +222,14 @@ class Journal:
             return int(self._connection.execute(query, (max_gap,)).fetchone()[0])
 
     def last_done(self) -> float | None:
-        """When the last photograph was done, as Unix time; None where none is."""
+        """Return the Unix time at which the last photograph was finished, or None."""
         with self._lock, self._translate_errors():
             row = self._connection.execute("SELECT MAX(changed) FROM photos WHERE state = 'done'").fetchone()
         return None if row[0] is None else float(row[0])
 
     @property
     def owner(self) -> str:
-        """The name under which this run claims, the same whenever it goes on."""
+        """Name of this run's leases, the same after a restart."""
         with self._transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO facts VALUES ('owner', ?)", (uuid.uuid4().hex,))
             return str(connection.execute("SELECT value FROM facts WHERE name = 'owner'").fetchone()[0])
@@ -210,50 +237,50 @@ class Journal:
     def _select(self, condition: str, values: tuple[Any, ...]) -> list[tuple[int, Entry]]:
         with self._lock, self._translate_errors():
             rows = self._connection.execute(
-                f"SELECT rowid, id, state, tries, photo, about, error FROM photos {condition}",  # noqa: S608 - our own words
+                f"SELECT rowid, id, state, tries, photo, about, error FROM photos {condition}",  # noqa: S608 - constant text
                 values,
             ).fetchall()
         return [
             (
                 rowid,
                 Entry(
-                    photo=self._photo_of(photo_id, photo),
+                    photo=self._photo(photo_id, photo),
                     state=state,
                     tries=tries,
-                    about=self._about_of(photo_id, about),
+                    about=self._about(photo_id, about),
                     error=error,
                 ),
             )
             for rowid, photo_id, state, tries, photo, about, error in rows
         ]
 
-    def _photo_of(self, photo_id: str, text: str) -> Photo:
-        try:
+    def _photo(self, photo_id: str, text: str) -> Photo:
+        with self._check_row(photo_id):
             photo = Photo(**read_json(text))
             texts = (photo.where, photo.depth, *photo.row.keys(), *photo.row.values())
             if photo.id != photo_id or not all(isinstance(text, str) for text in texts):
-                raise ValueError("a value of another kind")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise self._broken_row(photo_id, error) from error
-        return photo
+                raise ValueError("a value has another type")
+            return photo
 
-    def _about_of(self, photo_id: str, text: str) -> dict[str, Any]:
-        try:
+    def _about(self, photo_id: str, text: str) -> dict[str, Any]:
+        with self._check_row(photo_id):
             about: dict[str, Any] = {**read_json(text)}
             files = [*about.get("splats", {}).values(), *([about["image"]] if "image" in about else [])]
             if not all(isinstance(name, str) and Path(name).name == name for name in files):
-                raise ValueError("the name of a file that is none")
+                raise ValueError("a file name is not one")
             if not isinstance(about.get("sha256", {}), dict):
-                raise ValueError("a value of another kind")
-        except (ValueError, TypeError, AttributeError) as error:
-            raise self._broken_row(photo_id, error) from error
-        return about
+                raise ValueError("a value has another type")
+            return about
 
-    def _broken_row(self, photo_id: str, error: Exception) -> OutputError:
-        return OutputError(
-            f"the journal {self._path} has a row that this version did not write, of id {quoted(photo_id)} "
-            f"({plain(error, 200)}): delete that row of the table photos, or choose another RUN_ID"
-        )
+    @contextmanager
+    def _check_row(self, photo_id: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, AttributeError) as error:
+            raise OutputError(
+                f"the journal {self._path} has a row that this version did not write, of id {quoted(photo_id)} "
+                f"({plain(error, 200)}): delete that row of the table photos, or choose another RUN_ID"
+            ) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -271,11 +298,12 @@ class Journal:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # Its errors repeat broken texts of the file.
+        # sqlite3 decodes its own messages, which quote the file: broken text in it raises UnicodeDecodeError.
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise OutputError(
                 f"the journal {self._path} cannot be used: {plain(error, 200)}: check the disk"
             ) from error
 
 
-def _marks(values: Collection[object]) -> str:
+def _placeholders(values: Collection[object]) -> str:
     return ", ".join("?" for _ in values)

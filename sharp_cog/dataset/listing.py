@@ -1,4 +1,4 @@
-"""Unsplash's list, oldest first, gone through by many clients: each takes ranges of it."""
+"""Unsplash's list, oldest photographs first, read by many clients at once: each leases ranges of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.photo import Photo
-from sharp_cog.dataset.ranges import Progress, Range, Ranges
+from sharp_cog.dataset.ranges import Range, RangeProgress, Ranges
 from sharp_cog.dataset.unsplash import Unsplash
 
 _LOG = logging.getLogger(__name__)
@@ -19,14 +19,14 @@ _DONE = ("done", "others")
 
 @dataclass
 class _Area:
-    """A range that is ours.
+    """A range that this client has a lease on.
 
     Attributes:
-        range: Which.
-        start: Everything before this place was done when we took it.
-        ids: What is at each place that was looked at; None for what nobody can use.
-        is_scanned: Whether all of its places were.
-        page: The page that was looked at last.
+        range: The range.
+        start: First place that was not done when the range was leased.
+        ids: The photograph at each place that was looked at; None for an unusable one.
+        is_scanned: Whether all places were looked at.
+        page: Page of the list that was looked at last.
     """
 
     range: Range
@@ -37,13 +37,21 @@ class _Area:
 
 
 class RangedList:
-    """A source that gives the photographs of ranges, and keeps account of the ranges.
+    """A source that yields the photographs of leased ranges and keeps the leases up to date.
 
-    A range is done when everything in it is, and not before: one with photographs that nobody could make a splat of is
-    given up, with its holes on record.
+    A range is done when every photograph in it is. A range with photographs that no splat could be made of is
+    abandoned, with its holes on record.
     """
 
     def __init__(self, unsplash: Unsplash, ranges: Ranges, journal: Journal, *, max_scan: int) -> None:
+        """Lease nothing yet.
+
+        Args:
+            unsplash: The list.
+            ranges: The leases.
+            journal: The journal of the run, which knows what became of the photographs.
+            max_scan: Maximum photographs to look at; 0 means no limit.
+        """
         self._unsplash, self._ranges, self._journal = unsplash, ranges, journal
         self._max_scan = max_scan
         self._areas: list[_Area] = []
@@ -51,26 +59,26 @@ class RangedList:
 
     @property
     def num_photos(self) -> int | None:
-        """As `Source.num_photos`."""
+        """Number of photographs in the list; None before the first answer."""
         return self._unsplash.num_photos
 
     @property
     def rate_limit_left(self) -> int | None:
-        """As `Unsplash.rate_limit_left`."""
+        """Number of requests that Unsplash still allows in this hour; None before the first answer."""
         return self._unsplash.rate_limit_left
 
     def fetch(self, photo: Photo) -> bytes:
-        """As `Source.fetch`."""
+        """Return the image of a photograph; see `Source.fetch`."""
         return self._unsplash.fetch(photo)
 
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
-        """As `Source.photos`."""
+        """Yield the photographs of one range after another; see `Source.photos`."""
         num_scanned = 0
-        # Its length, before a range behind its end is taken.
+        # The first page tells the length of the list, so that no range beyond its end is leased.
         self._unsplash.page(1)
-        while (claimed := self._ranges.claim(self._unsplash.num_photos)) is not None:
-            area = _Area(range=claimed[0], start=claimed[1])
-            _LOG.info("taking the range %s of the list", area.range)
+        while (acquired := self._ranges.acquire(self._unsplash.num_photos)) is not None:
+            area = _Area(range=acquired[0], start=acquired[1])
+            _LOG.info("leased the range %s of the list", area.range)
             with self._mutex:
                 self._areas.append(area)
             size = self._ranges.page_size
@@ -88,43 +96,48 @@ class RangedList:
                         area.ids[place] = None if photo is None else photo.id
                     if photo is not None and not is_known(photo.id):
                         yield photo
-                if len(page) < size:  # The end of the list: more may come, so this range is nobody's to end.
+                if len(page) < size:  # The list ends here but may grow, so that this range cannot be finished.
                     return
             area.is_scanned = True
 
-    def look_after(self, is_over: bool) -> None:
-        """Renews, ends and gives back claims on ranges, by what the journal says of their photographs."""
+    def heartbeat(self, is_over: bool) -> None:
+        """Renew, finish, abandon or release the ranges, by what the journal says of their photographs.
+
+        Args:
+            is_over: Whether the run has ended, so that all ranges are released.
+        """
         with self._mutex:
             areas = list(self._areas)
         for area in areas:
-            if self._look_after(area, is_over):
+            if not self._keep(area, is_over):
                 with self._mutex:
                     self._areas.remove(area)
 
-    def _look_after(self, area: _Area, is_over: bool) -> bool:
-        """Whether the range is ours no more."""
-        is_scanned = area.is_scanned  # Before its places are looked at: more may come in between.
+    def _keep(self, area: _Area, is_over: bool) -> bool:
+        """Update one range; return False if this client has released or lost it."""
+        is_scanned = area.is_scanned  # Read before the places, since the scan goes on meanwhile.
         with self._mutex:
             ids = dict(area.ids)
         states = self._journal.states([photo_id for photo_id in ids.values() if photo_id is not None])
         is_done = dict.fromkeys(range(area.range.start, area.start), True)
         is_done |= {place: name is None or states.get(name) in _DONE for place, name in ids.items()}
         failed = sorted({name for name in ids.values() if name is not None and states.get(name) == "failed"})
-        progress = Progress.of(area.range, is_done, area.page)
+        progress = RangeProgress.from_places(area.range, is_done, area.page)
         num_open = sum(not done for done in is_done.values())
         if is_scanned and num_open == 0:
             _LOG.info("the range %s of the list is done", area.range)
             self._ranges.finish(area.range)
-            return True
+            return False
         if is_scanned and num_open == len(failed):
-            reason = f"no splat could be made of {', '.join(failed[:20])}{' and others' if len(failed) > 20 else ''}"
-            _LOG.warning("the range %s of the list is given up: %s", area.range, reason)
-            self._ranges.give_up(area.range, progress, reason)
-            return True
+            others = f" and {len(failed) - 20} more" if len(failed) > 20 else ""
+            reason = f"no splat could be made of {', '.join(failed[:20])}{others}"
+            _LOG.warning("the range %s of the list is abandoned: %s", area.range, reason)
+            self._ranges.abandon(area.range, progress, reason)
+            return False
         if is_over:
-            self._ranges.give_back(area.range, progress)
-            return True
-        if not self._ranges.renew(area.range, progress):
-            _LOG.warning("the range %s of the list was taken over by another client", area.range)
-            return True
-        return False
+            self._ranges.release(area.range, progress)
+            return False
+        if not self._ranges.heartbeat(area.range, progress):
+            _LOG.warning("another client took over the range %s of the list", area.range)
+            return False
+        return True

@@ -9,68 +9,70 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
-from sharp_cog.dataset.engine import Job
-from sharp_cog.dataset.make import decoded, written
+from sharp_cog.dataset.engine import Job, Outcome, read_request, write_splats
 from sharp_cog.pipeline.conveyor import Conveyor, Stage
 from sharp_cog.pipeline.pipeline import SharpPipeline
 
 NUM_WRITERS = 2
 """Threads that write: small formats take longer to write than a good GPU takes to predict."""
 MAX_UNDER_WAY = 4
-"""Photographs that are decoded, predicted or written at once."""
+"""Jobs that are decoded, predicted or written at once."""
 
 
 class LocalEngine:
-    """Makes splats in this process; see `sharp_cog.dataset.engine.Engine`.
-
-    Args:
-        load: Loads the model; called when the first photograph is there.
-        gaussians: Folder of the splats.
-        formats: Formats of the splats.
-        stopping: Set when nothing new is to be begun: photographs that have not reached the device are left out.
-    """
+    """Makes splats in this process; see `sharp_cog.dataset.engine.Engine`."""
 
     def __init__(
         self,
         load: Callable[[], SharpPipeline],
-        gaussians: Path,
+        folder: Path,
         formats: tuple[str, ...],
         *,
-        stopping: threading.Event | None = None,
+        stop_requested: threading.Event | None = None,
     ) -> None:
-        self._load, self._gaussians, self._formats = functools.cache(load), gaussians, formats
-        self._stopping = stopping or threading.Event()
+        """Load nothing yet.
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-        """Make the splats of photographs as they come; see `Engine.run`."""
+        Args:
+            load: Loads the model; called when the first job arrives.
+            folder: Folder of the splats.
+            formats: Formats of the splats.
+            stop_requested: Once it is set, jobs that have not reached the device are dropped.
+        """
+        self._load, self._folder, self._formats = functools.cache(load), folder, formats
+        self._stop_requested = stop_requested or threading.Event()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Make splats of jobs as they arrive; see `Engine.run`.
+
+        Raises:
+            Exception: An error of `load`, or of the jobs' iterator.
+        """
 
         def decode(job: Job) -> tuple[Job, Any]:
             pipeline = self._load()
-            return _attempt(job, lambda: decoded(pipeline, job.photo, job.image, self._formats))
+            return _attempt(job, lambda: pipeline.decode(read_request(job, self._formats)))
 
         def predict(item: tuple[Job, Any]) -> tuple[Job, Any]:
             job, request = item
-            if self._stopping.is_set():
+            if self._stop_requested.is_set():
                 raise CancelledError
             return item if isinstance(request, Exception) else _attempt(job, lambda: self._load().predict(request))
 
-        def write(item: tuple[Job, Any]) -> tuple[Job, Any]:
+        def write(item: tuple[Job, Any]) -> tuple[Job, Outcome]:
             job, prediction = item
             if isinstance(prediction, Exception):
                 return item
-            return _attempt(job, lambda: written(self._load(), job.photo, prediction, self._gaussians, self._formats))
+            model = self._load().settings.model
+            return _attempt(job, lambda: write_splats(prediction, self._folder, self._formats, model=model))
 
         stages = (Stage(decode, 1, "decode"), Stage(predict, 1, "device"), Stage(write, NUM_WRITERS, "write"))
-        conveyor: Conveyor[tuple[Job, dict[str, Any] | Exception]] = Conveyor(*stages, max_items=MAX_UNDER_WAY)
-        try:
-            yield from conveyor.run(jobs, ordered=False)
-        finally:
-            conveyor.close()
+        with Conveyor[tuple[Job, Outcome]](*stages) as conveyor:
+            yield from conveyor.run(jobs, max_items=MAX_UNDER_WAY, ordered=False)
 
 
 def _attempt(job: Job, work: Callable[[], Any]) -> tuple[Job, Any]:
     """Return the job with the result of the work, or with its error: one photograph does not end the run."""
     try:
         return job, work()
-    except Exception as error:  # noqa: BLE001 - reported as the job's result
+    except Exception as error:  # noqa: BLE001 - reported as the outcome of the job
         return job, error

@@ -1,123 +1,138 @@
-"""Finished photographs into a repository of the hub: pictures, splats, index and marks in one commit for many."""
+"""The last steps of a run: share each splat, upload its files, and publish many photographs at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
+from typing import Protocol
 
-from sharp_cog.dataset.card import card
-from sharp_cog.dataset.claims import Claims
-from sharp_cog.dataset.hub import HubRepo, HubView
-from sharp_cog.dataset.index import Index, row_of
-from sharp_cog.dataset.store import Change, Delete, Put
+from sharp_cog.dataset.bounded_queue import BoundedQueue
+from sharp_cog.dataset.hub_dataset import Finished, HubDataset
+from sharp_cog.dataset.journal import Entry, Journal
+from sharp_cog.dataset.leases import Leases
+from sharp_cog.dataset.photo import Photo
+
+MAX_BATCHES = 10
+"""Maximum batches that are joined while the hub makes the run wait."""
+
+_ROW_FACTS = ("focal_length_px", "focal_length_source", "width", "height", "num_gaussians", "model", "sharp_cog")
+"""Facts of the journal that a row of the index repeats."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """A photograph whose splats are on disk.
+class Share(Protocol):
+    """Shares one splat at another service; an error there never fails the photograph."""
 
-    Attributes:
-        id: Of the photograph.
-        image: Its picture.
-        splats: Its splats by format.
-        row: Its row of the index, without addresses and paths in the repository.
-    """
-
-    id: str
-    image: Path
-    splats: Mapping[str, Path]
-    row: Mapping[str, str] = field(default_factory=dict)
+    def __call__(self, photo: Photo, splats: dict[str, Path]) -> dict[str, str]:
+        """Share a photograph's splats, given by format, and return fields for its row of the index."""
+        ...
 
 
 class Publisher:
-    """Publishes to one repository; what another client has published meanwhile stays.
+    """Takes photographs that have splats through the last steps."""
 
-    Args:
-        repo: The repository.
-        subdir: Its folder of pictures and splats.
-        index_path: Its index.
-        cache: A file for the index as it was last seen.
-        claims: Those in the same repository: publishing ends them in its own commit.
-    """
+    def __init__(
+        self,
+        journal: Journal,
+        run_dir: Path,
+        *,
+        leases: Leases | None = None,
+        dataset: HubDataset | None = None,
+        share: Share | None = None,
+        formats: tuple[str, ...] = (),
+    ) -> None:
+        """Publish nothing yet.
 
-    def __init__(self, repo: HubRepo, *, subdir: str, index_path: str, cache: Path, claims: Claims | None) -> None:
-        self._repo, self._subdir, self._claims = repo, subdir.strip("/"), claims
-        self._index = Index(index_path.strip("/"), cache)
-
-    @property
-    def ends_claims(self) -> bool:
-        """Whether publishing a photograph ends the claim on it."""
-        return self._claims is not None
-
-    def send_ahead(self, photo: Finished) -> None:
-        """Sends a photograph's files, before the commit that is to hold them.
-
-        Raises:
-            HubError: The hub does not take them.
+        Args:
+            journal: Journal of the run.
+            run_dir: Folder of the run.
+            leases: Leases of this client; None if it works alone.
+            dataset: The published dataset; None keeps the splats on this machine.
+            share: Called for each splat before it is published.
+            formats: Formats to publish; empty means all.
         """
-        self._repo.upload(self._files(photo))
+        self._journal, self._leases, self._dataset, self._share = journal, leases, dataset, share
+        self._formats = formats
+        self._images, self._gaussians = run_dir / "images", run_dir / "gaussians"
 
-    def publish(self, finished: Sequence[Finished]) -> None:
-        """Publishes photographs in one commit, with their rows, and ends our claims on them.
+    def requeue_incomplete(self) -> None:
+        """Make splats again whose files or facts are missing, such as files that somebody deleted."""
+        for entry in self._journal.entries("made"):
+            if not self._is_complete(entry):
+                self._journal.advance(entry.photo.id, "seen")
 
-        A photograph that is in the index already is left as it is there.
+    def _is_complete(self, entry: Entry) -> bool:
+        files = [self._images / entry.about.get("image", ""), *self._splats(entry).values()]
+        has_facts = {"splats", "sha256", *_ROW_FACTS} <= entry.about.keys()
+        return has_facts and all(path.is_file() for path in files)
 
-        Raises:
-            HubError: The hub does not take them.
+    def share_all(self, made: BoundedQueue[str], shared: BoundedQueue[str]) -> None:
+        """Share photographs and upload their files in advance, one after another; for many threads at once."""
+        while (photo_id := made.take()) is not None:
+            entry = self._entry(photo_id)
+            if self._share is not None and not entry.about.get("gsplat_url"):
+                about = self._share(entry.photo, self._splats(entry))
+                self._journal.advance(photo_id, "made", **about)
+                entry = self._entry(photo_id)
+            if self._dataset is not None:
+                self._dataset.upload(self._finished(entry))
+            if not shared.put(photo_id):
+                return
+
+    def publish_all(self, shared: BoundedQueue[str], *, every: int, seconds: float) -> None:
+        """Publish photographs in batches, until the queue is exhausted.
+
+        Args:
+            shared: Ids of the photographs.
+            every: Number of photographs that makes a batch.
+            seconds: Longest wait of one photograph, after which a smaller batch is published.
         """
-        ids = {photo.id for photo in finished}
-        written: list[Path] = []
+        every = every if self._dataset is not None else 1
+        batch: list[str] = []
+        due = 0.0
+        while True:
+            photo_id = shared.take(max(0.0, due - time.monotonic()) if batch else None)
+            if photo_id is not None:
+                due = due if batch else time.monotonic() + seconds
+                batch.append(photo_id)
+            is_over = shared.is_exhausted
+            is_due = is_over or len(batch) >= every or time.monotonic() >= due
+            # If the hub made us wait, more photographs than a batch are ready: they join the same commit.
+            if batch and is_due and (not len(shared) or len(batch) >= MAX_BATCHES * every):
+                self._publish(batch)
+                batch = []
+            if is_over:
+                return
 
-        def decide(view: HubView) -> tuple[Change, list[str]]:
-            self._index.look(view)
-            new = [photo for photo in finished if photo.id not in self._index.ids]
-            operations: list[Put | Delete] = [file for photo in new for file in self._files(photo)]
-            if new:
-                written.append(self._index.with_rows(self.row(photo) for photo in new))
-                operations.append(Put(path=self._index.path_in_repo, content=written[-1]))
-                if not view.existing(["README.md"]):
-                    text = card(self._repo.repo_id, self._index.path_in_repo)
-                    operations.append(Put(path="README.md", content=text.encode()))
-            if self._claims is not None:
-                operations += [*self._claims.ending(view, ids), *self._claims.marks(view, ids)]
-            return Change(operations=operations, message=f"add {len(new)} splats"), [photo.id for photo in new]
+    def _publish(self, photo_ids: list[str]) -> None:
+        if self._dataset is not None:
+            self._dataset.publish([self._finished(self._entry(photo_id)) for photo_id in photo_ids])
+        if self._leases is not None and (self._dataset is None or not self._dataset.ends_leases):
+            self._leases.finish(photo_ids)
+        self._journal.finish(photo_ids)
 
-        try:
-            new_ids = self._repo.change(decide)
-            if new_ids:
-                self._index.keep(written.pop(), new_ids)
-        finally:
-            for path in written:
-                path.unlink(missing_ok=True)
-        if self._claims is not None:
-            self._claims.forget(ids)
-
-    def _files(self, photo: Finished) -> list[Put]:
-        return [
-            Put(path=self.path(photo.id, path), content=path)
-            for path in dict.fromkeys((photo.image, *photo.splats.values()))
-        ]
-
-    def path(self, photo_id: str, path: Path) -> str:
-        """Where a file of a photograph lies in the repository."""
-        return f"{self._subdir}/{photo_id}/{path.name}".lstrip("/")
-
-    def row(self, photo: Finished) -> dict[str, str]:
-        """A photograph's row of the index."""
-        image_path = self.path(photo.id, photo.image)
-        splat_paths = {name: self.path(photo.id, path) for name, path in photo.splats.items()}
-        return row_of(
-            {
-                **photo.row,
-                "image_id": photo.id,
-                "image_path": image_path,
-                "image_url": self._url(image_path),
-                "splat_paths": json.dumps(splat_paths),
-                **{f"{name}_url": self._url(splat_paths[name]) for name in ("ply", "spz") if name in splat_paths},
-            }
+    def _finished(self, entry: Entry) -> Finished:
+        about = entry.about
+        splats = self._splats(entry)
+        sha256 = about["sha256"]
+        published = self._formats or tuple(splats)
+        shared = {name: str(value) for name, value in about.items() if name.startswith("gsplat_")}
+        return Finished(
+            id=entry.photo.id,
+            image=self._images / about["image"],
+            splats={name: splats[name] for name in published if name in splats},
+            row={
+                **entry.photo.row,
+                **shared,
+                **{name: str(about[name]) for name in _ROW_FACTS},
+                "sha256": json.dumps({name: sha256[name] for name in published if name in sha256}),
+            },
         )
 
-    def _url(self, path: str) -> str:
-        return f"{self._repo.url}/resolve/main/{path}"
+    def _splats(self, entry: Entry) -> dict[str, Path]:
+        return {name: self._gaussians / file for name, file in entry.about.get("splats", {}).items()}
+
+    def _entry(self, photo_id: str) -> Entry:
+        entry = self._journal.get(photo_id)
+        assert entry is not None
+        return entry

@@ -1,6 +1,6 @@
-"""Which part of a list that is the same for everybody a client goes through: ranges, in the public pipeline's layout.
+"""Leases on ranges of a list that is the same for all clients, in the layout of the public pipeline.
 
-They save clients from reading the same pages. That a photograph is done once is for its own claim to see to.
+Ranges save clients from reading the same pages. They do not ensure that a photograph is done once: its own lease does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from sharp_cog.dataset.claims import Lock
+from sharp_cog.config.dataset import RANGE_ABANDONED_DIR, RANGE_DONE_DIR, RANGE_LOCKS_DIR, RANGE_PROGRESS_DIR
+from sharp_cog.dataset.leases import Lease
 from sharp_cog.dataset.store import Change, Delete, Put, Store, View
 from sharp_cog.text import read_json
 
@@ -21,7 +22,12 @@ _NAME = re.compile(r"(\d+)-(\d+)(?:\.json)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Range:
-    """Places of a list, from 0, both ends included."""
+    """Places of a list, counted from 0.
+
+    Attributes:
+        start: First place.
+        end: Last place, included.
+    """
 
     start: int
     end: int
@@ -30,18 +36,38 @@ class Range:
         return f"{self.start}-{self.end}"
 
     def overlaps(self, other: Range) -> bool:
-        """Whether they share a place."""
+        """Return whether two ranges share a place."""
         return self.start <= other.end and other.start <= self.end
+
+    @property
+    def lock_path(self) -> str:
+        """Path of the lease in the store."""
+        return f"{RANGE_LOCKS_DIR}/{self}"
+
+    @property
+    def done_path(self) -> str:
+        """Path of the mark that the range is done."""
+        return f"{RANGE_DONE_DIR}/{self}"
+
+    @property
+    def progress_path(self) -> str:
+        """Path of the progress file."""
+        return f"{RANGE_PROGRESS_DIR}/{self}.json"
+
+    @property
+    def abandoned_path(self) -> str:
+        """Path of the file that says why a client gave up the range."""
+        return f"{RANGE_ABANDONED_DIR}/{self}.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far a range is.
+class RangeProgress:
+    """The progress of a range.
 
     Attributes:
-        frontier: Everything before this place is done.
-        holes: What was looked at behind it and is not done: first and last places, in order.
-        page: The page of the list that was looked at last.
+        frontier: First place that is not done.
+        holes: Places after it that were looked at and are not done: first and last place of each run, in order.
+        page: Page of the list that was looked at last.
     """
 
     frontier: int
@@ -49,8 +75,8 @@ class Progress:
     page: int = 0
 
     @classmethod
-    def of(cls, area: Range, is_done: Mapping[int, bool], page: int) -> Progress:
-        """From the places that were looked at, and whether each is done."""
+    def from_places(cls, area: Range, is_done: Mapping[int, bool], page: int) -> RangeProgress:
+        """Summarize the places that were looked at, each with whether it is done."""
         frontier = area.start
         while is_done.get(frontier):
             frontier += 1
@@ -63,186 +89,164 @@ class Progress:
         return cls(frontier=frontier, holes=tuple(holes), page=page)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RangeDirs:
-    """Folders of the store, and what is in them for each range."""
-
-    locks: str
-    done: str
-    progress: str
-    abandoned: str
-
-    def lock(self, area: Range) -> str:
-        """Its lock."""
-        return f"{self.locks}/{area}"
-
-    def mark(self, area: Range) -> str:
-        """The mark that it is done."""
-        return f"{self.done}/{area}"
-
-    def state(self, area: Range) -> str:
-        """How far it is."""
-        return f"{self.progress}/{area}.json"
-
-    def given_up(self, area: Range) -> str:
-        """Who gave it up, and why."""
-        return f"{self.abandoned}/{area}.json"
-
-
-@dataclass
 class Ranges:
-    """Claims on ranges of a list.
+    """The leases of one client on ranges of a list."""
 
-    Attributes:
-        store: What all clients see.
-        owner: This client's name.
-        size: Places of a range.
-        page_size: Of the list.
-        dirs: Where what lies.
-        stale_s: After which a lock, or a range's being given up, counts no more.
-    """
-
-    store: Store
-    owner: str
-    size: int
-    page_size: int
-    dirs: RangeDirs
-    stale_s: float
-    _given_up: set[Range] = field(default_factory=set)
-    _renewed: dict[Range, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.size = -(-self.size // self.page_size) * self.page_size
-
-    def claim(self, num_listed: int | None) -> tuple[Range, int] | None:
-        """Takes the first range that is neither done nor somebody else's nor given up lately.
+    def __init__(self, store: Store, owner: str, *, size: int, page_size: int, stale_s: float) -> None:
+        """Hold no lease yet.
 
         Args:
-            num_listed: How long the list is; None where nobody knows.
+            store: The files that all clients share.
+            owner: Name of this client.
+            size: Places of a range, rounded up to whole pages.
+            page_size: Places of a page of the list.
+            stale_s: Seconds without a heartbeat after which a lease is lost, and after which an abandoned range is
+                tried again.
+        """
+        self.page_size = page_size
+        self._store, self._owner, self._stale_s = store, owner, stale_s
+        self._size = -(-size // page_size) * page_size
+        self._abandoned: set[Range] = set()
+        self._heartbeats: dict[Range, float] = {}
+
+    def acquire(self, num_listed: int | None) -> tuple[Range, int] | None:
+        """Lease the first range that is neither done, nor leased by another client, nor abandoned lately.
+
+        Args:
+            num_listed: Length of the list; None if it is unknown.
 
         Returns:
-            The range, and the place in it up to which all is done; None where there is no range left.
+            The range, and the first place in it that is not done; None if no range is left.
         """
 
         def decide(view: View) -> tuple[Change, tuple[Range, int] | None]:
             now = view.now()
-            done = _ranges(view.names(self.dirs.done))
-            locks = {
-                area: lock
-                for area in _ranges(view.names(self.dirs.locks))
-                if (lock := Lock.of(view.read(self.dirs.lock(area)))) is not None
+            done = _ranges(view.names(RANGE_DONE_DIR))
+            leases = {
+                area: lease
+                for area in _ranges(view.names(RANGE_LOCKS_DIR))
+                if (lease := Lease.decode(view.read(area.lock_path))) is not None
             }
-            mine = sorted(
-                area for area, lock in locks.items() if lock.owner == self.owner and area not in self._renewed
+            left_over = sorted(
+                area for area, lease in leases.items() if lease.owner == self._owner and area not in self._heartbeats
             )
-            held = [area for area, lock in locks.items() if lock.owner != self.owner and lock.holds(now, self.stale_s)]
-            shunned = [*held, *self._renewed, *self._given_up, *self._abandoned(view, now)]
-            # What is left from before we were killed comes first.
-            chosen = mine[0] if mine else self._first(done, shunned, num_listed)
+            others = [
+                area
+                for area, lease in leases.items()
+                if lease.owner != self._owner and lease.is_valid(now, self._stale_s)
+            ]
+            excluded = [*others, *self._heartbeats, *self._abandoned, *self._abandoned_lately(view, now)]
+            # Ranges that this client held before it was killed come first.
+            chosen = left_over[0] if left_over else self._first(done, excluded, num_listed)
             if chosen is None:
                 return Change(operations=[], message=""), None
-            lock = Lock(time=now, owner=self.owner)
             operations: list[Put | Delete] = []
-            if chosen not in mine or now - locks[chosen].time > 1:
-                operations.append(Put(path=self.dirs.lock(chosen), content=lock.text()))
-            if view.existing([self.dirs.given_up(chosen)]):
-                operations.append(Delete(path=self.dirs.given_up(chosen)))
-            view.existing([self.dirs.lock(chosen)])
-            state = _json(view.read(self.dirs.state(chosen)))
-            frontier = state.get("frontier")
+            if chosen not in left_over or now - leases[chosen].time > self._stale_s / 6:
+                operations.append(self._put_lease(chosen, now))
+            if view.existing([chosen.abandoned_path]):
+                operations.append(Delete(path=chosen.abandoned_path))
+            view.existing([chosen.lock_path])  # A folder replaces only files that the decision has seen.
+            frontier = _json(view.read(chosen.progress_path)).get("frontier")
             is_inside = isinstance(frontier, int) and chosen.start <= frontier <= chosen.end + 1
             start = frontier if isinstance(frontier, int) and is_inside else chosen.start
-            return Change(operations=operations, message=f"claim the range {chosen}"), (chosen, start)
+            return Change(operations=operations, message=f"lease the range {chosen}"), (chosen, start)
 
-        claimed = self.store.change(decide)
-        if claimed is not None:
-            self._renewed[claimed[0]] = time.monotonic()
-        return claimed
+        acquired = self._store.change(decide)
+        if acquired is not None:
+            self._heartbeats[acquired[0]] = time.monotonic()
+        return acquired
 
-    def _first(self, done: Iterable[Range], shunned: Iterable[Range], num_listed: int | None) -> Range | None:
-        sorted_done, shunned = sorted(done), list(shunned)
-        start = done_prefix(sorted_done) // self.size * self.size
+    def _first(self, done: Iterable[Range], excluded: Iterable[Range], num_listed: int | None) -> Range | None:
+        sorted_done, excluded = sorted(done), list(excluded)
+        start = done_prefix(sorted_done) // self._size * self._size
         while num_listed is None or start < num_listed:
-            area = Range(start=start, end=start + self.size - 1)
-            if not _is_covered(area, sorted_done) and not any(area.overlaps(other) for other in shunned):
+            area = Range(start=start, end=start + self._size - 1)
+            if not _is_covered(area, sorted_done) and not any(area.overlaps(other) for other in excluded):
                 return area
-            start += self.size
+            start += self._size
         return None
 
-    def _abandoned(self, view: View, now: float) -> list[Range]:
+    def _abandoned_lately(self, view: View, now: float) -> list[Range]:
         areas = []
-        for area in _ranges(view.names(self.dirs.abandoned)):
-            given_up_at = _json(view.read(self.dirs.given_up(area))).get("ts")
-            if isinstance(given_up_at, (int, float)) and now - self.stale_s <= given_up_at <= now + self.stale_s:
+        for area in _ranges(view.names(RANGE_ABANDONED_DIR)):
+            when = _json(view.read(area.abandoned_path)).get("ts")
+            if isinstance(when, (int, float)) and now - self._stale_s <= when <= now + self._stale_s:
                 areas.append(area)
         return areas
 
-    def renew(self, area: Range, progress: Progress) -> bool:
-        """Renews a claim and tells how far it is, once a third of its time is over; whether it is ours still."""
-        if time.monotonic() - self._renewed.get(area, -float("inf")) < self.stale_s / 3:
+    def heartbeat(self, area: Range, progress: RangeProgress) -> bool:
+        """Renew a lease and publish its progress, once a third of its time is over; call it often.
+
+        Returns:
+            False if another client took the range over.
+        """
+        if time.monotonic() - self._heartbeats.get(area, -float("inf")) < self._stale_s / 3:
             return True
         begun = time.monotonic()
-        is_ours = self._write(area, "renew", lambda now: [self._locked(area, now), self._told(area, progress, now)])
+        is_ours = self._write(
+            area, "renew", lambda now: [self._put_lease(area, now), self._put_progress(area, progress, now)]
+        )
         if is_ours:
-            self._renewed[area] = begun
+            self._heartbeats[area] = begun
         return is_ours
 
     def finish(self, area: Range) -> None:
-        """Marks a range as done for everybody, and ends the claim; nothing where it was lost."""
-        self._write(area, "finish", lambda _: [Put(path=self.dirs.mark(area), content=b"")], is_end=True)
+        """Mark a range as done for all clients and release it; do nothing if it was lost."""
+        self._write(area, "finish", lambda _: [Put(path=area.done_path, content=b"")], releases=True)
 
-    def give_back(self, area: Range, progress: Progress) -> None:
-        """Ends a claim on a range that others may go on with; nothing where it was lost."""
-        self._write(area, "give back", lambda now: [self._told(area, progress, now)], is_end=True)
+    def release(self, area: Range, progress: RangeProgress) -> None:
+        """Release a range for other clients to continue; do nothing if it was lost."""
+        self._write(area, "release", lambda now: [self._put_progress(area, progress, now)], releases=True)
 
-    def give_up(self, area: Range, progress: Progress, reason: str) -> None:
-        """Ends a claim on a range that has holes which we cannot fill; nothing where it was lost."""
-        self._given_up.add(area)
+    def abandon(self, area: Range, progress: RangeProgress, reason: str) -> None:
+        """Release a range with holes that this client cannot fill; do nothing if it was lost."""
+        self._abandoned.add(area)
 
-        def told(now: float) -> list[Put]:
-            about = {**_named(area), "reason": reason, "ts": now, "owner": self.owner}
-            return [self._told(area, progress, now), Put(path=self.dirs.given_up(area), content=_text(about))]
+        def puts(now: float) -> list[Put]:
+            about = {**_bounds(area), "reason": reason, "ts": now, "owner": self._owner}
+            return [self._put_progress(area, progress, now), Put(path=area.abandoned_path, content=_encode(about))]
 
-        self._write(area, "give up", told, is_end=True)
+        self._write(area, "abandon", puts, releases=True)
 
-    def _write(self, area: Range, verb: str, puts: Callable[[float], list[Put]], *, is_end: bool = False) -> bool:
-        """Writes what belongs to a range that is ours, at a time of the store's; whether it was."""
+    def _write(self, area: Range, verb: str, puts: Callable[[float], list[Put]], *, releases: bool = False) -> bool:
+        """Write files of a range, at a time of the store's clock; return False if the range is not ours."""
 
         def decide(view: View) -> tuple[Change, bool]:
             message = f"{verb} the range {area}"
-            lock_path, mark, state = self.dirs.lock(area), self.dirs.mark(area), self.dirs.state(area)
-            there = view.existing([lock_path, mark, state, self.dirs.given_up(area)])
-            lock = Lock.of(view.read(lock_path)) if lock_path in there else None
-            if lock is None or lock.owner != self.owner:
+            found = view.existing([area.lock_path, area.done_path, area.progress_path, area.abandoned_path])
+            lease = Lease.decode(view.read(area.lock_path)) if area.lock_path in found else None
+            if lease is None or lease.owner != self._owner:
                 return Change(operations=[], message=message), False
-            operations: list[Put | Delete] = [put for put in puts(view.now()) if put.path != mark or mark not in there]
-            if is_end:
-                operations.append(Delete(path=lock_path))
+            operations: list[Put | Delete] = [
+                put for put in puts(view.now()) if put.path != area.done_path or area.done_path not in found
+            ]
+            if releases:
+                operations.append(Delete(path=area.lock_path))
             return Change(operations=operations, message=message), True
 
-        is_ours = self.store.change(decide)
-        if is_end or not is_ours:
-            self._renewed.pop(area, None)
+        is_ours = self._store.change(decide)
+        if releases or not is_ours:
+            self._heartbeats.pop(area, None)
         return is_ours
 
-    def _locked(self, area: Range, now: float) -> Put:
-        return Put(path=self.dirs.lock(area), content=Lock(time=now, owner=self.owner).text())
+    def _put_lease(self, area: Range, now: float) -> Put:
+        return Put(path=area.lock_path, content=Lease(time=now, owner=self._owner).encode())
 
-    def _told(self, area: Range, progress: Progress, now: float) -> Put:
+    def _put_progress(self, area: Range, progress: RangeProgress, now: float) -> Put:
         about = {
-            **_named(area),
+            **_bounds(area),
             "frontier": progress.frontier,
             "holes": [list(hole) for hole in progress.holes],
             "page": progress.page,
             "pp": self.page_size,
             "_updated_at": now,
-            "_owner": self.owner,
+            "_owner": self._owner,
         }
-        return Put(path=self.dirs.state(area), content=_text(about))
+        return Put(path=area.progress_path, content=_encode(about))
 
 
 def done_prefix(done: Iterable[Range]) -> int:
-    """How many places from 0 on are done without a gap."""
+    """Return the number of places from 0 on that are done without a gap."""
     prefix = 0
     for area in sorted(done):
         if area.start > prefix:
@@ -252,7 +256,7 @@ def done_prefix(done: Iterable[Range]) -> int:
 
 
 def _is_covered(area: Range, sorted_done: Iterable[Range]) -> bool:
-    """Whether every place of a range is done, be it in ranges of other sizes."""
+    """Return whether every place of a range is done; clients may have used ranges of other sizes."""
     place = area.start
     for other in sorted_done:
         if other.start > place:
@@ -262,15 +266,16 @@ def _is_covered(area: Range, sorted_done: Iterable[Range]) -> bool:
 
 
 def _ranges(names: Iterable[str]) -> list[Range]:
-    found = (_NAME.fullmatch(name) for name in names)
-    return [Range(start=int(match[1]), end=int(match[2])) for match in found if match]
+    matches = (_NAME.fullmatch(name) for name in names)
+    return [Range(start=int(match[1]), end=int(match[2])) for match in matches if match]
 
 
-def _named(area: Range) -> dict[str, int]:
+def _bounds(area: Range) -> dict[str, int]:
     return {"range_start": area.start, "range_end": area.end}
 
 
 def _json(content: bytes | None) -> dict[str, Any]:
+    """Return a JSON object of another client; an empty one if the content is anything else."""
     try:
         value = read_json(content or b"{}")
     except ValueError:
@@ -278,5 +283,5 @@ def _json(content: bytes | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _text(about: Mapping[str, Any]) -> bytes:
+def _encode(about: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(about)}\n".encode()

@@ -1,63 +1,77 @@
-"""The engine on a Ray cluster: read, predict in a pool of actors, write, by Ray Data.
+"""The engine on a Ray cluster: an actor with the model for each GPU, or for each machine without any.
 
-Pictures go from this process to the actors and splats come back through Ray's object store, so the machines of the
-cluster need no folder in common with this one; each needs sharp_cog with the same version, and finds or downloads the
-checkpoint by itself. Files are written on this machine alone: see `sharp_cog.dataset.ray_write`. The run itself must be
-at one of the cluster's machines, of which it is the only one that must not be lost.
-
-One dataset lasts as long as the run, so that every actor loads the model once. Its source reads from a `Feed`. An actor
-that dies is started again by Ray, with what it was at; where a whole machine is lost, what is under way is fed once
-more, and whichever result comes first counts.
+Images travel to the actors, and splats travel back, through Ray's object store. So the machines need no common folder.
+Each needs the same version of sharp_cog, and finds or downloads the checkpoint itself. Only this machine, which must be
+one of the cluster's, writes files, and only this machine must not fail: an actor that dies, alone or with its machine,
+is replaced, and its job is repeated.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
+import queue
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow
 import ray
-import ray.data
 from ray._common.usage.usage_lib import set_usage_stats_enabled_via_env_var
 
-from sharp_cog.dataset.engine import Job
-from sharp_cog.dataset.make import make
-from sharp_cog.dataset.ray_feed import ClusterError, Feed, Feeder, FeedSource, one_row
-from sharp_cog.dataset.ray_write import Made, Written, drop, put_in_place, write
+from sharp_cog.dataset.engine import Job, Outcome, read_request, write_splats
 from sharp_cog.errors import DeviceError, PredictionError, SettingError, SharpError
+from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.scratch import ScratchFolder
+from sharp_cog.pipeline.conveyor import Conveyor, Stage
 from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.request import Request
 from sharp_cog.text import first_line, redact, trace
 
 _LOG = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""How often a picture is begun whose actors die: the third time it may well be the picture that kills them."""
+"""Maximum actors that one job may cost: after so many, its image is probably the reason that they die."""
 OBJECT_STORE_BYTES = 2 << 30
-"""Of a cluster that is started here; what is beyond goes to the disk."""
+"""Memory of the object store of a cluster that is started here; the rest goes to the disk."""
 MAX_CPUS_OF_GPU_ACTOR = 8
+"""Maximum processors that Ray reserves for an actor with a GPU."""
 
 _PROBE_S = 10.0
+
+_Made = tuple[dict[str, Any], dict[str, bytes]] | Exception
+"""The result of an actor: the facts of `write_splats` and the files by name, or the error."""
+
+_DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+)
+"""Errors of a call whose actor or machine died."""
+
+
+class ClusterError(SharpError):
+    """The Ray cluster cannot be reached, or failed and does not recover."""
+
+    code = "cluster_failed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """What actors the model runs in.
+    """The actors that the model runs in.
 
     Attributes:
-        num_actors: How many.
-        num_cpus: Processors that Ray reserves for each.
-        num_gpus: GPUs of each, 0 or 1.
+        num_actors: Number of actors.
+        num_cpus: Number of processors that Ray reserves for each.
+        num_gpus: Number of GPUs of each, 0 or 1.
     """
 
     num_actors: int
@@ -66,103 +80,212 @@ class Pool:
 
 
 class RayEngine:
-    """Makes splats in actors of a Ray cluster."""
+    """Makes splats in the actors of a Ray cluster; see `sharp_cog.dataset.engine.Engine`."""
 
     def __init__(
         self,
         load: Callable[[], SharpPipeline],
-        gaussians: Path,
+        folder: Path,
         formats: tuple[str, ...],
         *,
         address: str = "",
         device: str = "auto",
         num_actors: int = 0,
     ) -> None:
-        """Makes it; Ray is started with the first call of `run`.
+        """Store the settings; `run` connects to Ray.
 
         Args:
-            load: Loads the model, in every actor; must be picklable.
-            gaussians: Folder of the splats.
-            formats: Their formats.
-            address: Of a cluster; empty starts one on this machine, for as long as the run lasts.
-            device: As `SHARP_DEVICE`; `auto` is the GPUs of the cluster where it has any.
-            num_actors: How many actors; 0 is one for each GPU, or one for each machine where there are none.
+            load: Loads the model in each actor; must be picklable.
+            folder: Folder of the splats.
+            formats: Formats of the splats.
+            address: Address of a cluster; an empty one starts a cluster on this machine until the run ends.
+            device: Value of `SHARP_DEVICE`; `auto` uses the GPUs of the cluster if it has any.
+            num_actors: Number of actors; 0 means one for each GPU, or one for each machine if there is no GPU.
         """
-        self._load, self._gaussians, self._formats = load, gaussians, formats
+        self._load, self._folder, self._formats = load, folder, formats
         self._address, self._device, self._num_actors = address, device, num_actors
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-        """As `sharp_cog.dataset.run.Engine.run`. For each actor, two jobs are taken ahead.
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Make splats of jobs as they arrive; see `Engine.run`.
 
         Raises:
             ClusterError: Ray failed.
-            SettingError: The cluster does not have what the settings ask for.
+            SettingError: The cluster lacks the device that the settings ask for.
         """
-        with _connected(self._address):
-            pool = pool_of(
-                ray.nodes(),  # type: ignore[no-untyped-call]
-                device=self._device,
-                num_actors=self._num_actors,
-            )
+        with _connection(self._address):
+            nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            pool = plan_pool(nodes, device=self._device, num_actors=self._num_actors)
             _LOG.info("Ray: %d actors, of %d CPUs and %d GPUs", pool.num_actors, pool.num_cpus, pool.num_gpus)
-            here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-            feed = ray.remote(Feed).options(num_cpus=0, max_concurrency=1000, label_selector=here).remote()
-            feeder = Feeder(jobs, feed, max_under_way=3 * pool.num_actors)
+            # One job is at each actor while another one is read or written.
+            num_jobs = 2 * pool.num_actors
+            actors = _Actors(pool, self._load, self._formats)
+            stage = Stage(lambda job: self._process(job, actors), num_jobs, "ray")
+            with Conveyor[tuple[Job, Outcome]](stage) as conveyor:
+                try:
+                    yield from conveyor.run(jobs, max_items=num_jobs, ordered=False)
+                except ray.exceptions.RayError as error:
+                    raise ClusterError(f"Ray failed: {type(error).__name__}: {_reason(error)}") from error
+                finally:
+                    actors.stop()  # The threads of the conveyor wait for them.
+
+    def _process(self, job: Job, actors: _Actors) -> tuple[Job, Outcome]:
+        """Read a job's files, have an actor make the splats, and write them."""
+        try:
+            made = actors.make(read_request(job, self._formats))
+            if isinstance(made, Exception):
+                return job, made
+            facts, files = made
+            for name, content in files.items():
+                with open_atomically(self._folder / name) as file:
+                    file.write(content)
+        except ClusterError:
+            raise
+        except SharpError as error:
+            return job, error
+        return job, facts
+
+
+class _Actors:
+    """The actors of a run, each of which starts, is idle, or has one job."""
+
+    def __init__(self, pool: Pool, load: Callable[[], SharpPipeline], formats: tuple[str, ...]) -> None:
+        self._actor_class = ray.remote(_Maker).options(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+        self._arguments = (load, formats)
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._alive: set[Any] = set()
+        self._starters: list[threading.Thread] = []
+        self._mutex = threading.Lock()
+        self._is_stopped = False
+        for _ in range(pool.num_actors):
+            self._start()
+
+    def make(self, request: Request) -> _Made:
+        """Have the next idle actor make splats; if it dies, replace it and try another one.
+
+        Raises:
+            CancelledError: The run has ended.
+            RayError: Ray failed.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            actor = self._take()
             try:
-                yield from self._results(feed, feeder, pool, here)
+                made: _Made = ray.get(actor.make.remote(request))
+            except _DEATHS as error:
+                _LOG.warning("%s: the process that predicted it died: %s", request.key, _reason(error))
+                made = PredictionError(
+                    f"the process that predicted it died {attempt} times: the image may be too large for the memory"
+                )
+            else:
+                # A device that failed works again only in a new process.
+                if not isinstance(made, DeviceError):
+                    self._idle.put(actor)
+                    return made
+                _LOG.warning("%s: %s", request.key, made)
+            self._replace(actor)
+        return made
+
+    def _take(self) -> Any:
+        """Wait for an idle actor."""
+        actor = self._idle.get()
+        if self._is_stopped:
+            self._idle.put(None)  # For the next thread that waits.
+            raise CancelledError
+        if isinstance(actor, Exception):
+            raise actor
+        return actor
+
+    def _replace(self, actor: Any) -> None:
+        with self._mutex:
+            self._alive.discard(actor)
+            if self._is_stopped:
+                return
+        ray.kill(actor)
+        self._start()
+
+    def _start(self) -> None:
+        """Start an actor, which becomes idle once its model is loaded.
+
+        A thread waits for it, and no job does: a cluster that has lost a machine may never have room for it.
+        """
+        thread = threading.Thread(target=self._run_start, daemon=True, name="ray-start")
+        with self._mutex:
+            self._starters = [*(starter for starter in self._starters if starter.is_alive()), thread]
+            thread.start()
+
+    def _run_start(self) -> None:
+        for _ in range(MAX_ATTEMPTS):
+            with self._mutex:
+                if self._is_stopped:
+                    return
+                actor = self._actor_class.remote(*self._arguments)
+                self._alive.add(actor)
+            try:
+                ray.get(actor.wait_until_loaded.remote())
+            except _DEATHS as error:
+                _LOG.warning("an actor died while it loaded the model: %s", _reason(error))
+                with self._mutex:
+                    self._alive.discard(actor)
             except ray.exceptions.RayError as error:
-                raise ClusterError(f"Ray failed: {type(error).__name__}: {_reason(error)}") from error
-            finally:
-                feeder.stop()
-
-    def _results(
-        self, feed: Any, feeder: Feeder, pool: Pool, here: dict[str, str]
-    ) -> Iterator[tuple[Job, dict[str, Any] | Exception]]:
-        with _quiet_context():
-            read = ray.data.read_datasource(FeedSource(feed), override_num_blocks=1, num_cpus=0, label_selector=here)
-            made = read.map_batches(
-                _Maker,
-                fn_constructor_args=(feed, self._load, self._formats),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=pool.num_actors, max_tasks_in_flight_per_actor=2),
-                num_cpus=pool.num_cpus,
-                num_gpus=pool.num_gpus,
+                self._idle.put(error)
+                return
+            else:
+                self._idle.put(actor)
+                return
+        self._idle.put(
+            ClusterError(
+                f"an actor died {MAX_ATTEMPTS} times while it loaded the model: check the memory of the machines"
             )
-            written = made.map_batches(
-                write,
-                fn_kwargs={"folder": str(self._gaussians.absolute())},
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=0,
-                label_selector=here,
-            )
-            # Nothing is fetched ahead: the last result would be held back until there is another one.
-            for table in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for number, content in zip(table["number"].to_pylist(), table["content"], strict=True):
-                    outcome: Written = pickle.loads(content.as_buffer())  # noqa: S301 - from our own task
-                    job = feeder.take_back(number)
-                    if job is None:
-                        drop(outcome, self._gaussians)
-                        continue
-                    yield job, put_in_place(outcome, self._gaussians)
-                    feeder.is_done()
-                # Ray's own end may never come: it waits for what was lost with a machine and has been done again.
-                if feeder.is_over:
-                    break
-        feeder.check()
+        )
+
+    def stop(self) -> None:
+        """Kill all actors, and end the threads that wait for them."""
+        with self._mutex:
+            self._is_stopped = True
+            for actor in self._alive:
+                ray.kill(actor)
+        self._idle.put(None)
+        # None may call Ray once it is shut down, which would start it again.
+        for thread in self._starters:
+            thread.join()
 
 
-def pool_of(nodes: Iterable[Mapping[str, Any]], *, device: str, num_actors: int) -> Pool:
-    """The actors that a cluster has room for.
+class _Maker:
+    """An actor with the model. Every error of an image is returned, so that Ray itself sees no failure."""
+
+    def __init__(self, load: Callable[[], SharpPipeline], formats: tuple[str, ...]) -> None:
+        self._formats = formats
+        self._pipeline: SharpPipeline | Exception
+        try:
+            self._pipeline = load()
+        except Exception as error:  # noqa: BLE001 - returned as the result of every job
+            self._pipeline = _portable(error)
+
+    def wait_until_loaded(self) -> None:
+        """Return once the model is loaded, or has failed to load."""
+
+    def make(self, request: Request) -> _Made:
+        """Predict a splat and return its files."""
+        if isinstance(self._pipeline, Exception):
+            return self._pipeline
+        try:
+            with ScratchFolder() as folder:
+                prediction = self._pipeline.predict(request)
+                facts = write_splats(prediction, folder, self._formats, model=self._pipeline.settings.model)
+                return facts, {name: (folder / name).read_bytes() for name in facts["splats"].values()}
+        except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
+            return _portable(error)
+
+
+def plan_pool(nodes: Iterable[Mapping[str, Any]], *, device: str, num_actors: int) -> Pool:
+    """Return the actors that a cluster has room for.
 
     Args:
-        nodes: As `ray.nodes` tells.
-        device: As `RayEngine`.
-        num_actors: As `RayEngine`.
+        nodes: The machines, as `ray.nodes` returns them.
+        device: Device, as for `RayEngine`.
+        num_actors: Number of actors, as for `RayEngine`.
 
     Raises:
-        SettingError: There is no such device.
+        SettingError: The cluster has no such device.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = [(int(each.get("GPU", 0)), each.get("CPU", 0.0)) for each in resources if each.get("GPU", 0) >= 1]
@@ -178,86 +301,32 @@ def pool_of(nodes: Iterable[Mapping[str, Any]], *, device: str, num_actors: int)
     return Pool(num_actors=wanted, num_cpus=max(1, int(min(*cpus, sum(cpus) // wanted))), num_gpus=0)
 
 
-class _Maker:
-    """An actor of the pool, with the model. What goes wrong with a picture is its result, never a failure of Ray's."""
-
-    def __init__(self, feed: Any, load: Callable[[], SharpPipeline], formats: tuple[str, ...]) -> None:
-        self._feed, self._formats = feed, formats
-        self._pipeline: SharpPipeline | Exception
-        try:
-            self._pipeline = load()
-        except Exception as error:  # noqa: BLE001 - told as the result of the first picture
-            self._pipeline = _portable(error)
-
-    def __call__(self, table: pyarrow.Table) -> Iterator[pyarrow.Table]:
-        for number, content in zip(table["number"].to_pylist(), table["content"], strict=True):
-            buffer = content.as_buffer()
-            outcome = self._made(number, pickle.loads(buffer)) if buffer.size else None  # noqa: S301 - from the feed
-            yield one_row(number, pickle.dumps(outcome, protocol=5))
-
-    def _made(self, number: int, packed: tuple[Job, bytes, bytes] | Exception) -> Made:
-        if isinstance(packed, Exception):
-            return packed
-        if isinstance(self._pipeline, Exception):
-            return self._pipeline
-        job, image, depth = packed
-        attempt = ray.get(self._feed.begin.remote(number))
-        if attempt > MAX_ATTEMPTS:
-            return PredictionError(
-                f"the process that predicted it died {MAX_ATTEMPTS} times: the picture may be too large for the memory"
-            )
-        try:
-            with ScratchFolder() as folder:
-                return self._made_in(folder, job, image, depth)
-        except DeviceError as error:
-            if attempt < MAX_ATTEMPTS:
-                # Only a new process mends the device. Ray starts one, here or elsewhere, and does the picture again.
-                _LOG.warning("%s: %s", job.photo.id, error)
-                os._exit(1)
-            return _portable(error)
-        except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
-            return _portable(error)
-
-    def _made_in(self, folder: Path, job: Job, image: bytes, depth: bytes) -> Made:
-        assert isinstance(self._pipeline, SharpPipeline)
-        image_path, splats = folder / job.image.name, folder / "splats"
-        image_path.write_bytes(image)
-        splats.mkdir()
-        photo = replace(job.photo, depth="")
-        if depth:
-            depth_path = folder / f"depth-{Path(job.photo.depth).name}"
-            depth_path.write_bytes(depth)
-            photo = replace(photo, depth=str(depth_path))
-        result = make(self._pipeline, photo, image_path, splats, self._formats)
-        return result, {path.name: path.read_bytes() for path in splats.iterdir()}
-
-
 def _portable(error: Exception) -> Exception:
-    """An error as it can travel, with the place where it was raised as a note."""
+    """Return an error in a form that can be pickled, with its traceback as a note if it was unexpected."""
     if not isinstance(error, SharpError):
         error.add_note(trace(error))
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - of what kind it was, its text tells
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled here
+    except Exception:  # noqa: BLE001 - the text still names its type
         return RuntimeError(redact(f"{type(error).__name__}: {error}"))
     error.__traceback__ = None
     return error
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """Ray, connected or started; ended with the block unless it was there before.
+def _connection(address: str) -> Iterator[None]:
+    """Connect to Ray, or start it, for the duration of the block; leave an existing connection as it is.
 
     Raises:
-        ClusterError: It cannot be reached or started.
-        SettingError: The address is of another kind.
+        ClusterError: Ray cannot be reached or started.
+        SettingError: The address is that of a Ray client.
     """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"address": address}
     if address.startswith("ray://"):
-        # The tasks that read and write here would be on another machine than the pictures.
+        # A Ray client is no machine of the cluster and has no object store.
         raise SettingError(
             f"RAY_ADDRESS is {address!r}: run the command on a machine of the cluster, with host:port or auto"
         )
@@ -265,9 +334,9 @@ def _connected(address: str) -> Iterator[None]:
         _probe(address)
     if not address:
         set_usage_stats_enabled_via_env_var(False)
-        # The address "local" starts a cluster of our own even where another one runs on this machine.
+        # The address "local" starts a new cluster even if another one runs on this machine.
         options = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    # Ray takes SIGTERM for itself, which belongs to the run.
+    # Ray installs its own handler of SIGTERM, which the run needs for itself.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
     try:
@@ -285,10 +354,10 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _probe(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers.
+    """Check that something listens at an address; Ray itself would wait for minutes.
 
     Raises:
-        ClusterError: Nobody does.
+        ClusterError: Nothing does.
     """
     try:
         parts = urlsplit(f"//{address}")
@@ -297,35 +366,6 @@ def _probe(address: str) -> None:
         raise ClusterError(
             f"the Ray cluster at {address} cannot be reached: {_reason(error)}: check RAY_ADDRESS, host:port"
         ) from error
-
-
-@contextmanager
-def _quiet_context() -> Iterator[None]:
-    """Ray Data for a stream that may stand still for hours, and without its own progress bars."""
-    context = ray.data.DataContext.get_current()
-    wanted = {
-        # Any row is larger, so that each goes on as soon as it is there, and never waits for others to fill a block.
-        "target_max_block_size": 1,
-        "target_min_block_size": 0,
-        # The feed bounds what is under way. Ray Data would count what a lost machine held, and then begin nothing more.
-        "override_object_store_memory_limit_fraction": 100.0,
-        "execution_no_progress_timeout_s": -1,
-        "issue_detectors_config": replace(context.issue_detectors_config, detectors=[]),
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-    }
-    before = {name: getattr(context, name) for name in wanted}
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        for name, value in wanted.items():
-            setattr(context, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
-        logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""A run: photographs from a source, claimed, fetched, made into splats, shared, published; each step beside the others.
+"""A run: photographs are fetched, turned into splats, shared and published, all steps at the same time.
 
-Every step is in the journal before it counts. Whatever ends a run, the next one with its name goes on from there.
+Every step is in the journal before it counts. However a run ends, the next run of the same name continues from there.
 """
 
 from __future__ import annotations
@@ -13,48 +13,33 @@ from pathlib import Path
 
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.bounded_queue import BoundedQueue
-from sharp_cog.dataset.claims import Claims
-from sharp_cog.dataset.engine import Engine, Job, Share
-from sharp_cog.dataset.gpu import GpuLog
-from sharp_cog.dataset.intake import Intake
+from sharp_cog.dataset.engine import Engine, Job
+from sharp_cog.dataset.fetch import Fetcher
+from sharp_cog.dataset.hub_dataset import HubDataset
 from sharp_cog.dataset.journal import Journal
-from sharp_cog.dataset.outlet import Outlet
+from sharp_cog.dataset.leases import Leases
 from sharp_cog.dataset.photo import Source
-from sharp_cog.dataset.progress import Progress
-from sharp_cog.dataset.publish import Publisher
+from sharp_cog.dataset.progress import GpuLog, Progress
+from sharp_cog.dataset.publish import Publisher, Share
 from sharp_cog.errors import CheckpointError, DeviceError, NotInstalledError, OutputError, SettingError
 from sharp_cog.files.atomic import cannot_write
 from sharp_cog.text import trace
 
-__all__ = ["Engine", "Job", "Run", "Share"]
-
 _LOG = logging.getLogger(__name__)
 
-TICK_S = 0.2
-KEEP_S = 20.0
-"""How often claims are looked after, at most: each knows itself when it is due."""
-GIVE_BACK_S = 300.0
-"""How often claims on photographs that failed are given back."""
+POLL_S = 0.2
+"""Seconds between looks at the files that pause and stop a run."""
+HEARTBEAT_S = 20.0
+"""Longest time between calls of the heartbeats, which know themselves when they are due."""
+RELEASE_S = 300.0
+"""Seconds after which leases on photographs that failed are released."""
 
-FATAL = (OutputError, DeviceError, CheckpointError, SettingError, NotInstalledError)
-"""What no other photograph would mend."""
+FATAL_ERRORS = (OutputError, DeviceError, CheckpointError, SettingError, NotInstalledError)
+"""Errors that every other photograph would meet too, so that they end the run."""
 
 
 class Run:
-    """One run of the pipeline; `work` does it all.
-
-    Args:
-        settings: Of the run.
-        journal: Of the run.
-        source: Of the photographs.
-        engine: What makes splats of them.
-        claims: Who does which, where there are others; None where nobody else is at it.
-        publisher: Where splats go; None keeps them here.
-        share: Where single splats go before that, if anywhere.
-        look_after: Called now and then, and at the end with True.
-        stopping: Set when nothing new is to be begun.
-        max_pixels: Larger pictures are refused.
-    """
+    """One run of the dataset pipeline; `work` does all of it."""
 
     def __init__(
         self,
@@ -63,73 +48,91 @@ class Run:
         source: Source,
         engine: Engine,
         *,
-        claims: Claims | None = None,
-        publisher: Publisher | None = None,
+        leases: Leases | None = None,
+        dataset: HubDataset | None = None,
         share: Share | None = None,
-        look_after: Callable[[bool], None] | None = None,
-        stopping: threading.Event | None = None,
+        source_heartbeat: Callable[[bool], None] | None = None,
+        stop_requested: threading.Event | None = None,
         max_pixels: int = 100_000_000,
     ) -> None:
+        """Create the run's folders, and remove half-written files of a killed process.
+
+        Args:
+            settings: Settings of the run.
+            journal: Journal of the run.
+            source: Source of the photographs.
+            engine: Makes the splats.
+            leases: Leases of this client; None if it works alone.
+            dataset: The published dataset; None keeps the splats on this machine.
+            share: Called for each splat before it is published.
+            source_heartbeat: Renews the leases of the source; called often, and at the end with True.
+            stop_requested: Once it is set, nothing more is begun.
+            max_pixels: Largest image to accept.
+
+        Raises:
+            OutputError: A folder cannot be written.
+        """
         self.settings, self.journal, self.source, self.progress = settings, journal, source, Progress()
-        self._engine, self._claims, self._look_after = engine, claims, look_after
+        self._engine, self._leases, self._source_heartbeat = engine, leases, source_heartbeat
         for folder in (settings.images_dir, settings.gaussians_dir):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                for left in folder.glob(".*.part"):  # Of a process that was killed, be it on another machine.
+                # Unlike `sweep`, this also removes files of a machine that shared the folder.
+                for left in folder.glob(".*.part"):
                     left.unlink()
             except OSError as error:
                 raise cannot_write(folder, error) from error
-        self._stopping = stopping or threading.Event()
-        self._intake = Intake(
+        self._stop_requested = stop_requested or threading.Event()
+        self._fetcher = Fetcher(
             journal,
             source,
             settings.images_dir,
             self.progress,
-            self._stopping,
-            claims=claims,
-            claim_batch=settings.claim_batch,
+            self._stop_requested,
+            leases=leases,
+            lease_batch=settings.claim_batch,
             max_images=settings.max_images,
             max_pixels=max_pixels,
         )
-        self._outlet = Outlet(
-            journal, settings.run_dir, claims=claims, publisher=publisher, share=share, formats=settings.hf_formats
+        self._publisher = Publisher(
+            journal, settings.run_dir, leases=leases, dataset=dataset, share=share, formats=settings.hf_formats
         )
         self._gpu_log = GpuLog(settings.run_dir / "gpu_mem_log.csv") if settings.log_gpu_mem else None
         self._jobs: BoundedQueue[Job] = BoundedQueue(settings.download_queue_max)
         self._made: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
         self._shared: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
-        self._control = Path(settings.control_dir).expanduser() if settings.control_dir else settings.run_dir
+        self._control_dir = Path(settings.control_dir).expanduser() if settings.control_dir else settings.run_dir
         self._is_over = threading.Event()
         self._failure: Exception | None = None
 
     def stop(self) -> None:
-        """Begins nothing new; what is under way is finished."""
-        self._stopping.set()
+        """Begin nothing new, and finish the photographs under way."""
+        self._stop_requested.set()
 
     def work(self) -> None:
-        """Does the run, until the source has no more, or it is stopped.
+        """Work until the source is exhausted or the run is stopped.
 
-        A step that fails ends those before it. Those behind it finish what has come to them.
+        If a step fails, the steps before it end, and the steps after it finish their photographs.
 
         Raises:
-            SharpError: Something failed that no other photograph would mend: the disk, the device, the hub, a setting.
+            SharpError: An error that every other photograph would meet too, such as a full disk or a failed device.
         """
         settings = self.settings
-        fetching = self._started("fetch", self._fetch_all)
+        fetching = self._start("fetch", self._fetch_all)
         sharing = [
-            self._started(f"share-{number}", lambda: self._outlet.share_all(self._made, self._shared), self._made)
+            self._start(f"share-{number}", lambda: self._publisher.share_all(self._made, self._shared), self._made)
             for number in range(settings.upload_workers)
         ]
-        publishing = self._started(
+        publishing = self._start(
             "publish",
-            lambda: self._outlet.publish_all(
+            lambda: self._publisher.publish_all(
                 self._shared, every=settings.hf_index_flush_every, seconds=settings.hf_index_flush_secs
             ),
             self._shared,
         )
-        # Apart from each other: the hub may let claims wait for long, and nobody is to wait for a STOP that long.
-        beside = [self._started("watch", self._watch), self._started("keep", self._keep)]
-        self._guarded(self._make_all, self._jobs)
+        # Two threads: the hub's rate limit may hold up a heartbeat for long, and a STOP file must not wait that long.
+        background = [self._start("watch", self._watch), self._start("heartbeat", self._keep_leases)]
+        self._guard(self._make_all, self._jobs)
         fetching.join()
         self._made.close()
         for thread in sharing:
@@ -137,35 +140,34 @@ class Run:
         self._shared.close()
         publishing.join()
         self._is_over.set()
-        for thread in beside:
+        for thread in background:
             thread.join()
-        self._guarded(lambda: self._tidy(is_over=True))
+        self._guard(self._end_leases)
         if self._failure is not None:
             raise self._failure
 
-    def _started(
-        self, name: str, work: Callable[[], None], source: BoundedQueue[str] | None = None
-    ) -> threading.Thread:
-        thread = threading.Thread(target=self._guarded, args=(work, source), name=name, daemon=True)
+    def _start(self, name: str, work: Callable[[], None], queue: BoundedQueue[str] | None = None) -> threading.Thread:
+        thread = threading.Thread(target=self._guard, args=(work, queue), name=name, daemon=True)
         thread.start()
         return thread
 
-    def _guarded(self, work: Callable[[], None], source: BoundedQueue[Job] | BoundedQueue[str] | None = None) -> None:
-        """Runs a step; what it raises ends the run, and is raised by `work` at the end."""
+    def _guard(self, work: Callable[[], None], queue: BoundedQueue[Job] | BoundedQueue[str] | None = None) -> None:
+        """Run a step that takes from a queue; its error ends the run, and `work` raises it."""
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - raised again where the run was started
-            _LOG.debug("a step of the run ended:\n%s", trace(error))
+        except Exception as error:  # noqa: BLE001 - raised again by `work`
+            _LOG.debug("a step of the run failed:\n%s", trace(error))
             self._failure = self._failure or error
             self.stop()
         finally:
-            # Whoever would wait for this step to take something must not.
-            if source is not None and self._failure is not None:
-                source.break_off()
+            # The step before must not wait for this one to take items.
+            if queue is not None and self._failure is not None:
+                queue.abort()
 
     def _fetch_all(self) -> None:
         try:
-            for job in self._intake.jobs(self._outlet.has_splats):
+            self._publisher.requeue_incomplete()
+            for job in self._fetcher.jobs():
                 if not (self._made.put(job) if isinstance(job, str) else self._jobs.put(job)):
                     return
                 self._wait_while_paused()
@@ -173,64 +175,71 @@ class Run:
             self._jobs.close()
 
     def _make_all(self) -> None:
-        for job, result in self._engine.run(self._waiting_jobs()):
+        for job, outcome in self._engine.run(self._waiting_jobs()):
             photo_id = job.photo.id
-            if isinstance(result, FATAL):
-                raise result
-            if isinstance(result, Exception):
-                self._intake.fail(job.photo, result, is_fetched=True)
+            if isinstance(outcome, FATAL_ERRORS):
+                raise outcome
+            if isinstance(outcome, Exception):
+                self._fetcher.fail(job.photo, outcome, is_fetched=True)
                 continue
-            self.journal.advance(photo_id, "made", **result)
-            self._intake.settle(photo_id, is_made=True)
+            self.journal.advance(photo_id, "made", **outcome)
+            self._fetcher.settle(photo_id, is_made=True)
             if self._gpu_log is not None:
                 self._gpu_log.write(photo_id)
             if not self._made.put(photo_id):
                 return
 
     def _waiting_jobs(self) -> Iterator[Job]:
-        while not self._jobs.is_over:
+        while not self._jobs.is_exhausted:
             self._wait_while_paused()
             job = self._jobs.take()
-            if job is None or self._stopping.is_set():
-                continue  # What is on disk, the next run takes from there.
-            if self._claims is not None and not self._claims.holds(job.photo.id):
-                self.journal.leave([job.photo], "taken")
-                self._intake.settle(job.photo.id)
+            if job is None or self._stop_requested.is_set():
+                continue  # The next run finds the image on disk.
+            if self._leases is not None and not self._leases.holds(job.photo.id):
+                self.journal.set_aside([job.photo], "taken")
+                self._fetcher.settle(job.photo.id)
                 continue
             yield job
 
     def _watch(self) -> None:
-        """Looks at the files that pause and stop, and tells how much waits."""
-        settings = self.settings
-        while not self._is_over.wait(TICK_S):
-            waiting = {"fetched": len(self._jobs), "made": len(self._made), "shared": len(self._shared)}
-            self.progress.waiting = waiting
-            self.progress.is_paused = (self._control / settings.pause_file).exists()
-            stop_file = self._control / settings.stop_file
-            if not self._stopping.is_set() and stop_file.exists():
-                _LOG.info("%s is there: the run ends when what is under way is done", stop_file)
+        """Look at the files that pause and stop the run, and record the queues for the display."""
+        while not self._is_over.wait(POLL_S):
+            self.progress.queue_sizes = {
+                "fetched": len(self._jobs),
+                "made": len(self._made),
+                "shared": len(self._shared),
+            }
+            self.progress.is_paused = self._pause_file.exists()
+            stop_file = self._control_dir / self.settings.stop_file
+            if not self._stop_requested.is_set() and stop_file.exists():
+                _LOG.info("%s exists: the run ends once the photographs under way are done", stop_file)
                 self.stop()
 
-    def _keep(self) -> None:
-        """Looks after claims while the run goes on."""
+    def _keep_leases(self) -> None:
+        """Renew the leases while the run works, and now and then release those on photographs that failed."""
         stale_s = min(self.settings.hf_lock_stale_secs, self.settings.range_lock_stale_secs)
-        given_back = time.monotonic()
-        while not self._is_over.wait(min(KEEP_S, stale_s / 10)):
-            is_due = time.monotonic() - given_back > GIVE_BACK_S
-            self._tidy(give_back=is_due)
-            given_back = time.monotonic() if is_due else given_back
+        last_release = time.monotonic()
+        while not self._is_over.wait(min(HEARTBEAT_S, stale_s / 10)):
+            if self._source_heartbeat is not None:
+                self._source_heartbeat(False)
+            if self._leases is None:
+                continue
+            for photo_id in self._leases.heartbeat():
+                _LOG.warning("%s: another client took it over, because this one was silent for too long", photo_id)
+            if time.monotonic() - last_release > RELEASE_S:
+                self._leases.release_unneeded()
+                last_release = time.monotonic()
 
-    def _tidy(self, *, give_back: bool = False, is_over: bool = False) -> None:
-        """Looks after claims: renews them, gives back those on what failed; all that are left, at the end."""
-        if self._look_after is not None:
-            self._look_after(is_over)
-        if self._claims is None:
-            return
-        for photo_id in () if is_over else self._claims.renew():
-            _LOG.warning("%s: another client has taken it over, since nothing was heard of this one", photo_id)
-        if give_back or is_over:
-            self._claims.give_back(all_of_them=is_over)
+    def _end_leases(self) -> None:
+        if self._source_heartbeat is not None:
+            self._source_heartbeat(True)
+        if self._leases is not None:
+            self._leases.release_all()
+
+    @property
+    def _pause_file(self) -> Path:
+        return self._control_dir / self.settings.pause_file
 
     def _wait_while_paused(self) -> None:
-        while (self._control / self.settings.pause_file).exists() and not self._stopping.is_set():
-            time.sleep(TICK_S)
+        while self._pause_file.exists() and not self._stop_requested.is_set():
+            time.sleep(POLL_S)

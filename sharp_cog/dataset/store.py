@@ -1,8 +1,8 @@
-"""Files that many clients see, and how they are changed at once: what claims, ranges and publishing stand on.
+"""The interface of a shared store: files that many clients read and change at once, in a folder or on the hub.
 
-Every change is a compare-and-swap: look, decide by what is there, write; if somebody was faster, look again.
-A decision must come out the same when its own change has been done already, so that an answer that was lost on the way
-does no harm.
+Leases, ranges and publishing build on it. Every change is a compare-and-swap: look at the files, decide, write; start
+over if another client wrote in between. A decision must come out the same when its own change has been made already,
+because the answer to a change may be lost on the way.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Protocol, TypeVar
 _T = TypeVar("_T")
 
 MAX_TRIES = 30
-"""Of a change, before it is given up."""
+"""Maximum tries of one change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Put:
-    """Writes a file, over what is there.
+    """Writes a file, or replaces it.
 
     Attributes:
-        path: Its place, with `/` between folders.
-        content: Its bytes, or a file that holds them.
+        path: Path in the store, with `/` between folders.
+        content: The bytes, or the path of a local file that holds them.
     """
 
     path: str
@@ -33,18 +33,18 @@ class Put:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delete:
-    """Deletes a file that is there."""
+    """Deletes an existing file."""
 
     path: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """What a decision wants written.
+    """The operations that a decision wants.
 
     Attributes:
-        operations: None of them, and nothing is written.
-        message: Why, for the history.
+        operations: Writes and deletions; if empty, nothing is written.
+        message: Reason for the change, for the history.
     """
 
     operations: Sequence[Put | Delete]
@@ -52,35 +52,35 @@ class Change:
 
 
 class View(Protocol):
-    """The files as they are at one moment."""
+    """The files at one moment."""
 
     def now(self) -> float:
-        """Unix time by a clock that is the same for every client, whatever its own says."""
+        """Return Unix time by a clock that all clients share, whatever their own clocks say."""
         ...
 
     def existing(self, paths: Collection[str]) -> set[str]:
-        """Which of these files there are."""
+        """Return those of the paths that are files."""
         ...
 
     def names(self, folder: str) -> set[str]:
-        """The names of what is in a folder; none where there is no folder."""
+        """Return the names in a folder; none if the folder does not exist."""
         ...
 
     def read(self, path: str) -> bytes | None:
-        """A file's content; None where it is not."""
+        """Return the content of a file, or None if it does not exist."""
         ...
 
 
 class Store(Protocol):
-    """Files that many clients see."""
+    """Files that many clients share."""
 
     def change(self, decide: Callable[[View], tuple[Change, _T]]) -> _T:
-        """Looks, decides and writes, again and again until nobody came between.
+        """Look, decide and write, until no other client wrote in between.
 
         Args:
-            decide: Gives what to write, and what to return once it is. Called anew at every try.
+            decide: Returns the change, and the value to return once it is made. Called again for every try.
 
         Raises:
-            SharpError: It did not work out after many tries, or never will.
+            SharpError: Too many tries failed, or the store refuses the change.
         """
         ...

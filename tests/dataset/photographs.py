@@ -1,4 +1,4 @@
-"""Small pictures for runs of tests."""
+"""Small images for test runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """Fills a folder with pictures; a few sizes and colours, so that they are not all the same."""
+    """Fill a folder with images of a few sizes and colours, and return the folder."""
     folder.mkdir(exist_ok=True)
     for number in range(count):
         pixels = np.full((32, 32 + number % 3, 3), number % 256, np.uint8)

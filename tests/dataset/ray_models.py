@@ -1,4 +1,4 @@
-"""Models as the actors of a cluster load them: they leave marks in a folder, and fail as their picture's width says."""
+"""Models that the actors of a cluster load: they leave marks in a folder, and fail as the image's width says."""
 
 from __future__ import annotations
 
@@ -8,75 +8,86 @@ from pathlib import Path
 
 from sharp_cog.config.settings import Settings
 from sharp_cog.errors import CheckpointMissingError, DeviceError
+from sharp_cog.imaging.images import SourceImage
 from sharp_cog.pipeline.pipeline import SharpPipeline
-from sharp_cog.pipeline.prediction import Decoded, Prediction
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
 from tests.splats import random_gaussians
 
-FOREIGN, LOCKED, DEADLY, DEVICE_ONCE, DEVICE_ALWAYS = 101, 102, 103, 104, 105
-"""Widths of pictures that fail: with an error that is not ours, one that cannot travel, by killing the process, and
-by a device that fails.
-"""
+UNEXPECTED = 101
+"""Width of an image that fails with an error that is not ours."""
+UNPICKLABLE = 102
+"""Width of an image whose error cannot be pickled."""
+DEADLY = 103
+"""Width of an image that kills the process."""
+DEVICE_ONCE = 104
+"""Width of an image at which the device fails once."""
+DEVICE_ALWAYS = 105
+"""Width of an image at which the device fails every time."""
 
 
-class _LockedError(Exception):
+class _UnpicklableError(Exception):
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
 
 
 class Watched(SharpPipeline):
-    """Lift that says which process is at it: `busy-<pid>` while it predicts, `began-<pid>-...` for each prediction."""
+    """Lift that marks its process: `busy-<pid>` while it predicts, `began-<pid>-...` for each prediction."""
 
     folder: Path
     seconds = 0.0
 
-    def predict(self, decoded: Decoded) -> Prediction:
+    def predict(self, request: Request) -> Prediction:
         pid = os.getpid()
         (self.folder / f"began-{pid}-{time.time_ns()}").touch()
         busy = self.folder / f"busy-{pid}"
         busy.touch()
         time.sleep(self.seconds)
         try:
-            return self._prediction(decoded)
+            return self._predict_watched(self.decode(request))
         finally:
             busy.unlink()
 
-    def _prediction(self, decoded: Decoded) -> Prediction:
-        return super().predict(decoded)
+    def _predict_watched(self, request: Request) -> Prediction:
+        return super().predict(request)
 
 
 class Small(Watched):
-    """Fifty Gaussians of any picture."""
+    """Predicts fifty Gaussians for every image."""
 
-    def _prediction(self, decoded: Decoded) -> Prediction:
-        width = decoded.source.camera.width
-        if width == FOREIGN:
+    def _predict_watched(self, request: Request) -> Prediction:
+        assert isinstance(request.image, SourceImage)
+        camera = request.image.camera
+        if camera.width == UNEXPECTED:
             raise ZeroDivisionError("by nothing")
-        if width == LOCKED:
-            raise _LockedError("cannot", "travel")
-        if width == DEADLY:
+        if camera.width == UNPICKLABLE:
+            raise _UnpicklableError("cannot", "travel")
+        if camera.width == DEADLY:
             os._exit(1)
         mark = self.folder / "device-failed"
-        if width == DEVICE_ALWAYS or (width == DEVICE_ONCE and not mark.exists()):
+        if camera.width == DEVICE_ALWAYS or (camera.width == DEVICE_ONCE and not mark.exists()):
             mark.touch()
             raise DeviceError("the device failed")
-        return Prediction(
-            gaussians=random_gaussians(50), camera=decoded.source.camera, options=decoded.options, timings={}
-        )
+        return Prediction(predicted=random_gaussians(50), camera=camera, options=request.options, key=request.key)
 
 
 def load_lift(folder: Path, seconds: float) -> SharpPipeline:
-    return _loaded(Watched, folder, seconds)
+    return _load(Watched, folder, seconds)
 
 
 def load_small(folder: Path, seconds: float) -> SharpPipeline:
-    return _loaded(Small, folder, seconds)
+    return _load(Small, folder, seconds)
 
 
 def load_nothing() -> SharpPipeline:
     raise CheckpointMissingError("there is no checkpoint")
 
 
-def _loaded(kind: type[Watched], folder: Path, seconds: float) -> SharpPipeline:
+def load_deadly() -> SharpPipeline:
+    os._exit(1)
+
+
+def _load(kind: type[Watched], folder: Path, seconds: float) -> SharpPipeline:
     pipeline = kind.load(Settings(model="lift", device="cpu"))
     assert isinstance(pipeline, Watched)
     pipeline.folder, pipeline.seconds = folder, seconds

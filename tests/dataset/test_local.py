@@ -1,4 +1,4 @@
-"""The engine on this machine: what overlaps, what fails, what is left when it stops."""
+"""The engine on this machine: overlapping stages, failures, and stopping."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from sharp_cog.config.options import PredictOptions
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.local import LocalEngine
 from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import CheckpointMissingError, PredictionError
-from sharp_cog.pipeline.prediction import Decoded, Prediction
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
+from tests.dataset.client import wait_until
 from tests.gated import Gated
 
 
 def jobs_of(folder: Path, count: int) -> list[Job]:
+    """Return jobs whose images have 10, 11, 12 ... bytes, and whose splats have as many Gaussians."""
     folder.mkdir()
     jobs = []
     for number in range(count):
@@ -44,67 +46,63 @@ def test_each_job_becomes_splats_and_the_model_is_loaded_once(tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     engine = LocalEngine(load, tmp_path / "out", ("ply", "spz"))
     assert list(engine.run(iter([]))) == []
-    assert loaded == [], "there was no picture"
+    assert loaded == [], "there was no job"
     jobs = jobs_of(tmp_path / "in", 7)
-    results = {job.photo.id: result for job, result in engine.run(iter(jobs))}
+    outcomes = {job.photo.id: outcome for job, outcome in engine.run(iter(jobs))}
     assert len(loaded) == 1
-    assert loaded[0].most_at_once == 1, "one picture at a time on the device"
-    assert results.keys() == {job.photo.id for job in jobs}
+    assert loaded[0].most_at_once == 1, "one prediction at a time"
+    assert outcomes.keys() == {job.photo.id for job in jobs}
     for number in range(7):
-        result = results[f"photo{number}"]
-        assert isinstance(result, dict)
-        assert result["num_gaussians"] == 10 + number
-        assert result["splats"] == {"ply": f"photo{number}.ply", "spz": f"photo{number}.spz"}
+        outcome = outcomes[f"photo{number}"]
+        assert isinstance(outcome, dict)
+        assert outcome["num_gaussians"] == 10 + number
+        assert outcome["splats"] == {"ply": f"photo{number}.ply", "spz": f"photo{number}.spz"}
     assert len(list((tmp_path / "out").iterdir())) == 14
 
 
-def test_the_next_picture_is_decoded_and_the_last_splat_written_beside_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All three meet: one after the other, none of them would go on."""
+def test_decoding_and_writing_overlap_with_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three stages wait for each other: if one of them ran alone, it would time out."""
     meeting = threading.Barrier(3)
 
     class Meets(Gated):
-        def decode(
-            self, image_bytes: bytes, options: PredictOptions | None = None, *, depth_bytes: bytes | None = None
-        ) -> Decoded:
-            if len(image_bytes) == 12:
+        def decode(self, request: Request) -> Request:
+            if request.key == "photo2" and not request.is_decoded:
                 meeting.wait(20)
-            return super().decode(image_bytes, options, depth_bytes=depth_bytes)
+            return super().decode(request)
 
-        def predict(self, decoded: Decoded) -> Prediction:
-            if decoded.source.camera.width == 11:
+        def predict(self, request: Request) -> Prediction:
+            if request.key == "photo1":
                 meeting.wait(20)
-            return super().predict(decoded)
+            return super().predict(request)
 
     write = Prediction.write
 
-    def meets(self: Prediction, path: Path) -> Path:
+    def meets(self: Prediction, path: Path, *, output_format: str | None = None) -> Path:
         if path.name == "photo0.ply":
             meeting.wait(20)
-        return write(self, path)
+        return write(self, path, output_format=output_format)
 
     monkeypatch.setattr(Prediction, "write", meets)
-    results = list(engine_of(tmp_path, Meets()).run(iter(jobs_of(tmp_path / "in", 4))))
-    assert [type(result) for _, result in results] == [dict] * 4
+    outcomes = list(engine_of(tmp_path, Meets()).run(iter(jobs_of(tmp_path / "in", 4))))
+    assert [type(outcome) for _, outcome in outcomes] == [dict] * 4
 
 
-def test_what_fails_is_given_back_and_stops_nobody(tmp_path: Path) -> None:
+def test_errors_of_one_job_are_its_outcome(tmp_path: Path) -> None:
     class Fails(Gated):
-        def predict(self, decoded: Decoded) -> Prediction:
-            if decoded.source.camera.width == 11:
+        def predict(self, request: Request) -> Prediction:
+            if request.key == "photo1":
                 raise PredictionError("out of memory")
-            return super().predict(decoded)
+            return super().predict(request)
 
     jobs = jobs_of(tmp_path / "in", 4)
     jobs[2].image.unlink()
-    (tmp_path / "out" / "photo3.ply").mkdir(parents=True)  # Where its splat would go.
-    results = {job.photo.id: result for job, result in engine_of(tmp_path, Fails()).run(iter(jobs))}
-    kinds = {name: type(result).__name__ for name, result in results.items()}
+    (tmp_path / "out" / "photo3.ply").mkdir(parents=True)  # In the way of its splat.
+    outcomes = {job.photo.id: outcome for job, outcome in engine_of(tmp_path, Fails()).run(iter(jobs))}
+    kinds = {name: type(outcome).__name__ for name, outcome in outcomes.items()}
     assert kinds == {"photo0": "dict", "photo1": "PredictionError", "photo2": "ImageError", "photo3": "OutputError"}
 
 
-def test_a_model_that_is_not_there_is_raised(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_engine(tmp_path: Path) -> None:
     def load() -> Gated:
         raise CheckpointMissingError("there is no checkpoint")
 
@@ -112,7 +110,7 @@ def test_a_model_that_is_not_there_is_raised(tmp_path: Path) -> None:
         list(LocalEngine(load, tmp_path, ("ply",)).run(iter(jobs_of(tmp_path / "in", 2))))
 
 
-def test_jobs_that_cannot_be_had_are_raised(tmp_path: Path) -> None:
+def test_an_error_of_the_jobs_iterator_is_raised(tmp_path: Path) -> None:
     def jobs() -> Iterator[Job]:
         yield from jobs_of(tmp_path / "in", 1)
         raise ValueError("no more")
@@ -121,7 +119,7 @@ def test_jobs_that_cannot_be_had_are_raised(tmp_path: Path) -> None:
         list(engine_of(tmp_path, Gated()).run(jobs()))
 
 
-def test_few_jobs_are_taken_ahead(tmp_path: Path) -> None:
+def test_few_jobs_are_taken_in_advance(tmp_path: Path) -> None:
     taken = []
 
     def jobs() -> Iterator[Job]:
@@ -129,30 +127,28 @@ def test_few_jobs_are_taken_ahead(tmp_path: Path) -> None:
             taken.append(job)
             yield job
 
-    results = engine_of(tmp_path, Gated()).run(jobs())
-    next(results)
+    outcomes = engine_of(tmp_path, Gated()).run(jobs())
+    next(outcomes)
     time.sleep(0.3)
     assert len(taken) <= 10
-    results.close()  # type: ignore[attr-defined]
+    outcomes.close()  # type: ignore[attr-defined]
     time.sleep(0.1)
     num_taken = len(taken)
     time.sleep(0.2)
-    assert len(taken) == num_taken, "who is closed takes no more"
+    assert len(taken) == num_taken, "a closed engine takes no more"
 
 
-def test_when_it_stops_what_is_not_on_the_device_is_left_out(tmp_path: Path) -> None:
-    stopping = threading.Event()
+def test_jobs_that_have_not_reached_the_device_are_dropped_at_a_stop(tmp_path: Path) -> None:
+    stop_requested = threading.Event()
     pipeline = Gated(is_open=False)
-    engine = engine_of(tmp_path, pipeline, stopping=stopping)
-    results: list[str] = []
+    engine = engine_of(tmp_path, pipeline, stop_requested=stop_requested)
+    made: list[str] = []
     thread = threading.Thread(
-        target=lambda: results.extend(job.photo.id for job, _ in engine.run(iter(jobs_of(tmp_path / "in", 6))))
+        target=lambda: made.extend(job.photo.id for job, _ in engine.run(iter(jobs_of(tmp_path / "in", 6))))
     )
     thread.start()
-    deadline = time.monotonic() + 10
-    while not pipeline.at_once and time.monotonic() < deadline:
-        time.sleep(0.01)
-    stopping.set()
+    wait_until(lambda: pipeline.at_once > 0)
+    stop_requested.set()
     pipeline.gate.set()
     thread.join(10)
-    assert results == ["photo0"]
+    assert made == ["photo0"]

@@ -1,203 +1,132 @@
-"""What is published, read back with the library `datasets`, and an index that many write to."""
+"""The last steps of a run: batches, their timing, and publications that were interrupted."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
 
-from sharp_cog.dataset.hub import HubError, HubRepo
-from sharp_cog.dataset.index import OWN_FIELDS, PUBLIC_FIELDS, read_rows, write_rows
-from sharp_cog.dataset.publish import Finished, Publisher
+from sharp_cog.dataset.hub import HubError
+from sharp_cog.dataset.index import OWN_FIELDS, PUBLIC_FIELDS, read_rows
+from sharp_cog.dataset.journal import Journal
+from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.publish import Publisher
+from tests.dataset.client import REPO, engine_of, journal_of, run_of, settings_of, wait_until
 from tests.dataset.hub_server import HubServer
 
-REPO = "somebody/splats"
 
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    server = HubServer()
-    server.create(REPO, "dataset")
-    yield server
-    server.close()
-
-
-def publisher_of(hub: HubServer, tmp_path: Path, name: str = "first", subdir: str = "photos") -> Publisher:
-    repo = HubRepo(REPO, "dataset", api=api_of(hub), sleep=lambda seconds: None)
-    folder = tmp_path / name
-    folder.mkdir(exist_ok=True)
-    return Publisher(repo, subdir=subdir, index_path="data/train.jsonl", cache=folder / ".index.jsonl", claims=None)
-
-
-def api_of(hub: HubServer) -> HfApi:
-    return HfApi(endpoint=hub.url, token="hf_test")
-
-
-def finished(tmp_path: Path, *names: str) -> list[Finished]:
-    for name in names:
-        (tmp_path / f"{name}.jpg").write_bytes(b"\xff\xd8" + name.encode())
-        (tmp_path / f"{name}.ply").write_bytes(b"ply\n" + name.encode() * 3000)
-        (tmp_path / f"{name}.spz").write_bytes(b"\x1f\x8b" + name.encode())
-    return [
-        Finished(
-            id=name,
-            image=tmp_path / f"{name}.jpg",
-            splats={"ply": tmp_path / f"{name}.ply", "spz": tmp_path / f"{name}.spz"},
-            row={
-                "user_name": "Ansel \u2028 \u00c4.",  # A line separator, which some readers end a line at.
-                "sha256": json.dumps({"ply": hashlib.sha256((tmp_path / f"{name}.ply").read_bytes()).hexdigest()}),
-                "num_gaussians": "3",
-            },
-        )
-        for name in names
-    ]
-
-
-def index(hub: HubServer) -> list[str]:
-    return [row["image_id"] for row in read_rows(hub.files(REPO)["data/train.jsonl"])]
-
-
-def reads(hub: HubServer) -> list[str]:
-    return [path for method, path in hub.seen if method == "GET" and "/resolve/" in path]
-
-
-@pytest.mark.parametrize("goes_ahead", [True, False])
-def test_an_upload_that_fails_is_sent_again(hub: HubServer, tmp_path: Path, goes_ahead: bool) -> None:
-    """The library tells of it by an error of no kind in particular."""
-    hub.fail_uploads = 2
-    publisher = publisher_of(hub, tmp_path)
-    photos = finished(tmp_path, "a", "b")
-    if goes_ahead:
-        publisher.send_ahead(photos[0])
-    publisher.publish(photos)
-    assert hub.fail_uploads == 0
-    for name in ("a", "b"):
-        assert hub.files(REPO)[f"photos/{name}/{name}.ply"] == (tmp_path / f"{name}.ply").read_bytes()
-
-
-def test_it_is_read_back_by_datasets(hub: HubServer, tmp_path: Path) -> None:
-    publisher_of(hub, tmp_path).publish(finished(tmp_path, "a", "b"))
-    publisher_of(hub, tmp_path, "second").publish(finished(tmp_path, "c"))
-    program = f"import datasets, json; print(json.dumps(datasets.load_dataset({REPO!r})['train'].to_list()))"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, **hub.environment, "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    assert [row["image_id"] for row in rows] == ["a", "b", "c"]
+def test_splats_are_published_with_an_index_and_a_card(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO, hf_index_flush_every=2)
+    run_of(settings).work()
     files = hub.files(REPO)
+    rows = read_rows(files["data/train.jsonl"])
+    assert len(rows) == 5
     for row in rows:
-        assert list(row) == [*PUBLIC_FIELDS, *OWN_FIELDS]
+        assert row.keys() == {*PUBLIC_FIELDS, *OWN_FIELDS}
         assert all(isinstance(value, str) for value in row.values())
-        assert row["user_name"] == "Ansel \u2028 \u00c4."
+        photo_id = row["image_id"]
+        assert row["image_path"] == f"photos/{photo_id}/{photo_id}.png"
+        assert row["ply_url"] == f"{hub.url}/datasets/{REPO}/resolve/main/photos/{photo_id}/{photo_id}.ply"
         splats = json.loads(row["splat_paths"])
-        assert hashlib.sha256(files[splats["ply"]]).hexdigest() == json.loads(row["sha256"])["ply"]
-        assert row["spz_url"] == f"{hub.url}/datasets/{REPO}/resolve/main/{splats['spz']}"
-        assert files[row["image_path"]].startswith(b"\xff\xd8")
-    assert (
-        "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License "
-        "Agreement."
-    ) in files["README.md"].decode()
+        assert files[splats["ply"]].startswith(b"ply")
+        assert files[splats["spz"]].startswith(b"\x1f\x8b")
+        assert files[row["image_path"]].startswith(b"\x89PNG")
+    assert b"path: data/train.jsonl" in files["README.md"]
+    num_commits = len(hub.commits(REPO))
+    assert num_commits <= 1 + 3, "the first one, and one for two photographs"
+    run_of(settings).work()
+    assert len(hub.commits(REPO)) == num_commits
 
 
-def test_a_card_that_somebody_has_written_stays(hub: HubServer, tmp_path: Path) -> None:
-    api_of(hub).upload_file(path_or_fileobj=b"# mine\n", path_in_repo="README.md", repo_id=REPO, repo_type="dataset")
-    publisher_of(hub, tmp_path).publish(finished(tmp_path, "a"))
-    assert hub.files(REPO)["README.md"] == b"# mine\n"
+def test_a_model_repository_works_too(tmp_path: Path, hub: HubServer) -> None:
+    run_of(settings_of(tmp_path, hf_upload=True, hf_repo_id=REPO, hf_repo_type="model")).work()
+    rows = read_rows(hub.files(REPO, "model")["data/train.jsonl"])
+    assert len(rows) == 5
+    assert rows[0]["image_url"].startswith(f"{hub.url}/{REPO}/resolve/main/photos/")
 
 
-def test_what_others_append_is_read_and_nothing_else(hub: HubServer, tmp_path: Path) -> None:
-    first, second = publisher_of(hub, tmp_path, "first"), publisher_of(hub, tmp_path, "second")
-    first.publish(finished(tmp_path, "a"))
-    before = len(reads(hub))
-    first.publish(finished(tmp_path, "b"))
-    assert len(reads(hub)) == before, "nobody else has written"
-    second.publish(finished(tmp_path, "b", "c"))
-    assert index(hub) == ["a", "b", "c"], "what is published is not published again"
-    before = len(reads(hub))
-    first.publish(finished(tmp_path, "d"))
-    assert index(hub) == ["a", "b", "c", "d"]
-    assert len(reads(hub)) == before + 1
-
-
-def test_an_index_that_somebody_has_rewritten_is_read_anew(hub: HubServer, tmp_path: Path) -> None:
-    publisher = publisher_of(hub, tmp_path)
-    publisher.publish(finished(tmp_path, "a", "b"))
-    rows = [{**row, "tags": "by hand"} for row in read_rows(hub.files(REPO)["data/train.jsonl"])]
-    rows.insert(0, {"image_id": "older", "image_url": "from the public pipeline"})
-    text = write_rows(rows).rstrip(b"\n")  # Nor does it end its last line.
-    api_of(hub).create_commit(
-        REPO,
-        [CommitOperationAdd(path_in_repo="data/train.jsonl", path_or_fileobj=text)],
-        commit_message="by hand",
-        repo_type="dataset",
+def test_only_the_chosen_formats_are_published(tmp_path: Path, hub: HubServer) -> None:
+    formats = ("ply", "spz", "sog")
+    settings = settings_of(
+        tmp_path, count=2, formats=formats, hf_upload=True, hf_repo_id=REPO, hf_formats=("spz", "sog")
     )
-    publisher.publish(finished(tmp_path, "b", "c"))
-    assert hub.files(REPO)["data/train.jsonl"].startswith(text + b"\n")
-    assert index(hub) == ["older", "a", "b", "c"]
-    api_of(hub).upload_file(path_or_fileobj=b"", path_in_repo="data/train.jsonl", repo_id=REPO, repo_type="dataset")
-    publisher.publish(finished(tmp_path, "d"))
-    assert index(hub) == ["d"]
+    run_of(settings).work()
+    assert {path.suffix for path in settings.gaussians_dir.iterdir()} == {".ply", ".spz", ".sog"}
+    files = hub.files(REPO)
+    assert {Path(name).suffix for name in files if name.startswith("photos/")} == {".png", ".spz", ".sog"}
+    for row in read_rows(files["data/train.jsonl"]):
+        assert row["ply_url"] == ""
+        assert json.loads(row["splat_paths"]).keys() == json.loads(row["sha256"]).keys() == {"spz", "sog"}
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b"\xff", b"[" * 100_000])
-def test_an_index_that_is_none_is_told_and_left_alone(hub: HubServer, tmp_path: Path, line: bytes) -> None:
-    content = b'{"image_id": "x"}\n\n' + line + b"\n"
-    api_of(hub).upload_file(path_or_fileobj=content, path_in_repo="data/train.jsonl", repo_id=REPO, repo_type="dataset")
-    with pytest.raises(HubError, match=r"data/train\.jsonl has a line that is no JSON object \(line 3: "):
-        publisher_of(hub, tmp_path).publish(finished(tmp_path, "a"))
-    assert hub.files(REPO)["data/train.jsonl"] == content
+def test_a_small_batch_is_published_after_a_while(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path, count=10, hf_upload=True, hf_repo_id=REPO, hf_index_flush_secs=0.3)
+    thread = threading.Thread(target=run_of(settings, seconds=0.2).work)
+    thread.start()
+    wait_until(lambda: "data/train.jsonl" in hub.files(REPO))
+    assert thread.is_alive()
+    assert 0 < len(read_rows(hub.files(REPO)["data/train.jsonl"])) < 10
+    thread.join(30)
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 10
 
 
-def test_an_answer_that_is_lost_publishes_nothing_twice(hub: HubServer, tmp_path: Path) -> None:
-    hub.lose_answers = 2
-    publisher = publisher_of(hub, tmp_path)
-    publisher.publish(finished(tmp_path, "a", "b"))
-    publisher.publish(finished(tmp_path, "c"))
-    assert index(hub) == ["a", "b", "c"]
-    assert len(hub.commits(REPO)) == 3
-    assert [path.name for path in (tmp_path / "first").iterdir()] == [".index.jsonl"], "no scratch is left"
+def test_splats_of_an_interrupted_publication_are_published_by_the_next_run(tmp_path: Path, hub: HubServer) -> None:
+    settings = settings_of(tmp_path)
+    run_of(settings).work()
+    journal = journal_of(settings)
+    for entry in list(journal.entries("done")):
+        journal.advance(entry.photo.id, "made")
+    journal.close()
+    again = run_of(replace(settings, hf_upload=True, hf_repo_id=REPO))
+    again.work()
+    assert engine_of(again).made == []
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 5
 
 
-def test_large_files_are_sent_once(hub: HubServer, tmp_path: Path) -> None:
-    publisher = publisher_of(hub, tmp_path)
-    photos = finished(tmp_path, "a", "b")
-    for photo in photos:
-        publisher.send_ahead(photo)
-    assert len(hub.commits(REPO)) == 1
-    sent = [path for method, path in hub.seen if method == "PUT"]
-    assert len(sent) == 6
-    hub.fail = 2
-    publisher.publish(photos)
-    again = [path for method, path in hub.seen if method == "PUT"][len(sent) :]
-    assert not set(again) & set(sent)
-    assert index(hub) == ["a", "b"]
+def test_a_hub_that_stays_down_ends_the_run_and_no_splat_is_made_again(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharp_cog.dataset.hub.MAX_TRIES", 2)
+    settings = settings_of(
+        tmp_path, count=12, hf_upload=True, hf_repo_id=REPO, hf_index_flush_every=2, upload_queue_max=1
+    )
+    run = run_of(settings)
+    hub.fail = 10**6
+    with pytest.raises(HubError, match="the hub failed 2 times"):
+        run.work()
+    num_made = len(engine_of(run).made)
+    assert run.journal.counts()["made"] == num_made
+    hub.fail = 0
+    again = run_of(settings)
+    again.work()
+    assert len(engine_of(again).made) == 12 - num_made
+    assert len(read_rows(hub.files(REPO)["data/train.jsonl"])) == 12
 
 
-def test_without_a_subdir_photographs_lie_at_the_top(hub: HubServer, tmp_path: Path) -> None:
-    photo = replace(finished(tmp_path, "a")[0], splats={"spz": tmp_path / "a.spz"})
-    publisher_of(hub, tmp_path, subdir="/").publish([photo])
-    assert {"a/a.jpg", "a/a.spz"} <= hub.files(REPO).keys()
-    (row,) = read_rows(hub.files(REPO)["data/train.jsonl"])
-    assert row["ply_url"] == "", "it has none"
+def test_splats_with_deleted_files_are_made_again(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    run_of(settings).work()
+    journal = journal_of(settings)
+    entries = list(journal.entries("done"))
+    for entry in entries:
+        journal.advance(entry.photo.id, "made")
+    (settings.gaussians_dir / entries[0].about["splats"]["spz"]).unlink()
+    (settings.images_dir / entries[1].about["image"]).unlink()
+    again = run_of(settings)
+    again.work()
+    assert sorted(engine_of(again).made) == sorted(entry.photo.id for entry in entries[:2])
+    assert journal.counts() == {"done": 5}
 
 
-def test_halves_of_characters_become_question_marks(hub: HubServer, tmp_path: Path) -> None:
-    """As a name that is no UTF-8, or JSON of a service, may have them: no file can."""
-    photo = replace(finished(tmp_path, "a")[0], row={"description": "caf\udce9.jpg"})
-    publisher_of(hub, tmp_path).publish([photo])
-    assert json.loads(hub.files(REPO)["data/train.jsonl"])["description"] == "caf?.jpg"
+def test_splats_without_facts_for_the_index_are_made_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.add([Photo(id="a", where="")])
+    journal.advance("a", "made", image="a.jpg", splats={"ply": "a.ply"})
+    for name in ("images/a.jpg", "gaussians/a.ply"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    Publisher(journal, tmp_path).requeue_incomplete()
+    assert journal.counts() == {"seen": 1}

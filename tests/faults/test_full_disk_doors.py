@@ -15,10 +15,10 @@ from PIL import Image
 
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.folder_store import FolderStore, FolderView
-from sharp_cog.dataset.gpu import GpuLog
 from sharp_cog.dataset.index import Index
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.photo import Photo
+from sharp_cog.dataset.progress import GpuLog
 from sharp_cog.dataset.store import Change, Put
 from sharp_cog.errors import OutputError
 from sharp_cog.serving import runpod
@@ -164,19 +164,19 @@ def test_a_run_may_meet_a_full_disk_anywhere(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_claim_in_a_shared_folder_leaves_no_draft(kind: str, tmp_path: Path) -> None:
+def test_a_lease_in_a_shared_folder_leaves_no_draft(kind: str, tmp_path: Path) -> None:
     def decide(view: FolderView) -> tuple[Change, None]:
-        return Change(operations=[Put(path="claims/photo", content=bytes(10_000))], message=""), None
+        return Change(operations=[Put(path="locks/photo", content=bytes(10_000))], message=""), None
 
     with disk(kind, tmp_path) as full:
         store = FolderStore(full.path / "shared")
-        (full.path / "shared" / "claims").mkdir()
+        (full.path / "shared" / "locks").mkdir()
         (full.path / "shared" / ".mutex").touch()
         with unchanged(full.path), full.full_after(5000), pytest.raises(OutputError, match="cannot be used"):
             store.change(decide)
         store.change(decide)
-        assert (full.path / "shared" / "claims" / "photo").read_bytes() == bytes(10_000)
-        assert {path.name for path in (full.path / "shared" / "claims").iterdir()} == {"photo"}
+        assert (full.path / "shared" / "locks" / "photo").read_bytes() == bytes(10_000)
+        assert {path.name for path in (full.path / "shared" / "locks").iterdir()} == {"photo"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,8 +185,8 @@ def test_an_index_with_more_rows_leaves_nothing(kind: str, tmp_path: Path) -> No
         index = Index("data/train.jsonl", full.path / "index.jsonl")
         rows = [{"image_id": f"photo{number}" * 20} for number in range(1000)]
         with unchanged(full.path), full.full_after(20_000), pytest.raises(OutputError, match="cannot write"):
-            index.with_rows(rows)
-        assert index.with_rows(rows).stat().st_size > 20_000
+            index.draft(rows)
+        assert index.draft(rows).stat().st_size > 20_000
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""What a run of a dataset reads again: its journal, what other clients wrote, and what services answer."""
+"""Inputs of a dataset run: its journal, files of other clients, and answers of services."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from PIL import Image
 from sharp_cog.cli.dataset import read_variables
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.settings import process_environment
-from sharp_cog.dataset import unsplash_api
-from sharp_cog.dataset.claims import Claims
+from sharp_cog.dataset import unsplash as unsplash_module
 from sharp_cog.dataset.exif import with_focal_length
 from sharp_cog.dataset.folder_store import FolderStore
-from sharp_cog.dataset.gsplat import _found
-from sharp_cog.dataset.gsplat_api import Calls, GsplatError
+from sharp_cog.dataset.gsplat import Calls, GsplatError, _found
 from sharp_cog.dataset.hub import HubError, HubView, Stat
-from sharp_cog.dataset.index import Index, row_of
+from sharp_cog.dataset.index import Index, full_row
 from sharp_cog.dataset.journal import Journal
-from sharp_cog.dataset.outlet import Outlet
+from sharp_cog.dataset.leases import Leases
 from sharp_cog.dataset.photo import Photo, SourceError
-from sharp_cog.dataset.ranges import RangeDirs, Ranges
+from sharp_cog.dataset.publish import Publisher
+from sharp_cog.dataset.ranges import Ranges
 from sharp_cog.dataset.show import status
-from sharp_cog.dataset.unsplash import Unsplash
-from sharp_cog.dataset.unsplash_api import UnsplashApi
+from sharp_cog.dataset.unsplash import Unsplash, UnsplashApi
 from sharp_cog.errors import OutputError, SettingError
+from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.imaging.pixels import DECODER_ERRORS
 from tests.fuzz.harness import Target
 from tests.fuzz.raw_server import raw, raw_server
@@ -58,7 +57,7 @@ MADE: dict[str, Any] = {
 
 
 def filled(path: Path) -> None:
-    """Writes a journal, in one file."""
+    """Write a journal in one file."""
     for left in path.parent.glob(f"{path.name}*"):
         left.unlink()
     with closing(Journal(path)) as journal:
@@ -75,13 +74,11 @@ def journal_seeds() -> list[bytes]:
     return [(folder() / "seed.sqlite").read_bytes()]
 
 
-def go_on(path: Path) -> None:
-    """All that a run does with its journal when it goes on."""
+def resume(path: Path) -> None:
+    """Do everything that a run does with its journal when it continues."""
     with closing(Journal(path)) as journal:
-        outlet = Outlet(journal, folder(), claims=None, publisher=None, share=None)
-        entries = list(journal.entries("seen", "fetched", "made"))
-        for entry in entries:
-            outlet.has_splats(entry)
+        Publisher(journal, folder()).requeue_incomplete()
+        for entry in list(journal.entries("seen", "fetched", "made")):
             assert journal.get(entry.photo.id) is not None
             journal.advance(entry.photo.id, "made", image="b.jpg")
             journal.fail(entry.photo.id, "\ud800", state="seen")
@@ -98,7 +95,7 @@ def open_journal(content: bytes) -> None:
     for left in path.parent.glob(f"{path.name}*"):
         left.unlink()
     path.write_bytes(content)
-    go_on(path)
+    resume(path)
 
 
 def row_seeds() -> list[bytes]:
@@ -114,14 +111,14 @@ def open_row(content: bytes) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE photos SET photo = ?, about = ?, state = 'made' WHERE id = 'a'", (photo, about))
         connection.execute("UPDATE photos SET state = 'seen', tries = 0, about = '{}' WHERE id = 'b'")
-    go_on(path)
+    resume(path)
 
 
-# ---- what other clients wrote
+# ---- files of other clients
 
 
 class OneFile:
-    """A repository with an index, as `Index` looks at it."""
+    """A repository that has an index and nothing else."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -134,27 +131,27 @@ class OneFile:
 
 
 def index_seeds() -> list[bytes]:
-    rows = [row_of({"image_id": name, "user_name": "\u00c4\u2028", "splat_paths": "{}"}) for name in ("a", "b", "c")]
+    rows = [full_row({"image_id": name, "user_name": "\u00c4\u2028", "splat_paths": "{}"}) for name in ("a", "b", "c")]
     return ["".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()]
 
 
 def add_to_index(content: bytes) -> None:
-    """A row that is added is read again, behind all that were there."""
+    """Check that a row that is added is read again, after all others."""
     cache = folder() / ".index.jsonl"
     index = Index("data/train.jsonl", cache)
-    index.look(cast(HubView, OneFile(content)))
-    path = index.with_rows([row_of({"image_id": "new\ud800", "alt_description": "\udfff"})])
+    index.update(cast(HubView, OneFile(content)))
+    path = index.draft([full_row({"image_id": "new\ud800", "alt_description": "\udfff"})])
     try:
         whole = path.read_bytes()
         assert whole.startswith(content)
         ids = set(index.ids)
-        index.look(cast(HubView, OneFile(whole)))
+        index.update(cast(HubView, OneFile(whole)))
         assert index.ids == ids | {"new?"}
     finally:
         path.unlink()
 
 
-def claim_seeds() -> list[bytes]:
+def lease_seeds() -> list[bytes]:
     state = {"range_start": 0, "range_end": 29, "frontier": 7, "holes": [[1, 2]], "page": 1, "pp": 30}
     lock = f"{time.time():.3f}\nsomebody\n17\n".encode()
     return [
@@ -164,31 +161,28 @@ def claim_seeds() -> list[bytes]:
     ]
 
 
-DIRS = RangeDirs(locks="ranges/locks", done="ranges/done", progress="ranges/progress", abandoned="ranges/abandoned")
-
-
-def claim(content: bytes) -> None:
-    """Whatever others left there, each photograph and each range is ours, somebody's or done."""
-    place = folder() / "claims"
+def acquire(content: bytes) -> None:
+    """Check that broken files of other clients neither fail nor block a lease."""
+    place = folder() / "leases"
     for name in ("locks/a", "ranges/locks/0-29", "ranges/progress/0-29.json", "ranges/abandoned/30-59.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)
     store = FolderStore(place)
-    claims = Claims(store, "me", locks_dir="locks", done_dir="done", stale_s=60)
-    assert not claims.claim([PHOTO]).done
-    claims.renew()
-    claims.give_back(all_of_them=True)
-    ranges = Ranges(store=store, owner="me", size=30, page_size=30, dirs=DIRS, stale_s=60)
-    claimed = ranges.claim(120)
-    assert claimed is not None
-    area, start = claimed
+    leases = Leases(store, "me", stale_s=60)
+    assert not leases.acquire([PHOTO]).done
+    leases.heartbeat()
+    leases.release_all()
+    ranges = Ranges(store, "me", size=30, page_size=30, stale_s=60)
+    acquired = ranges.acquire(120)
+    assert acquired is not None
+    area, start = acquired
     assert area.start <= start <= area.end + 1
     ranges.finish(area)
     assert (place / f"ranges/done/{area}").exists()
     (place / f"ranges/done/{area}").unlink()
 
 
-# ---- what services answer
+# ---- answers of services
 
 
 def photo_json(name: str) -> dict[str, Any]:
@@ -200,12 +194,12 @@ def photo_json(name: str) -> dict[str, Any]:
 def unsplash_seeds() -> list[bytes]:
     page = json.dumps([photo_json("a"), photo_json("b")]).encode()
     found = json.dumps({"total": 1, "total_pages": 1, "results": [photo_json("c")]}).encode()
-    told = json.dumps({"url": f"{raw_server().url}/c.jpg", "exif": {"focal_length": "35.0"}}).encode()
-    return [raw(body, "X-Ratelimit-Remaining: 40", "X-Total: 2") for body in (page, found, told)]
+    download = json.dumps({"url": f"{raw_server().url}/c.jpg", "exif": {"focal_length": "35.0"}}).encode()
+    return [raw(body, "X-Ratelimit-Remaining: 40", "X-Total: 2") for body in (page, found, download)]
 
 
 def go_through_unsplash(content: bytes) -> None:
-    """A list, a search, a picture: one of them at least is what the answer was meant for."""
+    """Use an answer as a list, a search and an image: it must fit at least one of them."""
     server, errors = raw_server(), []
     server.answer = content
     for mode in ("list", "search"):
@@ -223,7 +217,7 @@ def go_through_unsplash(content: bytes) -> None:
 
 
 def unsplash(mode: str) -> Unsplash:
-    unsplash_api.MAX_TRIES = 1  # The same answer comes at the second try.
+    unsplash_module.RETRIES = RetryPolicy(max_tries=1, first_wait_s=0.0)  # The second try would get the same answer.
     api = UnsplashApi("key", stop_on_rate_limit=True, base_url=raw_server().url, sleep=lambda _: None)
     return Unsplash(
         api,
@@ -251,7 +245,7 @@ def share(content: bytes) -> None:
         assert _found(calls("createOrder", {"title": "a"}), "shareId")
 
 
-# ---- .env, and pictures that get their focal length back
+# ---- .env, and images that get their focal length back
 
 
 def environment_seeds() -> list[bytes]:
@@ -263,24 +257,24 @@ def environment_seeds() -> list[bytes]:
 def read_environment(content: bytes) -> None:
     path = folder() / ".env"
     path.write_bytes(content)
-    given = read_variables(str(path), dotenv_values)
-    DatasetSettings.build({"SHARP_INPUT_DIR": ".", **process_environment(given)})
+    variables = read_variables(str(path), dotenv_values)
+    DatasetSettings.build({"SHARP_INPUT_DIR": ".", **process_environment(variables)})
 
 
 @functools.cache
 def jpeg_seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    pictures = []
+    images = []
     for rest in ({}, {"exif": exif}):
         file = io.BytesIO()
         Image.new("RGB", (16, 8), "teal").save(file, "JPEG", **rest)
-        pictures.append(file.getvalue())
-    return pictures
+        images.append(file.getvalue())
+    return images
 
 
 def put_focal_length(content: bytes) -> None:
-    """Whatever is done, the pixels' part stays as it was, all of a file that has none, and what Pillow reads of it."""
+    """Check that the pixels stay as they are, in the file and as Pillow reads them."""
     made = with_focal_length(content, 35.0)
     assert made.startswith(content[:2])
     assert made.endswith(content[max(content.rfind(b"\xff\xda"), 0) :])
@@ -288,7 +282,7 @@ def put_focal_length(content: bytes) -> None:
 
 
 def pixels(content: bytes) -> bytes | None:
-    """What Pillow reads, where it reads anything and no more than a megapixel."""
+    """Return the pixels that Pillow reads; None if it reads nothing, or more than a megapixel."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.tobytes() if image.width * image.height <= 1 << 20 else None
@@ -300,7 +294,7 @@ TARGETS = (
     Target("dataset-journal", journal_seeds, open_journal, (OutputError,)),
     Target("dataset-row", row_seeds, open_row, (OutputError,)),
     Target("dataset-index", index_seeds, add_to_index, (HubError,)),
-    Target("dataset-claim", claim_seeds, claim, ()),
+    Target("dataset-lease", lease_seeds, acquire, ()),
     Target("dataset-unsplash", unsplash_seeds, go_through_unsplash, (SourceError,)),
     Target("dataset-gsplat", gsplat_seeds, share, (GsplatError,)),
     Target("dataset-env", environment_seeds, read_environment, (SettingError,)),
