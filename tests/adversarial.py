@@ -1,4 +1,4 @@
-"""Gaussians that try every writer: the ends of float32, wild proportions, everything in one place."""
+"""Random Gaussians that are hard to write: the ends of float32, extreme proportions, everything in one place."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from sharp_cog.geometry.gaussians import Gaussians, NDCGaussians
 Floats = NDArray[np.float64]
 
 LENGTHS = (0.0, 1e-45, 1e-40, 1.1754944e-38, 1e-30, 1e-20, 1e-6, 1.0, 1e3, 1e9, 1e20, 1e30, MAX_LENGTH_M)
-"""Denormal ones, the least normal one, and the largest that is written."""
+"""Lengths, among them denormal ones, the smallest normal one, and the largest that can be written."""
 SHARES = (0.0, 1e-45, 1.1754944e-38, 1e-8, 0.0031308, 0.5, float(np.nextafter(np.float32(1), np.float32(0))), 1.0)
+"""Opacities and colours in their range."""
 BEYOND = (-3.4e38, -1.0, -1e-45, 1.0000001, 1.5, 1e5, 3.4028235e38)
-"""Opacities and colours out of their range: darker than black, brighter than white."""
+"""Opacities and colours out of their range."""
 QUATERNIONS = (
     *((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0), (-1.0, 0.0, 0.0, 0.0)),
     *((-0.0, -0.0, -1.0, -0.0), (1.0, 1.0, 1.0, 1.0), (-1.0, 1.0, -1.0, 1.0), (1.0, -1.0, 0.0, 0.0)),
     *((1.0, 1e-20, 0.0, 1e-44), (1.0, 1.0, 1.0, -1.0001), (0.0, 0.0, 1.0, 1.0)),
 )
 COUNTS = (1, 1, 2, 3, 3, 5, 7, 17, 40, 257)
-"""Few, and more than a chunk."""
+"""Numbers of Gaussians: mostly few, and once more than a chunk of a compressed .ply."""
 
 
 @st.composite
 def gaussians(draw: st.DrawFn, counts: tuple[int, ...] = COUNTS) -> Gaussians:
-    """Gaussians that may be written; scales, colours and opacities may be out of their ranges."""
+    """Draw Gaussians that can be written; scales, colours and opacities may be out of their ranges."""
     num = draw(st.sampled_from(counts))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return Gaussians(
@@ -46,7 +47,7 @@ def _tensor(values: Floats) -> torch.Tensor:
 
 
 def _means(num: int, rng: np.random.Generator) -> st.SearchStrategy[Floats]:
-    """Spread as far as drawn about a centre drawn; or each coordinate of its own size."""
+    """Draw positions around one centre, or with coordinates of very different sizes."""
     signs = rng.choice([-1.0, 1.0], (num, 3))
     within = st.tuples(st.sampled_from(LENGTHS), st.sampled_from(LENGTHS)).map(
         lambda drawn: (drawn[0] + rng.uniform(-1, 1, (num, 3)) * drawn[1]).clip(-MAX_LENGTH_M, MAX_LENGTH_M)
@@ -64,14 +65,14 @@ def _scales(num: int, rng: np.random.Generator) -> st.SearchStrategy[Floats]:
     needles = st.sampled_from([1e-30, 1e-20, 1e20, 1e30]).map(
         lambda factor: 10.0 ** rng.uniform(-4, -1, (num, 3)) * np.array([factor, 1.0, 1.0])
     )
-    # Many alike and a few far out: what a codebook fitted to most of them passes over.
+    # Most are alike and a few are far away: a codebook fitted to most of them would miss these.
     few = rng.random((num, 3)) < 0.03
     outliers = st.just(np.where(few, 10.0 ** rng.uniform(-12, 9, (num, 3)), 10.0 ** rng.normal(-2.5, 0.2, (num, 3))))
     return st.one_of(outliers, alike, special, anywhere, needles)
 
 
 def _quaternions(num: int, rng: np.random.Generator) -> st.SearchStrategy[Floats]:
-    """Unit ones in float32, of either sign."""
+    """Draw quaternions that are unit in float32, with real parts of either sign."""
 
     def unit(values: Floats) -> Floats:
         lengths: Floats = np.linalg.norm(values, axis=1, keepdims=True)
@@ -89,7 +90,7 @@ def _shares(shape: tuple[int, ...], rng: np.random.Generator) -> st.SearchStrate
 
 @st.composite
 def ndc_gaussians(draw: st.DrawFn) -> NDCGaussians:
-    """What a predictor may give, in one picture: quaternions of any length, 0 too."""
+    """Draw the output of a predictor for one image, with quaternions of any length, also 0."""
     num = draw(st.sampled_from(COUNTS))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     length = draw(st.sampled_from([0.0, 1e-45, 1e-30, 1e-3, 1.0, 1e6, 1e30]))

@@ -1,93 +1,65 @@
-"""How close to a splat its file must be: half a step of what the format holds, and what float32 rounds on the way.
+"""Exact bounds on the difference between a splat and its file: half a step of the format, and float32's rounding.
 
-Files are read by `tests.decoders`, in float64 and without our readers.
+Files are decoded by `tests.decoders`, in float64 and without the product's readers.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import io
 import json
-import tempfile
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from sharp_cog import formats
 from sharp_cog.geometry.gaussians import Gaussians
 from tests.decoders import Decoded, glb_document, sog
-from tests.formats.test_formats import CASES, TOLERANCES, as_opencv, decode, options
-from tests.formats.test_html import PAGE, Collector, bootstrap_of
-from tests.splats import CAMERA, srgb_of
+from tests.formats.cases import CASES, SORTING, TOLERANCES, ParsedPage, decode
+from tests.splats import srgb_of
 
 Floats = NDArray[np.float64]
 
 WRITERS = [*CASES, "html"]
-SORTING = ("compressed_ply", "splat")
-"""Formats with an order of their own."""
 SPZ_POSITION_LIMIT = 2**23 - 1
 
 _SCALE_RANGES = {
     "compressed_ply": (np.exp(-20), np.exp(20)),
     **dict.fromkeys(("spz", "spz4"), (np.exp(-10), np.exp(255 / 16 - 10))),
 }
-"""In metres, of the formats that hold fewer than the least normal number of float32 to 1e38."""
+"""Ranges in metres of the formats that cannot store all scales from the smallest normal float32 to 1e38."""
 _LOG_ROUNDING = 2e-5
-"""Of a logarithm of a length: two units in the last place of 87."""
+"""Rounding of a length's logarithm: two units in the last place of 87."""
 _LEAST_LENGTH = 1e-37
-"""What is closer than this in metres is the same: float32's normal numbers end there."""
-
-
-def written(case: str, splat: Gaussians) -> bytes:
-    """The file that a writer makes."""
-    file = io.BytesIO()
-    option = options(case)
-    format_ = formats.FORMATS[option.output_format]
-    scene, frame = formats.to_output_frame(splat, option, default_axes=format_.axes)
-    more: dict[str, dict[str, Any]] = {"spz": {"version": option.spz_version}, "html": {"viewer_dir": _viewer()}}
-    format_.write(file, scene, CAMERA, frame, **more.get(option.output_format, {}))
-    return file.getvalue()
-
-
-@functools.cache
-def _viewer() -> Path:
-    """A page with the seams of the real one, which needs npm."""
-    folder = Path(tempfile.mkdtemp(prefix="sharp-viewer-"))
-    for name, text in (("index.html", PAGE), ("index.css", ""), ("index.js", "")):
-        (folder / name).write_text(text)
-    return folder
+"""Distance in metres below which positions count as equal: float32's normal numbers end there."""
 
 
 def decoded(case: str, content: bytes) -> Decoded:
-    """What a file says, in OpenCV axes; its JSON must be JSON, which has no NaN."""
+    """Decode a file into OpenCV axes; its JSON must be valid, which excludes NaN."""
     if case == "html":
-        page = Collector(content.decode())
+        page = ParsedPage(content.decode())
         json.loads(page.texts["sse-bootstrap"], parse_constant=_refuse)
-        return sog(base64.b64decode(bootstrap_of(page)["contentUrl"].partition(",")[2]))
+        return sog(base64.b64decode(page.bootstrap["contentUrl"].partition(",")[2]))
     if case == "glb":
         document, binary = glb_document(content)
         assert np.isfinite(document["accessors"][0]["min"] + document["accessors"][0]["max"]).all()
         assert len(binary) == document["buffers"][0]["byteLength"]
-    return as_opencv(case, decode(case, content))
+    return decode(case, content)
 
 
 def _refuse(name: str) -> NoReturn:
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} is not valid JSON")
 
 
 def assert_holds(case: str, seen: Decoded, splat: Gaussians) -> None:
-    """Every Gaussian has one in the file that is as close to it as the format allows, the nearest that is in range."""
+    """Check that every Gaussian, with its values limited to their ranges, is in the file within the format's bounds."""
     tolerance = TOLERANCES["sog" if case == "html" else case]
     for name, values in vars(seen).items():
         assert np.isfinite(values).all(), name
     assert (seen.scales > 0).all()
     lengths = np.linalg.norm(seen.wxyz, axis=1)
-    # In a .splat half a step of 1 / 128 for each component, and a whole one where it is 1.
+    # In a .splat, each component is off by up to half a step of 1 / 128, and by a whole step where it is 1.
     assert np.abs(lengths - 1).max() <= (1.5 / 128 if case == "splat" else 1e-4)
     log_scales = np.log(splat.scales.double().numpy().clip(*_SCALE_RANGES.get(case, (2.0**-126, 1e38))))
     wxyz = splat.quaternions_wxyz.double().numpy()
@@ -105,19 +77,19 @@ def assert_holds(case: str, seen: Decoded, splat: Gaussians) -> None:
         assert (matched >= 0).all(), f"{int((matched < 0).sum())} Gaussians are not in the file: {lost}"
     else:
         lost = {name: int((~is_near.diagonal()).sum()) for name, is_near in near.items()}
-        assert not any(lost.values()), f"Gaussians are not what they were: {lost}"
+        assert not any(lost.values()), f"Gaussians differ by more than the format's precision: {lost}"
 
 
 def _differences(first: Floats, second: Floats) -> Floats:
-    """Between each of one and each of the other, (M, N, ...)."""
+    """Return the absolute differences between all pairs, (M, N, ...)."""
     differences: Floats = np.abs(first[:, None] - second[None])
     return differences
 
 
 def _distances(seen: Floats, splat: Gaussians, case: str) -> Floats:
-    """Between each position in the file and each one written, (M, N, 3), as shares of what is allowed."""
+    """Return the distances between all pairs of decoded and written positions, (M, N, 3), relative to the bounds."""
     means = splat.means.double().numpy()
-    if case in ("sog", "html"):  # A step is one of the symmetric logarithm.
+    if case in ("sog", "html"):  # Steps are those of the symmetric logarithm.
         means, seen = (np.copysign(np.log1p(np.abs(values)), values) for values in (means, seen))
     half_steps = {
         "compressed_ply": 0.5 * np.ptp(means, axis=0) / [2047, 1023, 2047],
@@ -129,12 +101,12 @@ def _distances(seen: Floats, splat: Gaussians, case: str) -> Floats:
 
 
 def _spz_fraction_bits(means: Floats) -> int:
-    """As many as leave the farthest position within 24 bits, and at most 12."""
+    """Return the number of fraction bits that leave the farthest position within 24 bits, at most 12."""
     return next((bits for bits in range(12, 0, -1) if np.abs(means).max() * 2**bits <= SPZ_POSITION_LIMIT), 0)
 
 
 def _log_scale_bound(case: str, log_scales: Floats) -> float:
-    """The most by which a logarithm of a scale may be off; what a codebook's level stands for: `sog._fit_codebook`."""
+    """Return the maximum error of a scale's logarithm; for SOG's codebook, see `sharp_cog.formats.sog`."""
     span = float(np.ptp(log_scales))
     half_steps = {
         "compressed_ply": 0.5 * span / 1023,

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Decoded:
 
 
 def ply(content: bytes) -> Decoded:
-    vertex = PlyData.read(io.BytesIO(content))["vertex"]
+    vertex = _parsed(content)["vertex"]
     return Decoded(
         means=_columns(vertex, "x", "y", "z"),
         scales=np.exp(_columns(vertex, "scale_0", "scale_1", "scale_2")),
@@ -44,8 +45,16 @@ def ply(content: bytes) -> Decoded:
     )
 
 
+def _parsed(content: bytes) -> PlyData:
+    # plyfile maps files into memory, but reads other streams number by number.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return PlyData.read(file.name)
+
+
 def compressed_ply(content: bytes) -> Decoded:
-    data = PlyData.read(io.BytesIO(content))
+    data = _parsed(content)
     vertex, chunk = data["vertex"], data["chunk"]
     of_chunk = np.arange(vertex.count) // 256
 
@@ -204,7 +213,7 @@ def _bits(packed: NDArray[Any], *widths: int) -> Floats:
 def _smallest_three(smaller: Floats, largest: Integers) -> Floats:
     """Restore quaternions from their three smaller components; `largest` is the index of the missing one."""
     quaternions = np.empty((len(smaller), 4))
-    for row, (three, index) in enumerate(zip(smaller, largest, strict=True)):
-        rest = np.sqrt(max(0.0, 1 - float(three @ three)))
-        quaternions[row] = np.insert(three, index, rest)
+    is_largest = np.arange(4) == largest[:, None]
+    quaternions[~is_largest] = smaller.ravel()
+    quaternions[is_largest] = np.sqrt((1 - (smaller**2).sum(axis=1)).clip(min=0))
     return quaternions

@@ -143,9 +143,9 @@ def write_html(
     assert frame == PHOTOGRAPH_FRAME
     viewer_dir = viewer_dir or VIEWER_DIR
     page, style, program = (_read(viewer_dir / name) for name in ("index.html", "index.css", "index.js"))
-    near_m, focus_m = depths_ahead(gaussians, NEAR_SHARE, FOCUS_SHARE)
     sog = io.BytesIO()
     write_sog(sog, gaussians, camera)
+    near_m, focus_m = depths_ahead(gaussians, NEAR_SHARE, FOCUS_SHARE)
     bootstrap = {
         "settings": _settings(camera, near_m=near_m, focus_m=focus_m),
         "contentUrl": "data:application/octet-stream;base64," + _base64(sog.getbuffer()),

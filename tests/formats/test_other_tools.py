@@ -1,6 +1,6 @@
-"""Every format against PlayCanvas' splat-transform, and .glb against Khronos' validator: `scripts/test -m slow`.
+"""Files exchanged with other tools: gsply, PlayCanvas' splat-transform, and Khronos' validator of glTF.
 
-They come by npm, into a temporary folder.
+The tests of the last two are slow: npm installs the tools into a temporary folder.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import gsply
 import numpy as np
 import pytest
 
@@ -17,10 +18,9 @@ from sharp_cog.config.options import OutputOptions
 from sharp_cog.formats import FORMATS, read
 from sharp_cog.geometry.gaussians import Gaussians
 from tests import decoders
-from tests.formats.test_formats import SPZ, TOLERANCES, as_opencv, assert_same, decode, options, order_in_file
+from tests.decoders import Decoded
+from tests.formats.cases import SPZ, TOLERANCES, as_opencv, assert_same, decode_as_stored, options, order_in_file
 from tests.splats import CAMERA, degrees_between, random_gaussians, srgb_of
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PACKAGES = ("@playcanvas/splat-transform@3.7.0", "gltf-validator@2.0.0-dev.3.10")
 VALIDATE = """
@@ -28,10 +28,29 @@ const { validateBytes } = require('gltf-validator');
 const content = new Uint8Array(require('fs').readFileSync(process.argv[2]));
 validateBytes(content).then((report) => console.log(JSON.stringify(report)));
 """
-# The validator of that version does not know the extension, nor colons in names that it does not know.
-UNKNOWN_TO_IT = {"UNSUPPORTED_EXTENSION", "MESH_PRIMITIVE_INVALID_ATTRIBUTE"}
-# A splat without Gaussians is a node without a mesh, of which it informs.
-FINE = {"NODE_EMPTY"}
+EXPECTED_MESSAGES = {
+    # This version of the validator knows neither the extension nor attributes with colons in their names.
+    "UNSUPPORTED_EXTENSION",
+    "MESH_PRIMITIVE_INVALID_ATTRIBUTE",
+    # A splat without Gaussians is a node without a mesh.
+    "NODE_EMPTY",
+}
+
+
+@pytest.mark.parametrize("case", ["ply", "compressed_ply", "spz", "spz4"])
+def test_gsply_reads_our_files(case: str, tmp_path: Path) -> None:
+    gaussians, path = random_gaussians(257), tmp_path / "splat"
+    formats.write(path, gaussians, CAMERA, options(case))
+    data = gsply.read_spz(path) if case.startswith("spz") else gsply.plyread(path)
+    opacity_logits = np.asarray(data.opacities, dtype=float).reshape(-1)
+    decoded = Decoded(
+        means=np.asarray(data.means, dtype=float),
+        scales=np.exp(np.asarray(data.scales, dtype=float)),
+        wxyz=np.asarray(data.quats, dtype=float),
+        srgb=np.asarray(data.sh0, dtype=float).reshape(-1, 3) * decoders.SH_C0 + 0.5,
+        opacities=1 / (1 + np.exp(-opacity_logits)),
+    )
+    assert_same(case, as_opencv(case, decoded), gaussians)
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +74,20 @@ def gaussians(request: pytest.FixtureRequest) -> Gaussians:
     return random_gaussians(num)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", ["ply", "compressed_ply", "splat", "spz", "spz4", "sog"])
-def test_splat_transform_reads_what_we_write(case: str, gaussians: Gaussians, npm: Path, tmp_path: Path) -> None:
+def test_splat_transform_reads_our_files(case: str, gaussians: Gaussians, npm: Path, tmp_path: Path) -> None:
     written = options(case)
     path = tmp_path / f"ours{FORMATS[written.output_format].suffix}"
     formats.write(path, gaussians, CAMERA, written)
-    # It takes coordinates as they are, those of .spz too.
+    # splat-transform does not convert axes, not even those of .spz.
     seen = as_opencv(case, decoders.ply(splat_transform(npm, path, tmp_path / "theirs.ply").read_bytes()))
-    order = order_in_file(case, seen, gaussians)
     if case != "splat":
-        assert_same(case, seen, gaussians, order)
+        assert_same(case, seen, gaussians)
         return
-    # It reads bytes of quaternions with zero at 127.5, where antimatter15 has it at 128.
+    order = order_in_file(case, seen.means, gaussians.means.double().numpy())
+    # splat-transform decodes the bytes of quaternions with an offset of 127.5, antimatter15 with 128.
     assert degrees_between(seen.wxyz, gaussians.quaternions_wxyz.numpy()[order]).max() < 1.8
     np.testing.assert_allclose(seen.means, gaussians.means.numpy()[order], atol=2e-6)
     np.testing.assert_allclose(seen.scales, gaussians.scales.numpy()[order], rtol=2e-5)
@@ -74,30 +95,34 @@ def test_splat_transform_reads_what_we_write(case: str, gaussians: Gaussians, np
     assert np.abs(seen.opacities - gaussians.opacities.numpy()[order]).max() < TOLERANCES["splat"].opacity
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("suffix", "case"), [(".compressed.ply", "compressed_ply"), (".spz", "spz4")])
-def test_we_read_what_splat_transform_writes(
+def test_files_of_splat_transform_are_read(
     suffix: str, case: str, gaussians: Gaussians, npm: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "ours.ply"
     formats.write(source, gaussians, CAMERA, OutputOptions())
     theirs = splat_transform(npm, source, tmp_path / f"theirs{suffix}")
-    # What it writes as .spz has the axes of its source.
+    # A .spz from splat-transform has the axes of its source.
     splat = read(theirs, axes="opencv")
-    seen = decode(case, theirs.read_bytes())
+    seen = decode_as_stored(case, theirs.read_bytes())
     np.testing.assert_allclose(splat.gaussians.means, seen.means, atol=2e-6)
     nearest = [float(np.abs(gaussians.means.numpy() - mean).max(axis=1).min()) for mean in seen.means]
     assert max(nearest) <= (SPZ.metres * 1.01 if case == "spz4" else 0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("num", [0, 1, 257])
-def test_khronos_validator_finds_no_fault(num: int, npm: Path, tmp_path: Path) -> None:
+def test_khronos_validator_reports_no_fault(num: int, npm: Path, tmp_path: Path) -> None:
     path = tmp_path / "splat.glb"
     formats.write(path, random_gaussians(num), CAMERA, OutputOptions(output_format="glb"))
     (npm / "validate.cjs").write_text(VALIDATE)
     command = ["node", str(npm / "validate.cjs"), str(path)]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
     messages = report["issues"]["messages"]
-    faults = [message for message in messages if message["code"] not in UNKNOWN_TO_IT | FINE]
+    faults = [message for message in messages if message["code"] not in EXPECTED_MESSAGES]
     assert faults == []
     about = {message["pointer"].rpartition("/")[2] for message in messages if message["severity"] == 0}
     assert all(name.startswith("KHR_gaussian_splatting:") for name in about)
