@@ -110,9 +110,13 @@ def parameter(default: Any, help_: str, *, choices: Any = (), is_secret: bool = 
     return field(default=default, repr=not is_secret, metadata={_KEY: facts_of_field})
 
 
-@cache
 def parameters(cls: type) -> tuple[Parameter, ...]:
     """Return the parameters of a dataclass of options or settings, in the order of its fields."""
+    return _parameters(cls)
+
+
+@cache  # Every prediction checks its options.
+def _parameters(cls: type) -> tuple[Parameter, ...]:
     return tuple(
         replace(
             each.metadata[_KEY],

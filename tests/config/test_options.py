@@ -38,9 +38,10 @@ def test_the_ends_of_a_range_are_accepted_and_anything_beyond_is_refused(
     low, high = limits
     for value in limits:
         assert getattr(PredictOptions.from_mapping({name: value}), name) == value
-    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0, -1, math.nan, math.inf, "1e999"):
+    beyond = [math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0, -1, math.nan, math.inf, "1e999"]
+    for outside in beyond:
         with pytest.raises(OptionError, match=rf"{name} is .*: give a number from {low:g} to "):
-            PredictOptions.from_mapping({name: value})
+            PredictOptions.from_mapping({name: outside})
 
 
 @pytest.mark.parametrize("value", ["wide", "1,5", "0x10", True, [28], {"mm": 28}, b"28"])
