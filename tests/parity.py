@@ -114,7 +114,7 @@ def small_input(depth_m: Tensor | None = None, use: DepthUse = DEFAULT_USE) -> M
 
     Args:
         depth_m: External depth, (1, 1, 512, 512).
-        use: How the external depth replaces monodepth.
+        use: Use of the external depth in place of monodepth.
     """
     camera = Camera(width=1200, height=800, focal_length_px=1150.0)
     rgb = _photograph(camera.width, camera.height, 0)
@@ -157,7 +157,7 @@ class Reference:
 
 
 def relative_error(value: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return the norm of the difference over the norm of what is expected, in float64."""
+    """Return the norm of the difference over the norm of the expected value, in float64."""
     exact = expected.astype(np.float64)
     return float(np.linalg.norm(value.astype(np.float64) - exact) / np.linalg.norm(exact))
 

@@ -38,10 +38,7 @@ def find_images(folder: Path, *, recursive: bool) -> list[Path]:
 def _is_image(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.stem.endswith(OUTPUT_STEMS):
         return False
-    try:
-        return path.is_file()
-    except OSError:  # A network file system that has just gone away, for example.
-        return False
+    return os.path.isfile(path)  # Unlike `Path.is_file`, it raises for no error of the file system.
 
 
 def _log_unreadable(error: OSError) -> None:

@@ -60,7 +60,7 @@ MAX_ASPECT = 10
 # `Image.open` would try every plugin that any package has registered, and would warn about or refuse large images by a
 # limit that is global to the process, while the limit that counts here is `max_pixels`.
 _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # It reads the first frame of a multi-picture JPEG too.
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # This plugin also reads the first frame of a multi-picture JPEG.
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"RIFF", WebPImagePlugin.WebPImageFile),
     (b"II*\0", TiffImagePlugin.TiffImageFile),
@@ -134,9 +134,8 @@ def decode(
     with _translate_errors():
         image, is_upright = _open(image_bytes, max_pixels)
         image_format, exif = image.format or "HEIC", _read_exif(image)
-        image = to_srgb(image)
-        orientation = None if is_upright else _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
-        rgb = _to_array(image if orientation is None else image.transpose(orientation))
+        image = to_srgb(image)  # Nothing else holds the pixels from before, so that their memory is free from here on.
+        rgb, orientation = _upright_pixels(image, {} if is_upright else exif)
     return _source_image(rgb, exif, options, image_format=image_format, orientation=orientation)
 
 
@@ -147,7 +146,7 @@ def from_pil(
 
     Args:
         image: The image, loaded or not.
-        options: As for `decode`.
+        options: Options that may name the focal length, as for `decode`.
         max_pixels: Maximum number of pixels.
 
     Raises:
@@ -156,11 +155,9 @@ def from_pil(
     with _translate_errors():
         _check_size(*image.size, max_pixels)
         _check_kind(image)
-        image_format, exif = image.format or "PIL", _read_exif(image)
-        upright = to_srgb(image)
-        orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
-        rgb = _to_array(upright if orientation is None else upright.transpose(orientation))
-    return _source_image(rgb, exif, options, image_format=image_format, orientation=orientation)
+        exif = _read_exif(image)
+        rgb, orientation = _upright_pixels(to_srgb(image), exif)
+    return _source_image(rgb, exif, options, image_format=image.format or "PIL", orientation=orientation)
 
 
 def from_array(
@@ -183,6 +180,12 @@ def from_array(
         )
     _check_size(rgb.shape[1], rgb.shape[0], max_pixels)
     return _source_image(np.ascontiguousarray(rgb), {}, options, image_format="array", orientation=None)
+
+
+def _upright_pixels(image: Image.Image, exif: dict[int, object]) -> tuple[NDArray[np.uint8], Image.Transpose | None]:
+    """Return (height, width, 3) pixels of an RGB image, and the operation that made them upright."""
+    orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
+    return _to_array(image if orientation is None else image.transpose(orientation)), orientation
 
 
 def _source_image(
@@ -254,7 +257,7 @@ def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     elif image_bytes[8:16] == b"WEBPVP8 ":
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", image_bytes, 26))
-    if width * height > max_pixels:
+    if width * height > max_pixels:  # Every other error is left to the check of the opened image.
         _check_size(width, height, max_pixels)
 
 

@@ -133,7 +133,7 @@ def _fit_median(depth_m: Tensor, front_m: Tensor) -> Tensor:
 def _fit_affine(depth_m: Tensor, front_m: Tensor) -> Tensor:
     """Return the map with its disparity scaled and shifted to fit the disparity of monodepth.
 
-    The fit ignores outliers. The two maps do differ in places, or nobody would bring an external one.
+    The fit ignores outliers, since the two maps differ in places: that is why a caller brings an external one.
     """
     external, own = _samples(1.0 / depth_m), _samples(1.0 / front_m)
     known = np.isfinite(external) & np.isfinite(own)

@@ -62,7 +62,7 @@ class Sharp(nn.Module):
             image: (B, 3, S, S), RGB in [0, 1]; S is the configuration's `image_size`.
             disparity_factor: (B,), focal length over width of the original image, both in pixels.
             depth_m: (B, 1, S, S), external depth in metres, NaN where unknown; or None.
-            use: How the external depth replaces monodepth.
+            use: Use of the external depth in place of monodepth.
 
         Returns:
             N = S * S / 2 Gaussians for each image.

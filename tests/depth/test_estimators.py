@@ -85,10 +85,10 @@ def test_every_estimator_has_a_checkpoint() -> None:
 
 
 def test_depth_pro_estimates_metres_and_the_focal_length(depth_pro: Path, tmp_path: Path) -> None:
-    photograph = images.decode(photo(tmp_path / "photo.png").read_bytes())
-    estimate = estimators.load("depth-pro", checkpoint=str(depth_pro), device=CPU)(photograph)
+    source = images.decode(photo(tmp_path / "photo.png").read_bytes())
+    estimate = estimators.load("depth-pro", checkpoint=str(depth_pro), device=CPU)(source)
     model = transformers.DepthProForDepthEstimation.from_pretrained(depth_pro).eval()
-    pixels = torch.from_numpy(photograph.rgb).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(source.rgb).permute(2, 0, 1)[None].float() / 255
     pixels = torch.nn.functional.interpolate(pixels, size=(256, 256), mode="bilinear")
     with torch.no_grad():
         output = model(pixel_values=(pixels - 0.5) / 0.5)
@@ -123,8 +123,8 @@ def test_depth_anything_estimates_metres_with_the_size_of_the_image(
 ) -> None:
     file = io.BytesIO()
     Image.new("RGB", size, "grey").save(file, "PNG")
-    photograph = images.decode(file.getvalue())
-    estimate = estimators.load("depth-anything-v2-metric", checkpoint=str(depth_anything), device=CPU)(photograph)
+    source = images.decode(file.getvalue())
+    estimate = estimators.load("depth-anything-v2-metric", checkpoint=str(depth_anything), device=CPU)(source)
     assert estimate.depth_m.shape == size[::-1]
     assert 0 < estimate.depth_m.min() <= estimate.depth_m.max() <= 20
     assert estimate.focal_length_px is None

@@ -64,6 +64,7 @@ def test_every_format_holds_the_same_numbers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(content).values, expected, err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_files_of_other_content_are_refused(tmp_path: Path) -> None:
     rgb = np.zeros((80, 120, 3), np.uint8)
     cases = {

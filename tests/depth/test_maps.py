@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sharp_cog.depth.maps import DepthMap, decode, from_array, known_everywhere
@@ -111,7 +113,7 @@ def test_a_map_of_another_aspect_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint16])
 def test_a_map_may_be_an_array(dtype: type) -> None:
-    array = np.rint(DEPTH).astype(dtype)
+    array: NDArray[Any] = np.rint(DEPTH).astype(dtype)
     depth_map = from_array(array, CAMERA)
     np.testing.assert_array_equal(depth_map.depth_m, array)
     assert depth_map.is_metric
@@ -119,14 +121,14 @@ def test_a_map_may_be_an_array(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("array", [DEPTH[None], DEPTH[0], DEPTH.astype(complex), np.ones((0, 4)), DEPTH > 2])
-def test_an_array_of_another_shape_or_type_is_a_type_error(array: np.ndarray) -> None:
+def test_an_array_of_another_shape_or_type_is_a_type_error(array: NDArray[Any]) -> None:
     with pytest.raises(TypeError, match=r"give \(height, width\) numbers"):
         from_array(array, CAMERA)
 
 
 def test_a_depth_map_is_two_dimensional_float32() -> None:
     with pytest.raises(ValueError, match="depth_m is float64"):
-        DepthMap(depth_m=DEPTH.astype(np.float64))  # type: ignore[arg-type]
+        DepthMap(depth_m=DEPTH.astype(np.float64))
 
 
 @pytest.mark.parametrize("unknown", [np.nan, np.inf, -np.inf, 0.0, -1.0])

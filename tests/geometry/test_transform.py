@@ -22,7 +22,7 @@ def test_a_scene_is_scaled_about_the_camera_and_then_centred() -> None:
     )
 
 
-def test_a_scene_that_needs_no_change_is_returned_as_it_is() -> None:
+def test_a_scene_that_needs_no_change_is_rerotated_as_it_is() -> None:
     gaussians = gaussians_in_front(5)
     assert scale_and_center(gaussians) == (gaussians, (0.0, 0.0, 0.0))
     assert translate(gaussians, (0.0, 0.0, 0.0)) is gaussians
@@ -31,14 +31,14 @@ def test_a_scene_that_needs_no_change_is_returned_as_it_is() -> None:
 
 def test_opengl_axes_are_scipys_rotation_about_x_and_its_own_inverse() -> None:
     gaussians = gaussians_in_front(100)
-    turned = opencv_to_opengl(gaussians)
+    rotated = opencv_to_opengl(gaussians)
     half_turn = Rotation.from_euler("x", 180, degrees=True)
-    np.testing.assert_allclose(turned.means, half_turn.apply(gaussians.means.numpy()), atol=1e-5)
+    np.testing.assert_allclose(rotated.means, half_turn.apply(gaussians.means.numpy()), atol=1e-5)
     before = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True)
-    after = Rotation.from_quat(turned.quaternions_wxyz.double().numpy(), scalar_first=True)
+    after = Rotation.from_quat(rotated.quaternions_wxyz.double().numpy(), scalar_first=True)
     np.testing.assert_allclose(after.as_matrix(), (half_turn * before).as_matrix(), atol=1e-6)
-    assert (turned.quaternions_wxyz[:, 0] >= 0).all()
-    back = opencv_to_opengl(turned)
+    assert (rotated.quaternions_wxyz[:, 0] >= 0).all()
+    back = opencv_to_opengl(rotated)
     torch.testing.assert_close(back.means, gaussians.means)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import pillow_heif
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from sharp_cog.config.options import PredictOptions
@@ -166,7 +168,7 @@ def test_an_array_is_taken_as_upright_pixels() -> None:
 @pytest.mark.parametrize(
     "array", [NOISE.astype(np.float32), NOISE[..., 0], NOISE.transpose(2, 0, 1), np.dstack([NOISE, NOISE[..., :1]])]
 )
-def test_an_array_of_another_shape_or_type_is_a_type_error(array: np.ndarray) -> None:
+def test_an_array_of_another_shape_or_type_is_a_type_error(array: NDArray[Any]) -> None:
     with pytest.raises(TypeError, match=r"give \(height, width, 3\) uint8 in sRGB"):
         from_array(array)
 
