@@ -108,7 +108,7 @@ COMMANDS = {
         ],
     ),
     "depth": Command(
-        help="estimate metric depth maps of photographs, for predict --depth",
+        help="estimate the depth maps of photographs, in metres",
         example="sharp-cog depth holiday/ -o depths/ --estimator depth-pro",
         flags=[
             _IMAGES,

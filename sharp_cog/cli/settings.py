@@ -16,7 +16,9 @@ Flag = tuple[tuple[str, ...], dict[str, Any]]
 Options = TypeVar("Options", bound=OutputOptions)
 
 _TYPES = {"int": int, "float": float}
+"""Types to which argparse converts an option, by its kind; text stays as it is."""
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple": "A,B"}
+"""Placeholders in the help of a dataset run's settings, by their kind."""
 
 
 def flag(*names: str, **facts: Any) -> Flag:
@@ -66,7 +68,7 @@ def dataset_flags() -> list[Flag]:
     flags = [
         flag(
             _flag_of(about.name),
-            metavar=_METAVARS[about.kind],
+            metavar="FOLDER" if about.is_path else _METAVARS[about.kind],
             # A switch needs no value: `--hf-upload` is `--hf-upload 1`.
             nargs="?" if about.kind == "bool" else None,
             const="1" if about.kind == "bool" else None,

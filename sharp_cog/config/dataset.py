@@ -52,7 +52,9 @@ All clients of a store must agree on its folders, so that one which names others
 """
 
 _COUNT = (0, 10**9)
+"""Limits of a number of photographs that may be zero."""
 _SLOTS = (1, 10**4)
+"""Limits of the length of a queue or a batch."""
 _NAMES_FILE = {
     "accepts": re.compile(r"[^./\\][^/\\]{,199}").fullmatch,
     "remedy": "give the name of a file, without folders",
@@ -94,12 +96,7 @@ class DatasetSettings:
         remedy="choose default, cuda, cuda:1, cpu or mps",
     )
 
-    unsplash_access_key: str = setting(
-        "UNSPLASH_ACCESS_KEY",
-        "",
-        "access key of the Unsplash API",
-        is_secret=True,
-    )
+    unsplash_access_key: str = setting("UNSPLASH_ACCESS_KEY", "", "access key of the Unsplash API", is_secret=True)
     unsplash_app_name: str = setting("UNSPLASH_APP_NAME", "sharp_cog", "name of your application at Unsplash")
     unsplash_api_url: str = setting(
         "UNSPLASH_API_URL", "https://api.unsplash.com", "address of the Unsplash API", **_ADDRESS

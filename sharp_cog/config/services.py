@@ -10,7 +10,9 @@ from sharp_cog.config.settings import check_settings, given, is_address, setting
 from sharp_cog.errors import SettingError
 
 _AT_LEAST_0 = (0, MAX_NUMBER)
+"""Limits of a number that may be zero."""
 _AT_LEAST_1 = (1, MAX_NUMBER)
+"""Limits of a number that must not be zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,7 +73,7 @@ def is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         is_complete = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # A bracket that is not closed, or a port that is not a port.
+    except ValueError:  # For a bracket that is not closed, or a port that is not a number below 65536.
         return False
     return is_complete and url.isprintable() and " " not in url
 
