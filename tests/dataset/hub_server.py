@@ -1,4 +1,4 @@
-"""A dataset host on loopback that the real `huggingface_hub` client publishes to and reads from."""
+"""A stub of the Hugging Face hub on the loopback, for the real client `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
 
 SMALL = 1000
-"""Text of fewer bytes travels inside the commit; everything else is uploaded first."""
+"""Size in bytes below which text is a part of the commit; all other content is uploaded before."""
 
 FIRST_FILES = {".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"}
-"""What the real host puts into a new repository."""
+"""Files that the real hub puts into a new repository."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file's content, which the commits share.
+    """Content of a file, which commits share.
 
     Attributes:
         content: The bytes.
-        is_lfs: Whether it came by upload, which decides the id that the client compares with.
+        is_lfs: Whether the file was uploaded before its commit, which decides its id.
+        oid: Git's id of the blob.
+        sha256: SHA-256 of the content.
     """
 
     content: bytes
@@ -53,24 +55,25 @@ class Commit:
 
     Attributes:
         oid: Its id, 40 hexadecimal digits.
-        message: The summary, and the description after an empty line where there is one.
-        parent: The commit before it; None for the first.
-        time: When it was done, in seconds since 1970.
-        changed: The paths that it wrote or deleted, sorted.
-        stored: Every file as of this commit.
+        message: Its summary, and after an empty line its description.
+        time: Unix time at which it was made.
+        stored: All files after the commit, by path.
     """
 
     oid: str
     message: str
-    parent: str | None
     time: float
-    changed: list[str]
     stored: dict[str, Stored] = field(repr=False)
 
 
 @dataclass
 class Repo:
-    """A repository: its history, oldest first, and what was uploaded to it, by SHA-256."""
+    """A repository.
+
+    Attributes:
+        commits: The history, oldest first.
+        uploads: Uploaded content by SHA-256.
+    """
 
     commits: list[Commit] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class Repo:
         parent = self.head.oid if self.commits else None
         contents = [(path, stored[path].oid if path in stored else None) for path in sorted(set(changed))]
         oid = hashlib.sha1(repr((len(self.commits), parent, message, contents)).encode()).hexdigest()
-        commit = Commit(oid, message, parent, time.time(), sorted(set(changed)), stored)
+        commit = Commit(oid, message, time.time(), stored)
         self.commits.append(commit)
         return commit
 
@@ -98,7 +101,7 @@ class Repo:
 
 @dataclass
 class Answer:
-    """What goes back to the client."""
+    """An answer to the client."""
 
     content: Any = None
     status: int = 200
@@ -110,7 +113,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """An answer that is an error, in the words and headers of the real host."""
+    """An error, with the words and headers of the real hub."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str) -> None:
         super().__init__(message)
@@ -122,12 +125,12 @@ class RefusedError(Exception):
 
 
 class LostError(Exception):
-    """What was asked is done, and nobody hears of it."""
+    """The request is done, but its answer is lost."""
 
 
 @dataclass
 class Request:
-    """A request, and the parts of its path that the route names."""
+    """A request, with the parts of its path that the route names."""
 
     method: str
     path: str
@@ -154,35 +157,31 @@ GIT = rf"/(?P<type>datasets/)?{REPO}"
 
 
 class HubServer:
-    """A host of datasets and models: a history without branches for each, kept in memory, behind a real socket.
+    """Repositories of datasets and models in memory, each with a history without branches, behind a real socket.
 
-    A commit that names a parent is done only where the parent is still the head, and is refused with 412 otherwise.
-    A new repository has one commit, with `.gitattributes`, like at the real host. What writes needs some token.
+    A commit that names a parent is refused with 412 unless the parent is the newest commit. Like at the real hub, a new
+    repository has one commit, with `.gitattributes`. Writing needs a token, which may be any.
 
-    The client uploads large files to it only where xet, which it does not speak, is off: `environment` says so to
-    other processes, and `monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)` to this one.
+    The stub does not support xet. `environment` turns xet off for other processes; this process needs
+    `monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)`.
 
     Attributes:
-        url: Where, without a slash at the end.
-        use_lfs: Whether files that are large or no text are uploaded before the commit; otherwise they travel in it.
-        lose_answers: So many of the next commits are done, and the connection ends without an answer.
-        fail: So many of the next commits are answered with 503, and not done.
-        fail_uploads: So many of the next uploads are answered with 409, which the library does not try again.
-        rate_limit_after: Once so many commits are done, others are answered with 429, until `reset`. None for no limit.
-        retry_after_s: What an answer with 429 says about when to come again.
-        latency_s: How long each answer takes at least.
-        page: The most entries that a listing answers at once; the client asks for the rest.
-        seen: The requests so far: method and path with its query.
+        url: Address, without a slash at the end.
+        lose_answers: Number of the next commits that are made, but whose connection ends without an answer.
+        fail: Number of the next commits that are not made, and answered with 503.
+        fail_uploads: Number of the next uploads that are answered with 409, which the library does not repeat.
+        rate_limit_after: Number of commits after which others are answered with 429, until `reset`; None is no limit.
+        retry_after_s: Seconds in the header Retry-After of an answer with 429.
+        page: Maximum entries of a listing in one answer; the client asks for the rest.
+        seen: Method and path, with its query, of all requests so far.
     """
 
     def __init__(self) -> None:
-        self.use_lfs = True
         self.lose_answers = 0
         self.fail = 0
         self.fail_uploads = 0
         self.rate_limit_after: int | None = None
         self.retry_after_s = 1
-        self.latency_s = 0.0
         self.page = 1000
         self.seen: list[tuple[str, str]] = []
         self._repos: dict[tuple[str, str], Repo] = {}
@@ -201,11 +200,11 @@ class HubServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes the client in another process come here."""
+        """Variables that make the client in another process use this stub."""
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
 
     def create(self, repo: str, repo_type: str = "dataset") -> None:
-        """Makes an empty repository, unless it is there."""
+        """Create an empty repository unless it exists."""
         with self._lock:
             if (repo_type, repo) not in self._repos:
                 made = self._repos[repo_type, repo] = Repo()
@@ -214,29 +213,27 @@ class HubServer:
                 )
 
     def commits(self, repo: str, repo_type: str = "dataset") -> list[Commit]:
-        """The history, oldest first; the first commit is the one that creating the repository made."""
+        """Return the history, oldest first; the first commit is that of the new repository."""
         with self._lock:
             return list(self._repos[repo_type, repo].commits)
 
     def files(self, repo: str, repo_type: str = "dataset", revision: str = "main") -> dict[str, bytes]:
-        """Every file and its content, `.gitattributes` among them."""
+        """Return the content of all files by path, including `.gitattributes`."""
         with self._lock:
             stored = self._repos[repo_type, repo].at(revision).stored
         return {path: file.content for path, file in stored.items()}
 
     def reset(self) -> None:
-        """Begins to count anew for the limit on commits."""
+        """Reset the counter of the rate limit."""
         with self._lock:
             self._done = 0
 
     def answer(self, request: Request) -> Answer:
-        """What goes back; waits first.
+        """Return the answer to a request.
 
         Raises:
-            LostError: Nothing goes back.
+            LostError: The answer is to be lost.
         """
-        if self.latency_s > 0:
-            time.sleep(self.latency_s)
         try:
             with self._lock:
                 self.seen.append((request.method, request.path))
@@ -255,17 +252,13 @@ class HubServer:
 
     def _made_routes(self) -> list[tuple[str, re.Pattern[str], bool, Callable[[Request], Answer]]]:
         table: list[tuple[str, str, bool, Callable[[Request], Answer]]] = [
-            ("GET", "/api/whoami-v2", True, lambda _: Answer({"name": "tester", "type": "user", "orgs": []})),
             ("POST", "/api/validate-yaml", False, lambda _: Answer({"errors": [], "warnings": []})),
             ("POST", "/api/repos/create", True, self._create),
             ("GET", rf"{API}(?:/revision/(?P<revision>[^/]+))?", False, self._info),
-            ("GET", rf"{API}/refs", False, self._refs),
-            ("GET", rf"{API}/commits/(?P<revision>[^/]+)", False, self._history),
             ("GET", rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", False, self._tree),
             ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", False, self._paths_info),
             ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", True, self._preupload),
             ("POST", rf"{API}/commit/(?P<revision>[^/]+)", True, self._commit),
-            ("GET", rf"{API}/xet-write-token/.*", False, self._no_xet),
             ("POST", rf"{GIT}\.git/info/lfs/objects/batch", True, self._lfs_batch),
             ("POST", rf"{GIT}\.git/info/lfs/objects/verify", True, self._lfs_verify),
             ("PUT", rf"/lfs/(?P<type>dataset|model)/{REPO}/(?P<oid>[0-9a-f]{{64}})", False, self._lfs_put),
@@ -310,20 +303,6 @@ class HubServer:
         return Answer(
             {**about, **times, "sha": commit.oid, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings}
         )
-
-    def _refs(self, request: Request) -> Answer:
-        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": self._repo(request).head.oid}
-        return Answer({"branches": [main], "tags": [], "converts": [], "pullRequests": []})
-
-    def _history(self, request: Request) -> Answer:
-        repo = self._repo(request)
-        upto = repo.commits.index(repo.at(request.part("revision")))
-        entries: list[dict[str, Any]] = []
-        for commit in reversed(repo.commits[: upto + 1]):
-            title, _, message = commit.message.partition("\n\n")
-            said = {"title": title, "message": message, "date": _date(commit.time)}
-            entries.append({"id": commit.oid, "authors": [{"user": "tester"}], **said})
-        return self._paged(request, entries)
 
     def _tree(self, request: Request) -> Answer:
         commit = self._repo(request).at(request.part("revision"))
@@ -371,15 +350,12 @@ class HubServer:
         files = []
         for file in request.json["files"]:
             path, size = file["path"], file["size"]
-            is_lfs = self.use_lfs and (size >= SMALL or not _is_text(base64.b64decode(file["sample"])))
+            is_lfs = size >= SMALL or not _is_text(base64.b64decode(file["sample"]))
             entry = {"path": path, "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
             if path in stored:
                 entry["oid"] = stored[path].etag
             files.append(entry)
         return Answer({"files": files})
-
-    def _no_xet(self, request: Request) -> Answer:
-        raise RefusedError(400, "This host does not speak xet: set HF_HUB_DISABLE_XET=1.")
 
     def _lfs_batch(self, request: Request) -> Answer:
         repo, name = self._repo(request), request.part("repo")
@@ -461,7 +437,7 @@ class HubServer:
 
 
 def _apply(key: str, value: dict[str, Any], stored: dict[str, Stored], uploads: dict[str, bytes]) -> set[str]:
-    """Does one operation of a commit to the files. Returns the paths that it wrote or deleted."""
+    """Apply one operation of a commit to the files, and return the paths that it wrote or deleted."""
     path = value["path"]
     if key == "file":
         stored[path] = Stored(base64.b64decode(value["content"]), is_lfs=False)
@@ -501,7 +477,7 @@ def _date(seconds: float) -> str:
 
 
 def _is_text(sample: bytes) -> bool:
-    """Whether the beginning of a file is text; a character may be cut off at its end."""
+    """Return whether the beginning of a file is text; its last character may be cut."""
     try:
         sample.decode()
     except UnicodeDecodeError as error:
@@ -514,7 +490,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 256  # many clients come at once
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; a fault of this server is."""
+        """Report errors of this server, but not clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -541,7 +517,7 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
         def content(self) -> bytes:
-            """The body, which comes in chunks where the client does not know its length."""
+            """Read the body, which is chunked if the client does not know its length."""
             if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))
             chunks = []
@@ -552,7 +528,7 @@ def _handler_for(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return b"".join(chunks)
 
         def date_time_string(self, timestamp: float | None = None) -> str:
-            """The time by a clock that a test does not set when it sets that of a client."""
+            """Return the time by the system's clock, which tests that change a client's clock leave alone."""
             return super().date_time_string(timestamp or int(time.clock_gettime(time.CLOCK_REALTIME)))
 
         def log_message(self, *args: Any) -> None:
