@@ -1,7 +1,7 @@
-"""Compiles the fused kernels for GPUs that need not be there: `python -m tests.compiled_kernels 75 90`.
+"""Compile the fused kernels for GPUs that need not exist here: `python -m tests.compiled_kernels 75 90`.
 
-A process of its own, as triton's interpreter, once asked for, takes the place of its compiler for good. Prints a line
-of JSON for each kernel.
+This is a process of its own, because triton cannot return from its interpreter to its compiler. It prints a line of
+JSON for each kernel.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FLOATS = ("stretch_x", "stretch_y", "stretch_z")
 
 
 def compiled(kernel: Any, capability: int, *, has_unit_rows: bool) -> Any:
-    """A kernel as a launch compiles it.
+    """Return a kernel as a launch compiles it.
 
     Args:
-        kernel: One of `fused`.
-        capability: Of the GPU, such as 75 for 7.5.
-        has_unit_rows: Whether neighbouring Gaussians are neighbours in memory: triton compiles a variant for strides
+        kernel: A kernel of `fused`.
+        capability: Compute capability of the GPU, such as 75 for 7.5.
+        has_unit_rows: Whether neighbouring Gaussians are neighbours in memory. Triton compiles a variant for strides
             of 1.
     """
     signature: dict[str, str] = {}
@@ -44,12 +44,12 @@ def compiled(kernel: Any, capability: int, *, has_unit_rows: bool) -> Any:
 
 
 def main() -> None:
-    """Compiles for the capabilities that the arguments name."""
+    """Compile for the capabilities that the arguments name."""
     for capability in map(int, sys.argv[1:]):
         for kernel in (fused._unproject, fused._vertex_rows):
             for has_unit_rows in (False, True):
                 made = compiled(kernel, capability, has_unit_rows=has_unit_rows)
-                # Where PTX keeps an array or what it spills: slow memory.
+                # PTX keeps arrays and spilled registers in local memory, which is slow.
                 has_local_memory = ".local" in made.asm["ptx"]
                 about = {"capability": capability, "kernel": kernel.__name__, "has_unit_rows": has_unit_rows}
                 print(json.dumps({**about, "num_bytes": len(made.asm["cubin"]), "has_local_memory": has_local_memory}))

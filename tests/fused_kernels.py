@@ -1,4 +1,4 @@
-"""The fused kernels, on the CUDA device where there is one, else interpreted on the CPU by triton itself."""
+"""The fused kernels on a CUDA device, or without one in triton's interpreter on the CPU."""
 
 import os
 
@@ -11,6 +11,6 @@ from sharp_cog.runtime.kernels import fused
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
-    fused._BLOCK = 1 << 15  # The interpreter's cost is one of programs, not of Gaussians.
+    fused._BLOCK = 1 << 15  # The interpreter's time depends on the number of programs, not of Gaussians.
 
 __all__ = ["DEVICE", "fused"]

@@ -1,1 +1,1 @@
-"""Running a predictor: weights, precision, kernels, devices."""
+"""Everything between a model and its outputs: weights, precision, kernels, devices."""

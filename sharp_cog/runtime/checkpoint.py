@@ -1,4 +1,4 @@
-"""The checkpoint: find it, download it, verify it, fill a network with it."""
+"""The checkpoint file: finding, downloading, verifying and mapping it, and filling a network from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sharp_cog.text import plain, quoted, redact
 _LOG = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 2_809_738_232
-"""Length of Apple's checkpoint, the file with the hash `CHECKPOINT_SHA256`."""
+"""Length in bytes of Apple's checkpoint, the file with the hash `CHECKPOINT_SHA256`."""
 
 LICENSE_NOTICE = (
     "The weights are Apple's, for non-commercial research only: Apple Machine Learning Research Model is licensed "
@@ -31,20 +31,20 @@ LICENSE_NOTICE = (
 )
 
 _MAX_NAMED = 3
-"""Tensors of each fault that an error names; the rest is counted."""
+"""Maximum names of tensors in an error message for each kind of fault; the others are counted."""
 
 _UNREADABLE = (
     *(RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError),
     *(ArithmeticError, AssertionError, MemoryError, struct.error),
 )
-"""What the readers of zip and pickle were seen to raise for a file with a few bytes changed."""
+"""Exceptions of zipfile and pickle for a file in which a few bytes changed, as fuzzing found them."""
 
 
 def locate(settings: Settings) -> Path | None:
-    """The checkpoint on disk: the one that the settings name, else the downloaded one, else None.
+    """Return the checkpoint that the settings name, else the downloaded one, else None.
 
     Raises:
-        CheckpointMissingError: The settings name a file that is not there.
+        CheckpointMissingError: The settings name a file that does not exist.
     """
     if settings.checkpoint is not None:
         if not _is_file(settings.checkpoint):
@@ -60,16 +60,16 @@ def locate(settings: Settings) -> Path | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # Such as a folder that nobody may look into, or a name that is too long.
-        raise CheckpointMissingError(f"{path} cannot be looked at: {error.strerror or error}: correct it") from error
+    except OSError as error:  # The folder is not readable, or the name is too long.
+        raise CheckpointMissingError(f"{path} cannot be read: {error.strerror or error}: correct the path") from error
 
 
 def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
-    """The checkpoint on disk, downloaded if it is not there.
+    """Return the checkpoint, and download it if it does not exist.
 
     Raises:
-        CheckpointMissingError: The settings name a file that is not there.
-        DownloadError: It could not be downloaded.
+        CheckpointMissingError: The settings name a file that does not exist.
+        DownloadError: The download failed.
     """
     path = locate(settings)
     if path is not None:
@@ -88,10 +88,10 @@ def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
 
 
 def verify(path: Path, settings: Settings) -> None:
-    """Compares a file's length, where it is known, and hash with the settings; reads nothing where they accept any.
+    """Compare a file's length, if known, and hash with the settings. Nothing is read if they accept any file.
 
     Raises:
-        CheckpointError: The file is another one, the message has both lengths or hashes; or it cannot be read.
+        CheckpointError: The file cannot be read, or differs; the message has both lengths or hashes.
     """
     expected, expected_bytes = settings.checkpoint_sha256, _known_bytes(settings)
     if expected is None:
@@ -110,19 +110,25 @@ def verify(path: Path, settings: Settings) -> None:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Opens a checkpoint without reading it: its tensors are mapped from the file, on the CPU.
+    """Map the tensors of a checkpoint from its file, on the CPU, without reading them.
 
-    A file that is replaced by renaming, as a download does, stays intact for every process that has mapped it. A file
-    that is truncated in place ends every process that reads the mapping, so a running network must not keep one.
+    If another file gets the name, as after a download, the mapping keeps the old content. If the file is truncated in
+    place, the system kills every process that reads the mapping: a running network must not keep one.
 
     Raises:
-        CheckpointError: The file is not a state dict of float32 tensors; the message says what it is.
+        CheckpointError: The file is not a state dict of float32 tensors; the message says what it is instead.
     """
     try:
         with path.open("rb") as file:
             head = file.read(4)
         if head != b"PK\x03\x04":
-            what = "empty" if not head else "a web page" if head.lstrip()[:1] == b"<" else "not a PyTorch checkpoint"
+            what = "not a PyTorch checkpoint"
+            if not head:
+                what = "empty"
+            elif head.lstrip()[:1] == b"<":
+                what = "a web page"
+            elif path.suffix == ".safetensors":  # SHARP_CHECKPOINT could once name such a file.
+                what = "a converted copy, which is no longer read"
             raise CheckpointError(f"{path} is {what}: remove it and run 'sharp-cog download'")
         sizes = torch_archive.check(path)
         state = _checked_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
@@ -131,7 +137,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: *(.*)", str(error))
         reason = found[1] if found else str(error)
-        if "global" in reason.lower():  # A class or a function, which could run code.
+        if "global" in reason.lower():  # The pickle names a class or a function, which could run code.
             raise CheckpointError(f"{path} holds more than tensors and was not opened: use Apple's file") from error
         raise CheckpointError(_broken(path, reason)) from error
     except _UNREADABLE as error:
@@ -166,15 +172,15 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[str] = ()) -> None:
-    """Fills a network by assignment: nothing is copied, and what is mapped from a file stays so.
+    """Assign tensors to a network without copying them, so that mapped tensors stay mapped.
 
     Args:
-        model: Its parameters may be on the meta device.
-        state: Exactly the network's tensors, besides the ignored ones.
-        ignore: Names that the state may hold and the network does not use.
+        model: Network, whose parameters may be on the meta device.
+        state: Exactly the network's tensors, and possibly the ignored ones.
+        ignore: Names of tensors that the network does not use.
 
     Raises:
-        CheckpointError: Names, shapes or types differ; the message names the first of each.
+        CheckpointError: Names, shapes or types differ; the message names the first tensors of each fault.
     """
     expected = model.state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in ignore}
@@ -205,12 +211,12 @@ def _first(faults: list[str]) -> str:
 
 
 def _known_bytes(settings: Settings) -> int | None:
-    """Length of the file with the hash in the settings, as far as it is known."""
+    """Return the length of the file with the hash in the settings, if known."""
     return CHECKPOINT_BYTES if settings.checkpoint_sha256 == CHECKPOINT_SHA256 else None
 
 
 def _download_path(settings: Settings) -> Path:
-    """Where the download goes: torch hub's folder by default, so that a copy from Apple's tool is found."""
+    """Return the target of a download; by default in torch hub's folder, where Apple's own tool puts its copy."""
     folder = settings.cache_dir or Path(torch.hub.get_dir()) / "checkpoints"
     name = Path(urlsplit(settings.checkpoint_url).path).name
     return folder / (name if name not in ("", "..") else "checkpoint.pt")

@@ -1,4 +1,4 @@
-"""Devices: which there are, their start, waiting for them, and what they fail with."""
+"""Devices: finding one, waiting for it, and translating its errors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from sharp_cog.errors import DeviceError, PredictionError, SettingError
 
 _SHORTAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-"""How the CUDA runtime, cuBLAS and cuDNN, and the CPU's allocator tell that there is no memory left."""
+"""Texts by which the CUDA runtime, cuBLAS, cuDNN and the CPU's allocator report that no memory is left."""
 _FAILURES = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
-"""How errors begin that a device made. Most come late, of work before, and spoil the process's context for good."""
+"""Beginnings of errors of the device itself. Most are reported late, and make the process's context unusable."""
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of that name; `auto` is CUDA, else MPS, else the CPU.
+    """Return the torch device of a name; `auto` is CUDA, else MPS, else the CPU.
 
     Raises:
-        SettingError: There is no such device here.
+        SettingError: The machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,19 +27,19 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingError(f"SHARP_DEVICE is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from error
-    is_there = {
+    exists = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not is_there.get(device.type, False):
-        present = ", ".join(type_ for type_, there in is_there.items() if there)
+    if not exists.get(device.type, False):
+        present = ", ".join(name for name, is_present in exists.items() if is_present)
         raise SettingError(f"SHARP_DEVICE is {name!r}, but torch {torch.__version__} finds only: {present}")
     return device
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a device has done all that it was asked for."""
+    """Wait until a device has done all the work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -47,7 +47,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def synchronize_stream(device: torch.device) -> None:
-    """Wait for the work on the calling thread's own stream; other streams may go on."""
+    """Wait for the work on the calling thread's own stream; other streams keep running."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     else:
@@ -55,7 +55,7 @@ def synchronize_stream(device: torch.device) -> None:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error tells that memory ran out; what was asked for did not happen, and nothing is broken."""
+    """Report whether an error means that memory ran out: the operation did not run, and the device still works."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGES)
@@ -63,18 +63,20 @@ def is_shortage(error: BaseException) -> bool:
 
 @contextmanager
 def translate_errors(device: torch.device) -> Iterator[None]:
-    """Turns what torch raises where a device fails into errors of ours.
+    """Translate the exceptions that torch raises for a failing device.
 
     Raises:
         PredictionError: The device ran out of memory.
-        DeviceError: The device failed; nothing more will work in this process.
+        DeviceError: The device failed, and will not work again in this process.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_shortage(error):
             remedy = "" if device.type == "cpu" else ", or set SHARP_DEVICE=cpu"
-            raise PredictionError(f"the device {device} ran out of memory: close what else uses it{remedy}") from error
+            raise PredictionError(
+                f"the device {device} ran out of memory: close other programs that use it{remedy}"
+            ) from error
         if any(mark in str(error) for mark in _FAILURES):
-            raise DeviceError(f"the device {device} failed: start the process anew: {error}") from error
+            raise DeviceError(f"the device {device} failed: restart the process: {error}") from error
         raise

@@ -1,4 +1,4 @@
-"""A function whose shapes never change, captured once as a CUDA graph: one launch in place of a thousand."""
+"""Functions of tensors of fixed shapes as CUDA graphs: one launch in place of a thousand."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 _NUM_WARM_UPS = 2
-"""Calls before the capture, so that cuDNN has chosen its algorithms and every lazy set-up is done."""
+"""Number of calls before the capture, in which cuDNN chooses its algorithms and libraries initialise themselves."""
 
 
 class CaptureError(RuntimeError):
-    """The function did something that a graph cannot hold; called as it is, it works."""
+    """The function did something that a CUDA graph cannot contain. Without a graph, it works."""
 
 
 class GraphedCall:
-    """Calls a function of tensors; from the first call on, by replaying its CUDA graph.
+    """A function of tensors that is captured as a CUDA graph at its first call, and replayed from then on.
 
-    The outputs are the graph's own buffers: the next call overwrites them, as does any other graph of the same pool
-    that was captured before this one.
+    The outputs are the graph's own buffers. The next call overwrites them, and so does any graph that was captured
+    earlier in the same pool.
     """
 
     def __init__(self, function: Callable[..., Any], *, pool: Any, fixed: Collection[int] = ()) -> None:
-        """Captures nothing yet.
+        """Keep the function; the first call captures it.
 
         Args:
-            function: Takes tensors of fixed shapes on one CUDA device, and never waits for the device.
-            pool: `torch.cuda.graph_pool_handle()`, of the memory that graphs share.
-            fixed: Positions of inputs that always are the same buffer, such as another graph's output: they are read
-                where they lie. All others are copied.
+            function: Function of tensors of fixed shapes on one CUDA device, which never waits for the device.
+            pool: Memory that graphs share, from `torch.cuda.graph_pool_handle()`.
+            fixed: Positions of inputs that are the same buffer in every call, such as another graph's output. All
+                other inputs are copied.
         """
         self._function, self._pool, self._fixed = function, pool, fixed
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -38,10 +38,10 @@ class GraphedCall:
         self._outputs: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """As the function.
+        """Return what the function returns.
 
         Raises:
-            CaptureError: It cannot be captured.
+            CaptureError: The function cannot be captured.
         """
         if self._graph is None:
             self._capture(inputs)
@@ -67,7 +67,7 @@ class GraphedCall:
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads go on encoding meanwhile: what they do is no concern of the capture.
+            # Other threads write files meanwhile. In the default mode, their CUDA calls would end the capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = self._function(*self._inputs)
         except torch.OutOfMemoryError:

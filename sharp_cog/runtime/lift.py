@@ -1,4 +1,4 @@
-"""Lift as a predictor. An honest baseline; it never stands in for SHARP unless it is asked for."""
+"""Lift as a predictor: a baseline without weights, which never replaces SHARP unless a setting asks for it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ class LiftPredictor:
         """Place Gaussians on the depth map.
 
         Raises:
-            DepthError: There is no depth map, or it is to be aligned or fitted to a depth that the model lacks.
+            DepthError: There is no depth map, or it would be aligned or fitted to monodepth, which the model lacks.
         """
         if model_input.depth_m is None:
             raise DepthError("the model 'lift' needs a depth map: give one as depth, or choose the model 'sharp'")
         if model_input.use.mode == "align":
-            raise DepthError(
-                "depth_mode is 'align', but the model 'lift' has no depth of its own: choose ratio or fixed"
-            )
+            raise DepthError("depth_mode is 'align', but the model 'lift' has no monodepth: choose ratio or fixed")
         return Predicted(gaussians=lift(model_input.image, model_input.depth_m, model_input.use))
 
     def warm_up(self) -> NDCGaussians:

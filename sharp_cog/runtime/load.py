@@ -1,4 +1,4 @@
-"""The predictor that the settings name, on its device."""
+"""Loading of the predictor that the settings name."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
 
     Args:
         settings: Settings of the process.
-        device: Where the model runs.
-        source: SHARP's weights; None finds them as the settings say.
+        device: Device of the model.
+        source: SHARP's weights; None means those that the settings name.
 
     Raises:
         CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
@@ -33,7 +33,7 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
     if settings.model == "ml-sharp":
         return MLSharp(checkpoint.load_state(checkpoint.ensure(settings)), device=device)
     dtype = choose(settings.precision, device)
-    # A download, or the first read from a slow disk, may take as long as the start of CUDA: both run at once.
+    # CUDA takes seconds to start, and so does a download, or the first read from a slow disk. So both run at once.
     starting = threading.Thread(target=_start, args=(device,), daemon=True, name="start")
     starting.start()
     source = source or weights.find(settings)
@@ -48,6 +48,6 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
 
 
 def _start(device: torch.device) -> None:
-    """Do what takes seconds at the first use of CUDA."""
+    """Initialise CUDA and build the fused kernels, which takes seconds."""
     if device.type == "cuda":
-        fused_for(torch.empty(1, device=device).device)  # The device of a tensor has its number.
+        fused_for(torch.empty(1, device=device).device)  # A tensor's device has an index, which 'cuda' alone lacks.

@@ -1,4 +1,4 @@
-"""Apple's own package as a predictor, so that a deployment can check ours against it."""
+"""Apple's own package as a predictor, so that a deployment can compare this package with it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class MLSharp:
     image_size = IMAGE_SIZE
     needs_depth = False
     has_own_depth = False
-    """Apple's package estimates depth, but does not give it."""
+    """Apple's package estimates monodepth, but does not return it."""
 
     def __init__(self, state: Mapping[str, Tensor], *, device: torch.device) -> None:
         """Build Apple's predictor and fill it.
 
         Args:
             state: Apple's checkpoint.
-            device: Where it runs.
+            device: Device to run on.
 
         Raises:
             NotInstalledError: Apple's package is not installed; the message says how to install it.
@@ -57,7 +57,7 @@ class MLSharp:
         self.device, self.counters = device, Counters()
         self.network: nn.Module = create_predictor(PredictorParams())
         try:
-            # Copied, not assigned: a file that changes on disk must not change a running network.
+            # Copied, not assigned: mapped tensors would change with their file, under a running network.
             self.network.load_state_dict(dict(state), strict=True)
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint does not fit Apple's network: {error}") from error
@@ -67,7 +67,7 @@ class MLSharp:
         """Predict Gaussians by Apple's code.
 
         Raises:
-            DepthError: The depth map is to be used in a way that Apple's package does not have.
+            DepthError: The options ask for a use of the depth map that Apple's package does not have.
         """
         depth_m, use = model_input.depth_m, model_input.use
         if depth_m is not None:

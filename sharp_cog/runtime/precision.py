@@ -1,4 +1,4 @@
-"""Which floating-point type the network computes in on a device."""
+"""The choice of a floating-point type for a device, and exact arithmetic in it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from sharp_cog.errors import SettingError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""By the name that the setting `precision` has for them."""
+"""Floating-point types by their names in the setting `precision`."""
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The name that the setting has for a type."""
+    """Return the name of a type in the setting `precision`."""
     return next(name for name, other in DTYPES.items() if other == dtype)
 
 
 def choose(precision: str, device: torch.device) -> torch.dtype:
-    """The type that a setting means on a device.
+    """Return the type that a setting means on a device.
 
-    `auto` is float16 on CUDA, whose digits bring the result eight times closer to float32 than bfloat16's, at the same
-    speed; bfloat16 on a CPU with instructions for it (AVX512-BF16 or AMX); float32 anywhere else.
+    `auto` is float16 on CUDA, which is eight times closer to float32 than bfloat16 at the same speed; bfloat16 on a CPU
+    with instructions for it (AVX512-BF16 or AMX); float32 anywhere else.
 
     Args:
         precision: `auto`, or a name in `DTYPES`.
-        device: Where the network runs.
+        device: Device of the network.
 
     Raises:
-        SettingError: The device cannot, or only at a crawl.
+        SettingError: The device lacks the type, or emulates it too slowly.
     """
     if precision == "auto":
         if device.type == "cuda":
@@ -47,14 +47,14 @@ def choose(precision: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def exact_sums(device: torch.device, *, is_lasting: bool = True) -> Iterator[None]:
-    """Computes float32 with all its digits, and sums of half-precision products in float32 from first to last.
+    """Compute float32 with all its digits, and every sum of half-precision products in float32, while the block runs.
 
-    By default cuDNN rounds float32 to 10 bits (tf32), and cuBLAS adds partial sums in half precision.
+    By default, cuDNN rounds float32 to a mantissa of 10 bits (tf32), and cuBLAS adds partial sums in half precision.
 
     Args:
-        device: Where.
-        is_lasting: Whether the same shapes come again: on CUDA cuDNN tries which of its algorithms is the fastest, once
-            for each shape.
+        device: Device of the network.
+        is_lasting: Whether the same shapes will occur again. If so, cuDNN measures on CUDA which of its algorithms is
+            the fastest, once for each shape.
     """
     flags = torch.backends.cuda.matmul
     before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
@@ -67,10 +67,10 @@ def exact_sums(device: torch.device, *, is_lasting: bool = True) -> Iterator[Non
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
+    """Report whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
     return bool(torch.cpu._is_avx512_bf16_supported() or cpu_has_amx())
 
 
 def cpu_has_amx() -> bool:
-    """Whether the CPU multiplies whole tiles of bfloat16 at once, as Intel's do since 2023."""
+    """Report whether the CPU multiplies whole tiles of bfloat16 at once (AMX), as Intel's do since 2023."""
     return bool(torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""The interface of a predictor: what the pipeline needs of SHARP, of lift and of Apple's own package."""
+"""The interface that SHARP, lift and Apple's own package have in common for the pipeline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sharp_cog.runtime.preprocess import ModelInput
 
 @dataclass(kw_only=True, slots=True)
 class Counters:
-    """Events that a user should know of.
+    """Counts of events that a user should know of.
 
     Attributes:
-        float32_repeats: Predictions that were repeated in float32, because half precision could not hold a value.
-        float32_fallbacks: 1 where the self-check chose float32 in place of half precision.
+        float32_repeats: Predictions that were repeated in float32, because half precision could not represent a value.
+        float32_fallbacks: 1 if the self-check chose float32 in place of half precision.
         memory_shortages: Times that the device ran out of memory and the work was cut into smaller parts.
-        graph_failures: 1 where the network could not be captured as CUDA graphs, and is launched kernel by kernel.
-        reused_encodings: Predictions that skipped the encoders, because their image was the last one's.
+        graph_failures: 1 if the network could not be captured as CUDA graphs, and is launched kernel by kernel.
+        reused_encodings: Predictions that skipped the encoders, because they had the same image as the last one.
     """
 
     float32_repeats: int = 0
@@ -37,9 +37,9 @@ class Predicted:
 
     Attributes:
         gaussians: A batch of one, in normalised device coordinates.
-        monodepth_m: (1, 2, S, S) float32, the model's own depth in metres, front layer first, before an external depth
-            map replaced it; None where the model has none, or does not give it.
-        precision: What the network computed in: `float32`, `float16` or `bfloat16`.
+        monodepth_m: (1, 2, S, S) float32, monodepth in metres, front layer first, before an external depth map replaced
+            it; None if the model has none, or does not return it.
+        precision: Type that the network computed in: `float32`, `float16` or `bfloat16`.
     """
 
     gaussians: NDCGaussians
@@ -48,12 +48,12 @@ class Predicted:
 
 
 class Predictor(Protocol):
-    """A model that predicts Gaussians. Not for two threads at once.
+    """A model that predicts Gaussians. Only one thread may use it at a time.
 
     Attributes:
         image_size: Width and height in pixels, S, of the square image that it takes.
-        needs_depth: Whether it cannot do without an external depth map.
-        has_own_depth: Whether it estimates depth by itself, and gives it.
+        needs_depth: Whether it requires an external depth map.
+        has_own_depth: Whether it estimates and returns monodepth.
         counters: Events so far.
     """
 
@@ -73,7 +73,7 @@ class Predictor(Protocol):
         ...
 
     def warm_up(self) -> NDCGaussians | None:
-        """Run the model once, so that the first image does not wait; None where there is nothing to warm up."""
+        """Run the model once, so that the first image does not wait; return None if there is nothing to warm up."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""Prepares a filled network for inference: folds what is linear, converts to a precision, moves to a device.
+"""Preparation of a filled network for inference: fold linear operations, convert to a precision, move to a device.
 
-One leaf at a time, so that a device never holds both the float32 weights and the converted ones. Folding is done in
-float32 before anything is rounded. What must stay float32 does: the residual stream of the vision transformers and its
-norms, the statistics of group norms, the skip connection from the picture, disparity, deltas, and whatever has no
-weights.
+The network is converted one leaf module at a time, so that a device never holds both the float32 weights and the
+converted ones. Folding is done in float32, before anything is rounded. Some parts stay in float32: the residual stream
+of the vision transformers and its norms, the statistics of group norms, the skip connection from the image, disparity,
+deltas, and all operations without weights.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def fold(model: nn.Module, *, device: torch.device) -> None:
-    """Folds LayerScale, the picture's normalisation and 1x1 after transposed convolutions into the weights beside them.
+    """Fold LayerScale, the normalisation of the image, and 1x1 after transposed convolutions into adjacent weights.
 
-    Works on the meta device too, and then tells the names and shapes of what a folded network holds.
+    On the meta device, this results in the names and shapes of a folded network.
+
+    Args:
+        model: Network, or a part of it; changed in place.
+        device: Device on which to fold; the folded modules stay there.
     """
     for module in model.modules():
         if isinstance(module, Block):
@@ -60,13 +64,13 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def convert(model: Sharp, *, device: torch.device, dtype: torch.dtype, packs: bool = True) -> None:
-    """Moves every leaf to the device, converted.
+    """Convert every leaf module and move it to the device.
 
     Args:
-        model: Folded.
-        device: Where it will run.
-        dtype: `torch.float32`, `torch.float16` or `torch.bfloat16`: of matrix products and convolutions.
-        packs: Pack the vision transformers' linear layers too, on a CPU that can.
+        model: Folded network; changed in place.
+        device: Device that it will run on.
+        dtype: Type of matrix products and convolutions: `torch.float32`, `torch.float16` or `torch.bfloat16`.
+        packs: Whether to pack the vision transformers' linear layers too, on a CPU that supports it.
     """
     wide = {id(module) for part in _wide_parts(model, device, dtype) for module in part.modules()}
     for module in model.modules():
@@ -74,21 +78,21 @@ def convert(model: Sharp, *, device: torch.device, dtype: torch.dtype, packs: bo
             module.dtype_out = dtype
         if isinstance(module, Attention):
             module.is_tiled = dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_amx()
-        # On CUDA a group norm's weights must have the type of its input; its statistics are float32 all the same.
+        # On CUDA, a group norm's weights must have the type of its input; its statistics are float32 nevertheless.
         is_converted = isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or (
             isinstance(module, nn.GroupNorm) and device.type != "cpu"
         )
         for parameter in module.parameters(recurse=False):
             layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
             target = dtype if is_converted and id(module) not in wide else torch.float32
-            # A copy in any case: a mapped file would stay in memory for the sake of a bias.
+            # Always a copy: a single mapped bias would keep the whole file mapped.
             parameter.data = parameter.detach().to(device).to(target, memory_format=layout, copy=True)
         if isinstance(module, (Attention, MLP)) and packs and device.type == "cpu" and can_pack(dtype):
             _pack(module, dtype)
 
 
 def _wide_parts(model: Sharp, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
-    """Those whose weights stay float32."""
+    """Return the modules whose weights stay in float32."""
     wide: list[nn.Module] = [
         model.depth_alignment,
         model.monodepth_model.monodepth_predictor.head[-2],
@@ -97,13 +101,13 @@ def _wide_parts(model: Sharp, device: torch.device, dtype: torch.dtype) -> list[
         *(part.proj for part in model.modules() if isinstance(part, PatchEmbed)),
     ]
     if device.type == "cpu" and dtype == torch.bfloat16:
-        # An eighth of the work, but most of the error of scales and colours: benchmarks/README.md.
+        # This part is an eighth of the work, but causes most of the error of scales and colours: benchmarks/README.md.
         wide.append(model.feature_model)
     return wide
 
 
 def _pack(module: Attention | MLP, dtype: torch.dtype) -> None:
-    """Converts and packs a module's linear layers, one after the other."""
+    """Convert and pack a module's linear layers, one after the other."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
             has_gelu = name == "fc1"

@@ -1,4 +1,4 @@
-"""A decoded image, and a depth map if there is one, become the model's input."""
+"""Conversion of a decoded image, and of a depth map if it has one, to the model's input."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ModelInput:
         image: (1, 3, S, S), float32 RGB in [0, 1].
         disparity_factor: (1,), focal length over width of the original image, both in pixels.
         depth_m: (1, 1, S, S), external depth in metres, NaN where unknown; or None.
-        use: How the external depth replaces the model's own.
-        image_hash: Tells the image from any other, so that its encoding can be reused; None is an image of its own.
+        use: Use of the external depth in place of monodepth.
+        image_hash: Hash of the image, by which its encoding can be reused; None means that it is not reused.
 
     Raises:
         ValueError: A shape is wrong.
@@ -54,17 +54,17 @@ def preprocess(
 ) -> ModelInput:
     """Move an image and its depth map to the device and resize both to S x S, whatever their aspect.
 
-    Bilinear with `align_corners=True` and without antialiasing, as SHARP was trained.
+    The interpolation is bilinear with `align_corners=True` and without antialiasing, the same as in SHARP's training.
 
     Args:
         source: The image.
         depth: External depth for the same view, or None.
         size: S, in pixels.
-        device: Where the model runs.
-        use: As `ModelInput.use`.
-        image_hash: As `ModelInput.image_hash`.
+        device: Device of the model.
+        use: See `ModelInput`.
+        image_hash: See `ModelInput`.
     """
-    # The bytes are copied as they are: a quarter of the floats that they become on the device.
+    # Copied as bytes, which are a quarter of the floats that they become on the device.
     rgb = torch.from_numpy(source.rgb).to(device).permute(2, 0, 1).unsqueeze(0)
     return ModelInput(
         image=_resize(rgb.float() / 255.0, size),

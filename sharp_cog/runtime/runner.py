@@ -1,4 +1,4 @@
-"""SHARP as it is run: in a precision that has been checked, the last picture remembered, captured as CUDA graphs."""
+"""SHARP as a predictor: in a checked precision, with the last image's encoding kept, and as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ from sharp_cog.runtime.self_check import LIMIT, probe
 _LOG = logging.getLogger(__name__)
 
 _FEWER_TILES = {NUM_TILES: 12, 12: 4, 4: 1}
-"""How many tiles at once where memory does not do for more."""
+"""Next smaller number of tiles at once, for each number that did not fit in memory."""
 
-_CPU_TILES, _AMX_TILES = 1, 4
-"""The activations of one tile stay in a CPU's caches; those of Intel's CPUs with AMX hold four, a fifth faster."""
+_CPU_TILES = 1
+"""Tiles at once on a CPU, whose caches hold the activations of a single one."""
+
+_AMX_TILES = 4
+"""Tiles at once on an Intel CPU with AMX, whose caches are larger; a fifth faster than one at a time."""
 
 
 class NetworkSource(Protocol):
-    """Where networks come from."""
+    """Source of filled networks: `sharp_cog.runtime.weights`."""
 
     def network(self, device: torch.device) -> Sharp:
-        """A new network, filled and folded, on the CPU or the device."""
+        """Return a new network, filled and folded, on the CPU or the device."""
         ...
 
 
 class SharpRunner:
-    """Runs SHARP; see `sharp_cog.runtime.predictor.Predictor`. Not for two threads at once.
+    """Runs SHARP; see `sharp_cog.runtime.predictor.Predictor`. Only one thread may use it at a time.
 
     Attributes:
-        device: Where it runs.
-        dtype: What it computes in.
+        device: Device of the network.
+        dtype: Type that the network computes in.
         error: Relative error that the self-check found; 0 in float32.
-        counters: What happened so far.
+        counters: Events so far.
         model: The network, folded and converted.
     """
 
@@ -62,17 +65,17 @@ class SharpRunner:
         keeps_encoding: bool = True,
         uses_graphs: bool = True,
     ) -> None:
-        """Loads the network and checks its precision.
+        """Load the network and check its precision.
 
         Args:
-            source: Gives networks; asked again where float32 is needed later.
-            device: Where to run.
-            dtype: What to compute in, unless the check finds it wrong.
-            keeps_encoding: Whether the last picture's encoding is kept, some 170 MB in half precision.
+            source: Source of the network; used again if a prediction has to be repeated in float32.
+            device: Device to run on.
+            dtype: Type to compute in, unless the self-check rejects it.
+            keeps_encoding: Whether to keep the last image's encoding, about 170 MB in half precision.
             uses_graphs: Whether to capture CUDA graphs, on CUDA.
 
         Raises:
-            CheckpointError: The weights are not the network's, or not numbers.
+            CheckpointError: The weights do not fit the network, or contain NaN.
         """
         self.device, self.dtype, self.error, self.counters = device, dtype, 0.0, Counters()
         self._source, self._keeps_encoding = source, keeps_encoding
@@ -84,14 +87,16 @@ class SharpRunner:
             self._encoder.num_tiles_at_once = _AMX_TILES if cpu_has_amx() else _CPU_TILES
 
     def _load_checked(self) -> Sharp:
-        """The network in the chosen precision, or in float32 where that does not compute the same.
+        """Return the network in the chosen precision, or in float32 if that precision computes something else.
 
-        The float32 weights become the others one by one: the device never holds both.
+        The float32 weights are converted one by one, so that the device never holds both.
         """
         if self.dtype == torch.float32:
             return self._load(torch.float32)
         model = self._network()
-        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):  # Of a converted copy.
+        # Weights in memory may be in half precision already. Then both sides of the comparison have the same rounding
+        # of the weights, and it finds only the errors of the computation.
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
             convert(model, device=self.device, dtype=torch.float32, packs=False)
         model.to(self.device)
         with exact_sums(self.device, is_lasting=False):
@@ -101,8 +106,8 @@ class SharpRunner:
         if self.error <= LIMIT:
             return model
         _LOG.warning(
-            "this device computes something else in %s than in float32 (relative error %.3g, where rounding makes %.3g "
-            "at most): float32 is used, which is slower",
+            "%s gives wrong results on this device (relative error %.3g to float32, where rounding causes at most "
+            "%.3g): float32 is used, which is slower",
             name_of(self.dtype),
             self.error,
             LIMIT,
@@ -134,9 +139,9 @@ class SharpRunner:
         return self.model.monodepth_model.monodepth_predictor.encoder
 
     def predict(self, model_input: ModelInput) -> Predicted:
-        """Predict Gaussians; in float32 if half precision cannot hold a value.
+        """Predict Gaussians, and repeat the prediction in float32 if half precision cannot represent a value.
 
-        With the same `image_hash` as before, the encoders are skipped.
+        If the `image_hash` is the last one's, the encoders are skipped.
 
         Raises:
             DepthError: The depth map cannot be used.
@@ -150,13 +155,13 @@ class SharpRunner:
         return self._predict_in_float32(model_input)
 
     def warm_up(self) -> NDCGaussians | None:
-        """Run the network on a grey image; on a CPU the self-check has run every weight already."""
+        """Run the network on a grey image. On a CPU do nothing, as the self-check has run every weight already."""
         if self.device.type == "cpu":
             return None
         return self.predict(grey_input(self.image_size, self.device, has_depth=False)).gaussians
 
     def _predict_within_memory(self, model_input: ModelInput) -> tuple[NDCGaussians, Tensor]:
-        """Predict Gaussians and the network's own depth, in smaller parts where memory runs out."""
+        """Predict Gaussians and monodepth, in smaller parts if memory runs out."""
         while True:
             try:
                 encoding = self._encode(model_input.image, model_input.image_hash)
@@ -167,16 +172,16 @@ class SharpRunner:
                 self.counters.graph_failures += 1
                 self._uses_graphs = False
                 self._release()
-                _LOG.warning("the network cannot be captured as CUDA graphs, and is launched without: %s", error)
+                _LOG.warning("the network cannot be captured as CUDA graphs, and runs without them: %s", error)
                 continue
             except RuntimeError as error:
                 if not is_shortage(error) or not self._can_shrink():
                     raise
-            # Outside of the handler: the error holds the frames, and they hold the memory.
+            # Outside of the handler, because the error keeps the frames alive, and they keep the memory.
             self._shrink()
 
     def _predict_in_float32(self, model_input: ModelInput) -> Predicted:
-        """Predict by a float32 network that is loaded for this image and dropped again; counted."""
+        """Predict by a float32 network that is loaded for this image alone, and count it."""
         self.counters.float32_repeats += 1
         self._release()
         model = self._load(torch.float32)
@@ -202,14 +207,13 @@ class SharpRunner:
         if not self._uses_graphs:
             return self.model.compose(image, encoding.decoded, depth_m)
         composed: NDCGaussians = self._graphed()[1](image, encoding.decoded, depth_m)
-        # The next replay writes to the same buffers.
+        # The next replay overwrites the graph's buffers.
         return NDCGaussians(**{field.name: getattr(composed, field.name).clone() for field in fields(composed)})
 
     def _graphed(self) -> tuple[GraphedCall, GraphedCall]:
-        """The two parts of the network as graphs; what lies between depends on options."""
+        """Return the two parts of the network as graphs. The step between them depends on options."""
         if self._graphs is None:
             pool = torch.cuda.graph_pool_handle()
-
             self._graphs = (
                 GraphedCall(self.model.encode, pool=pool),
                 GraphedCall(self.model.compose, pool=pool, fixed=(1,)),
@@ -220,15 +224,15 @@ class SharpRunner:
         return self._uses_graphs or self._encoder.num_tiles_at_once in _FEWER_TILES
 
     def _shrink(self) -> None:
-        """Gives memory back, and asks for less from now on."""
+        """Release memory, and use less of it from now on."""
         self.counters.memory_shortages += 1
         tiles = self._encoder.num_tiles_at_once
         self._encoder.num_tiles_at_once = _FEWER_TILES.get(tiles, tiles)
-        # A graph keeps all that it ever needs.
+        # Graphs keep all the memory that they ever need.
         self._uses_graphs = False
         self._release()
         _LOG.warning(
-            "%s ran out of memory: going on without CUDA graphs and with %d tiles at once, which is slower",
+            "%s ran out of memory: continuing without CUDA graphs and with %d tiles at once, which is slower",
             self.device,
             self._encoder.num_tiles_at_once,
         )
@@ -240,6 +244,6 @@ class SharpRunner:
 
 
 def _are_finite(gaussians: NDCGaussians) -> bool:
-    """Return whether all values are finite; waits for the device. A sum is not finite if any value is not."""
+    """Report whether all values are finite, after waiting for the device. A sum is finite only if every term is."""
     parts = (getattr(gaussians, field.name) for field in fields(gaussians))
     return bool(torch.stack([part.sum() for part in parts]).sum().isfinite().item())

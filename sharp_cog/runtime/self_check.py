@@ -1,4 +1,4 @@
-"""Compares a network in half precision with itself in float32, on a picture small enough to do so at every start."""
+"""Comparison of a network in half precision with itself in float32, on an image small enough for every start."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from sharp_cog.model.sharp import Sharp
 
-PICTURE_SIZE = 128
-"""Pixels: 8 x 8 patches, of which every level of the pyramid gets at least 2 x 2 cells."""
+IMAGE_SIZE = 128
+"""Width and height in pixels: 8 x 8 patches, which leave at least 2 x 2 cells for every level of the pyramid."""
 
 LIMIT = 0.05
-"""Relative error that is still taken for rounding. bfloat16 makes 0.01, float16 0.002 with weights of the released
-sizes; a kernel or a conversion that is wrong makes 1."""
+"""Largest relative error that counts as rounding. At the released sizes, bfloat16 causes 0.01 and float16 0.002; a
+wrong kernel or conversion causes about 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What a network makes of the small picture, on the CPU.
+    """Outputs of a network for the small image.
 
     Attributes:
-        values: Outputs in float32 by name: disparity, and each field of the Gaussians.
+        values: Outputs by name, in float32 on the CPU: disparity, and each field of the Gaussians.
     """
 
     values: dict[str, Tensor]
 
     def error(self, other: Probe) -> float:
-        """The largest relative error (norm of the difference over norm) of another's outputs; infinite for NaN."""
+        """Return the largest relative error (norm of the difference over norm) of other outputs; infinite for NaN."""
         errors = []
         for name, value in self.values.items():
             error = (other.values[name] - value).norm() / value.norm().clamp(min=1e-12)
@@ -39,14 +39,14 @@ class Probe:
 
 @torch.inference_mode()
 def probe(model: Sharp, *, device: torch.device) -> Probe:
-    """Runs every weight of a folded network once, on a picture of 128 x 128 pixels.
+    """Run a folded network once, with each of its weights, on an image of 128 x 128 pixels.
 
-    The pyramid of that picture is one tile; what its coarser levels would see is pooled from it.
+    Such an image is a single tile; the features of the coarser levels of the pyramid are pooled from those of the tile.
     """
-    picture = _picture().to(device)
+    image = _test_image().to(device)
     encoder = model.monodepth_model.monodepth_predictor.encoder
-    final, (latent0, latent1) = encoder.patch_encoder(picture, encoder.intermediate_blocks)
-    context, _ = encoder.image_encoder(picture)
+    final, (latent0, latent1) = encoder.patch_encoder(image, encoder.intermediate_blocks)
+    context, _ = encoder.image_encoder(image)
     coarse = [F.avg_pool2d(features, 4) for features in (final, context)]
     lowest = torch.cat([encoder.upsample2(coarse[0]), encoder.upsample_lowres(coarse[1])], dim=1)
     features = [
@@ -59,8 +59,9 @@ def probe(model: Sharp, *, device: torch.device) -> Probe:
     predictor = model.monodepth_model.monodepth_predictor
     disparity = predictor.head(predictor.decoder(features))
     decoded = model.feature_model.decoder(features)
-    # Depth between 1 and 11 m: were the disparity taken, pixels near zero would tell of nothing else.
-    gaussians = model.compose(picture, decoded, 1.0 / (disparity.sigmoid() + 0.0909))
+    # Depths between 1 and 11 m. With depth = 1 / disparity, a few pixels of almost zero disparity would dominate every
+    # norm.
+    gaussians = model.compose(image, decoded, 1.0 / (disparity.sigmoid() + 0.0909))
     values = {"disparity": disparity, "scales": gaussians.scales.log(), "colors_linear": gaussians.colors_linear}
     values |= {
         "means": gaussians.means,
@@ -70,9 +71,9 @@ def probe(model: Sharp, *, device: torch.device) -> Probe:
     return Probe(values={name: value.float().cpu() for name, value in values.items()})
 
 
-def _picture() -> Tensor:
-    """(1, 3, 128, 128) in [0, 1]: waves of several lengths and an edge, the same everywhere."""
-    steps = torch.linspace(0.0, 1.0, PICTURE_SIZE)
+def _test_image() -> Tensor:
+    """Return (1, 3, 128, 128) in [0, 1]: waves of several lengths and an edge, the same on every machine."""
+    steps = torch.linspace(0.0, 1.0, IMAGE_SIZE)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     channels = [0.5 + 0.2 * torch.sin(6.0 * x + n) + 0.15 * torch.sin(40.0 * y - 3.0 * n * x) for n in range(3)]
     edge = 0.15 * ((x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.05).float()

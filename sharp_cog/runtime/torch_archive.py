@@ -1,7 +1,7 @@
-"""The zip file that `torch.save` writes, looked at before torch maps it.
+"""Checks of the zip file that `torch.save` writes, before torch maps it.
 
-torch takes such a file at its word: what is compressed in it, or shorter than it says, becomes tensors of whatever
-bytes lie there, and a pickle may unpack to more than the memory holds.
+torch believes the headers of such a file. If a part is compressed, or shorter than its header says, torch maps whatever
+bytes are at that place as tensors. And a pickle may unpack to more than the memory holds.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 1 << 20
-"""Names and shapes of some six thousand tensors; SHARP has 1,500."""
+"""Maximum size of the list of tensors, enough for some six thousand; SHARP has 1,500."""
 
 _LOCAL_HEADER_BYTES = 30
 
 
 def check(path: Path) -> Counter[int]:
-    """Checks that the parts of the file lie in it as they are, one behind the other.
+    """Check that the parts of the file are stored uncompressed, one after the other.
 
     Returns:
-        How many parts with a tensor's memory there are of each size, in bytes.
+        Number of parts with a tensor's memory, by their size in bytes.
 
     Raises:
-        ValueError: They do not; the message says what is wrong.
+        ValueError: A part is compressed, overlaps another one or ends too early.
         OSError: The file cannot be read.
     """
     try:
@@ -48,24 +48,24 @@ def check(path: Path) -> Counter[int]:
             file.seek(start)
             header = file.read(_LOCAL_HEADER_BYTES)
             if len(header) < _LOCAL_HEADER_BYTES:
-                raise ValueError("a part of it lies behind its end")
+                raise ValueError("a part of it is behind its end")
             end = start + _LOCAL_HEADER_BYTES + sum(struct.unpack_from("<HH", header, 26)) + part.file_size
             file.seek(end)
-            # The next part, the directory, or what some writers put behind each part: all of them begin so.
+            # The next part, the directory, and the descriptor that some writers append to a part all begin with PK.
             if end > next_start or file.read(2) != b"PK":
                 raise ValueError("a part of it is not as long as it says")
     return Counter(part.file_size for part in parts if "/data/" in part.filename)
 
 
 def check_storages(tensors: Iterable[Tensor], sizes: Counter[int]) -> None:
-    """Checks that each tensor's memory is a whole part of the file.
+    """Check that the memory of each mapped tensor is a whole part of the file.
 
     Args:
-        tensors: As torch mapped them.
-        sizes: What `check` has found.
+        tensors: Tensors that torch mapped from the file.
+        sizes: Result of `check`.
 
     Raises:
-        ValueError: One is not.
+        ValueError: A tensor is shorter or longer than any part that is left for it.
     """
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
     mapped = Counter(storages.values())

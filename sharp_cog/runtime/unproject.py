@@ -1,4 +1,4 @@
-"""Unprojection: from normalised device coordinates to metres, by the photograph's camera."""
+"""Unprojection of Gaussians from normalised device coordinates to metres, by the photograph's camera."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sharp_cog.runtime.kernels.decompose import decompose
 
 
 def unproject(ndc: NDCGaussians, camera: Camera) -> Gaussians:
-    """Unprojects the Gaussians of one picture: x' = L x with L = diag(W / (2 f), H / (2 f), 1).
+    """Unproject the Gaussians of one image: x' = L x with L = diag(W / (2 f), H / (2 f), 1).
 
     Nothing leaves the device, and no covariance is formed.
 
     Args:
         ndc: A batch of one.
-        camera: The photograph's camera; principal point in the centre.
+        camera: Camera of the photograph, with its principal point in the centre.
 
     Returns:
         Metric Gaussians, OpenCV axes, scales largest first.
 
     Raises:
-        ValueError: The batch does not hold exactly one picture.
+        ValueError: The batch does not hold exactly one image.
     """
     if len(ndc.means) != 1:
-        raise ValueError(f"the batch holds {len(ndc.means)} pictures, unproject takes one")
+        raise ValueError(f"the batch holds {len(ndc.means)} images, unproject takes one")
     stretch = (camera.width / (2 * camera.focal_length_px), camera.height / (2 * camera.focal_length_px), 1.0)
     fused = fused_for(ndc.means.device)
     if fused is not None:

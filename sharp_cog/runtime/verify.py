@@ -1,4 +1,4 @@
-"""Compares two predictors that share the checkpoint's module names, stage by stage, on one picture."""
+"""Comparison of two predictors with the checkpoint's module names, stage by stage, on one image."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ STAGES = {
     "features": "feature_model",
     "delta": "prediction_head",
 }
-"""Stages, and the modules whose outputs they are: the same in Apple's package and in ours."""
+"""Modules by the name of the stage that they compute; the same in Apple's package and in this one."""
 
 GAUSSIAN_FIELDS = ("means", "scales", "quaternions_wxyz", "colors_linear", "opacities")
 
 _PIECE = 1 << 22
+"""Values that are compared at a time."""
 
 Observer = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """How far a stage of one predictor is from the same stage of the other.
+    """Difference between a stage of one predictor and the same stage of another.
 
     Attributes:
         stage: Name of the stage, with an index where it has several outputs.
@@ -89,7 +90,7 @@ def compare(
 
 
 def difference(stage: str, value: Tensor, expected: Tensor) -> Difference:
-    """Compares two tensors of the same shape in float64.
+    """Compare two tensors of the same shape in float64.
 
     Raises:
         ValueError: The shapes differ.
@@ -97,7 +98,7 @@ def difference(stage: str, value: Tensor, expected: Tensor) -> Difference:
     if value.shape != expected.shape:
         raise ValueError(f"stage {stage} has shape {tuple(value.shape)}, the reference {tuple(expected.shape)}")
     squared_error = squared_norm = maximum = 0.0
-    # In pieces: a feature map of 600 MB would be several gigabytes in float64.
+    # In pieces, because a feature map of 600 MB would take several gigabytes in float64.
     pieces = zip(value.detach().cpu().flatten().split(_PIECE), expected.flatten().split(_PIECE), strict=True)
     for piece, expected_piece in pieces:
         delta = piece.double() - expected_piece.double()
@@ -108,16 +109,16 @@ def difference(stage: str, value: Tensor, expected: Tensor) -> Difference:
 
 
 def of_same_sign(quaternions: Tensor, reference: Tensor) -> Tensor:
-    """Quaternions (..., 4), each with the sign that is nearer to the reference's: q and -q are one rotation.
+    """Return quaternions (..., 4), each with the sign that is nearer to the reference's, as q and -q are one rotation.
 
-    Signs of their own, such as w >= 0, would turn where w is about zero and make two of what is one.
+    A rule such as w >= 0 does not suffice: where w is about zero, rounding would decide the sign.
     """
     return torch.where((quaternions * reference).sum(-1, keepdim=True) < 0, -quaternions, quaternions)
 
 
 @contextmanager
 def observed(model: nn.Module, observe: Observer) -> Iterator[None]:
-    """Calls `observe(stage, tensor)` with every output of every stage while the block runs the model."""
+    """Call `observe(stage, tensor)` with every output of every stage while the block runs the model."""
     handles = []
     try:
         for stage, path in STAGES.items():
@@ -135,7 +136,7 @@ def observed(model: nn.Module, observe: Observer) -> Iterator[None]:
 
 
 def _tensors(output: object) -> Iterator[Tensor]:
-    """The tensors in a module's output: itself, or those in a list, a tuple or a named tuple."""
+    """Yield the tensors in a module's output: the output itself, or those in a list, tuple or named tuple."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Iterable):

@@ -1,4 +1,4 @@
-"""Finding, verifying and loading the checkpoint; loading in a process of its own, where memory can be measured."""
+"""Finding, verifying and loading the checkpoint. Loading is measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_apples_hash_and_length_are_the_published_ones() -> None:
     assert checkpoint.CHECKPOINT_BYTES == 2_809_738_232
 
 
-def test_a_named_file_is_taken_and_must_be_there(tmp_path: Path) -> None:
+def test_the_named_file_is_used_and_must_exist(tmp_path: Path) -> None:
     path = saved(tmp_path, state())
     assert checkpoint.ensure(Settings(checkpoint=path)) == path
     with pytest.raises(CheckpointMissingError, match=r"nothing\.pt.*unset"):
@@ -75,7 +75,7 @@ def test_a_missing_checkpoint_is_downloaded_once_with_the_licence_in_the_log(
 
 
 @pytest.mark.parametrize("path", ["", "/", "/.."])
-def test_an_address_without_a_file_name_still_has_a_place_in_the_cache(tmp_path: Path, path: str) -> None:
+def test_an_address_without_a_file_name_has_a_default_name_in_the_cache(tmp_path: Path, path: str) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"weights")
     settings = Settings(cache_dir=tmp_path, checkpoint_url=f"https://example.com{path}")
     assert checkpoint.locate(settings) == tmp_path / "checkpoint.pt"
@@ -117,7 +117,7 @@ def test_other_names_and_shapes_are_refused(change: dict[str, torch.Tensor | Non
         checkpoint.fill(Small(), changed, ignore={"unused.weight"})
 
 
-def test_every_kind_of_difference_is_told_with_its_first_names() -> None:
+def test_the_error_names_the_first_tensors_of_every_kind_of_difference() -> None:
     other = {f"other{index}": torch.ones(1) for index in range(5)} | {"layer.weight": torch.ones(1)}
     with pytest.raises(CheckpointError) as caught:
         checkpoint.fill(Small(), other)
@@ -195,7 +195,7 @@ def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
-# What torch imports when it is first used is no part of the weights.
+# Load something first, so that modules which torch imports late do not count.
 torch.save(nn.Linear(2, 2).state_dict(), sys.argv[2])
 with torch.device("meta"):
     small = nn.Linear(2, 2)
@@ -203,7 +203,7 @@ checkpoint.fill(small, checkpoint.load_state(Path(sys.argv[2])))
 small(torch.ones(1, 2)).sum().item()
 anonymous, peak = memory("RssAnon"), memory("VmHWM")
 with torch.device("meta"):
-    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(24)))
+    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8)))
 checkpoint.fill(model, checkpoint.load_state(Path(sys.argv[1])))
 loaded = memory("RssAnon") - anonymous, memory("VmHWM") - peak
 total = sum(float(tensor.sum()) for tensor in model.state_dict().values())
@@ -213,20 +213,20 @@ print(*loaded, memory("RssAnon") - anonymous, memory("VmHWM") - peak, total)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_loading_makes_no_second_copy(tmp_path: Path) -> None:
-    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(24)))
+    model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8)))
     num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     path = saved(tmp_path, model.state_dict())
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "small.pt")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded_anonymous, loaded_peak, anonymous, peak, total = (float(word) for word in printed.stdout.split())
     assert total == pytest.approx(sum(float(tensor.sum()) for tensor in model.state_dict().values()))
-    assert max(loaded_anonymous, loaded_peak) < 0.1 * num_bytes  # Nothing is read before it is used,
-    assert anonymous < 0.1 * num_bytes  # and then the weights stay in the file's pages.
+    assert max(loaded_anonymous, loaded_peak) < 0.1 * num_bytes  # Nothing is read before it is used.
+    assert anonymous < 0.1 * num_bytes  # Afterwards the weights stay in the file's pages.
     assert peak < 1.1 * num_bytes
 
 
 def archived(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], compression: int = 0) -> Path:
-    """A checkpoint whose parts were changed and packed again, with sums that fit."""
+    """Write a checkpoint whose parts were changed and packed again, with right checksums."""
     with zipfile.ZipFile(saved(path.parent, state())) as archive:
         parts = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -235,13 +235,13 @@ def archived(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]],
     return path
 
 
-def test_a_checkpoint_that_was_packed_again_loads_as_it_is(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_packed_again_loads(tmp_path: Path) -> None:
     loaded = checkpoint.load_state(archived(tmp_path / "again.pt", lambda parts: parts))
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state().items())
 
 
-def test_a_compressed_checkpoint_is_refused_not_taken_for_other_numbers(tmp_path: Path) -> None:
-    """torch maps the compressed bytes as if they were floats."""
+def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Without the check, torch maps the compressed bytes as floats."""
     path = archived(tmp_path / "packed.pt", lambda parts: parts, zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed"):
         checkpoint.load_state(path)
@@ -249,24 +249,24 @@ def test_a_compressed_checkpoint_is_refused_not_taken_for_other_numbers(tmp_path
 
 @pytest.mark.parametrize("num_bytes", [0, 4, 20, 28])
 def test_a_tensor_that_is_longer_than_its_part_of_the_file_is_refused(tmp_path: Path, num_bytes: int) -> None:
-    """torch takes what lies behind it, of another tensor or of the zip file, for its numbers."""
+    """Without the check, torch maps the bytes of the next part as numbers."""
     path = archived(tmp_path / "short.pt", lambda parts: {**parts, "data/0": bytes(num_bytes)})
     with pytest.raises(CheckpointError, match="another length than its part"):
         checkpoint.load_state(path)
 
 
-def test_a_part_that_lies_elsewhere_than_it_says_is_refused(tmp_path: Path) -> None:
+def test_a_part_at_another_place_than_its_header_says_is_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path, state()).read_bytes()
     with zipfile.ZipFile(tmp_path / "model.pt") as archive:
         part = next(part for part in archive.infolist() if part.filename.endswith("/data/0"))
-    for length in (0, 7, 11, 0xFFFF):  # Of the field before the numbers, which lie where it ends.
+    for length in (0, 7, 11, 0xFFFF):  # Length of the field that precedes the numbers.
         at = part.header_offset + 28
         (tmp_path / "moved.pt").write_bytes(whole[:at] + length.to_bytes(2, "little") + whole[at + 2 :])
         with pytest.raises(CheckpointError, match="truncated or broken"):
             checkpoint.load_state(tmp_path / "moved.pt")
 
 
-def test_a_list_of_tensors_that_is_no_list_of_a_network_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_list_of_tensors_that_is_too_long_is_refused_before_it_is_read(tmp_path: Path) -> None:
     long = archived(tmp_path / "long.pt", lambda parts: {**parts, "data.pkl": parts["data.pkl"] + bytes(1 << 20)})
     with pytest.raises(CheckpointError, match=r"its list of tensors has 10\d{5} bytes and the limit is 1048576"):
         checkpoint.load_state(long)
@@ -287,7 +287,7 @@ def test_a_tensor_without_plain_memory_is_refused(tmp_path: Path, tensor: torch.
 
 
 class Attack:
-    """A pickle of this runs a command where it is trusted."""
+    """An object whose pickle runs a command when it is loaded without checks."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -312,9 +312,9 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path, protocol: int) -> None:
     assert marker.exists(), "the attack would have worked"
 
 
-def test_a_place_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
+def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointMissingError, match="cannot be read: File name too long"):
         checkpoint.locate(Settings(checkpoint=Path("x" * 300)))
-    with pytest.raises(CheckpointMissingError, match="cannot be looked at: File name too long"):
-        # In a folder that is there: torch hub's is not on a new machine.
+    with pytest.raises(CheckpointMissingError, match="cannot be read: File name too long"):
+        # In a folder that exists, unlike torch hub's on a new machine.
         checkpoint.locate(Settings(checkpoint_url=f"https://example.com/{'x' * 300}", cache_dir=tmp_path))

@@ -1,4 +1,4 @@
-"""The download against a real server on loopback that misbehaves in every way servers do."""
+"""The download from a real server on this machine, which misbehaves in many ways."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUICK = Effort(
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` and, by its switches, does it badly."""
+    """Serves `content`, with the faults that its attributes switch on."""
 
     daemon_threads = True
 
@@ -66,7 +66,7 @@ class Server(ThreadingHTTPServer):
         self.num_answers: int | None = None  # then HTTP 500 for ever
 
     def handle_error(self, *request: Any) -> None:
-        """A client that hangs up is what these tests are about; the rest is told."""
+        """Ignore clients that disconnect, as many tests do, and report all other errors."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(*request)
 
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         server = self.server
@@ -165,31 +165,31 @@ def test_fetches_ranges_and_makes_the_folder(server: Server, tmp_path: Path) -> 
     target = tmp_path / "new" / "folder" / "model.pt"
     fetch(server, target)
     assert_whole(target)
-    assert len(server.requests) == 1 + 8  # A look, then eight pieces.
+    assert len(server.requests) == 1 + 8  # The first byte, then eight pieces.
     assert server.bytes_sent == len(CONTENT) + 1
 
 
-def test_a_server_without_ranges_serves_too(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_works(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
 
 
-def test_connections_that_break_go_on_where_they_left_off(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_resumes_where_it_ended(server: Server, tmp_path: Path) -> None:
     server.break_after = 150_000
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
-    assert server.bytes_sent < 1.25 * len(CONTENT)  # Only what a broken connection swallowed came twice.
+    assert server.bytes_sent < 1.25 * len(CONTENT)  # Only bytes that were lost with a connection come twice.
 
 
-def test_errors_that_pass_are_outlasted(server: Server, tmp_path: Path) -> None:
+def test_transient_errors_are_retried(server: Server, tmp_path: Path) -> None:
     server.num_errors = 3
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_server_that_keeps_failing_is_given_up(server: Server, tmp_path: Path, status: int) -> None:
+def test_a_server_that_keeps_failing_ends_the_download(server: Server, tmp_path: Path, status: int) -> None:
     server.num_errors, server.error_status = 10**9, status
     with pytest.raises(DownloadError, match=rf"HTTP {status}, 4 times in a row.*SHARP_CHECKPOINT"):
         fetch(server, tmp_path / "model.pt")
@@ -204,14 +204,14 @@ def test_a_refusal_is_not_repeated(server: Server, tmp_path: Path, status: int) 
     assert len(server.requests) == 1
 
 
-def test_a_silent_server_is_left_and_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_silent_connection_is_replaced(server: Server, tmp_path: Path) -> None:
     server.stall = 2
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("lie", [-1000, 1000])
-def test_a_length_that_lies_is_found_out(server: Server, tmp_path: Path, lie: int) -> None:
+def test_a_wrong_length_is_detected(server: Server, tmp_path: Path, lie: int) -> None:
     server.ranges, server.lie = False, lie
     with pytest.raises(DownloadError):
         fetch(server, tmp_path / "model.pt", num_bytes=None)
@@ -227,34 +227,34 @@ def test_another_length_is_refused_before_the_download(server: Server, tmp_path:
 @pytest.mark.parametrize(
     ("lie", "message"), [(500_000, "3,000,000 of 3,500,000"), (-500_000, f"SHA-256 .*, expected {SHA256}")]
 )
-def test_ranges_of_a_length_that_lies_are_found_out(server: Server, tmp_path: Path, lie: int, message: str) -> None:
+def test_ranges_of_a_wrong_length_are_detected(server: Server, tmp_path: Path, lie: int, message: str) -> None:
     server.total_lie = lie
     with pytest.raises(DownloadError, match=message):
         fetch(server, tmp_path / "model.pt", num_bytes=None)
     assert files(tmp_path) == set()
 
 
-def test_wrong_ranges_are_given_up_for_the_whole_file(server: Server, tmp_path: Path) -> None:
+def test_the_whole_file_is_fetched_if_ranges_are_wrong(server: Server, tmp_path: Path) -> None:
     server.wrong_range = True
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
     assert server.requests[-1] == "whole"
 
 
-def test_ranges_that_are_refused_are_given_up_for_the_whole_file(server: Server, tmp_path: Path) -> None:
+def test_the_whole_file_is_fetched_if_ranges_are_refused(server: Server, tmp_path: Path) -> None:
     server.refuse_ranges = True
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
     assert server.requests == ["bytes=0-0", "whole"]
 
 
-def test_a_server_that_stops_serving_ranges_serves_the_whole_file(server: Server, tmp_path: Path) -> None:
+def test_the_whole_file_is_fetched_if_the_server_stops_serving_ranges(server: Server, tmp_path: Path) -> None:
     server.num_ranges = 4
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
 
 
-def test_a_server_that_tells_no_length_serves_too(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_a_length_works(server: Server, tmp_path: Path) -> None:
     server.ranges = server.send_length = False
     fetch(server, tmp_path / "model.pt", num_bytes=None)
     assert_whole(tmp_path / "model.pt")
@@ -263,7 +263,9 @@ def test_a_server_that_tells_no_length_serves_too(server: Server, tmp_path: Path
 @pytest.mark.parametrize(
     ("expected", "message"), [(2_000_000, "sends more than"), (4_000_000, "3,000,000 of 4,000,000")]
 )
-def test_without_a_length_the_expected_one_holds(server: Server, tmp_path: Path, expected: int, message: str) -> None:
+def test_the_expected_length_counts_if_the_server_names_none(
+    server: Server, tmp_path: Path, expected: int, message: str
+) -> None:
     server.ranges = server.send_length = False
     with pytest.raises(DownloadError, match=message):
         fetch(server, tmp_path / "model.pt", num_bytes=expected)
@@ -278,7 +280,7 @@ def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path, content_type
     assert len(server.requests) == 1
 
 
-def test_a_web_page_in_disguise_is_not_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_web_page_with_another_content_type_is_not_the_file(server: Server, tmp_path: Path) -> None:
     server.content = b"\n<!DOCTYPE html><html>" + b" " * 500_000
     with pytest.raises(DownloadError, match="web page"):
         fetch(server, tmp_path / "model.pt", sha256=None, num_bytes=None)
@@ -291,14 +293,14 @@ def test_another_hash_is_refused_with_both_hashes_and_removed(server: Server, tm
     assert files(tmp_path) == set()
 
 
-def test_a_file_that_changes_on_the_way_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changes_during_the_download_is_fetched_again(server: Server, tmp_path: Path) -> None:
     server.after_request = {4: '"two"'}
     fetch(server, tmp_path / "model.pt")
     assert_whole(tmp_path / "model.pt")
 
 
 def break_off(server: Server, folder: Path) -> None:
-    """A download that gets four pieces, one after the other, and is then given up."""
+    """Start a download that fetches four pieces, one after the other, and then fails."""
     server.num_answers = 5
     with pytest.raises(DownloadError, match="HTTP 500"):
         fetch(server, folder / "model.pt", effort=replace(QUICK, num_connections=1))
@@ -306,7 +308,7 @@ def break_off(server: Server, folder: Path) -> None:
     assert files(folder) == {".model.pt.part", ".model.pt.part.json"}
 
 
-def test_what_was_given_up_goes_on_from_its_finished_pieces(
+def test_a_download_resumes_from_the_finished_pieces_of_a_failed_one(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     break_off(server, tmp_path)
@@ -318,7 +320,7 @@ def test_what_was_given_up_goes_on_from_its_finished_pieces(
     assert "model.pt: resuming at 0.00 of 0.00 GB" in caplog.messages
 
 
-def test_a_file_that_changed_between_two_downloads_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_between_two_downloads_is_fetched_again(server: Server, tmp_path: Path) -> None:
     break_off(server, tmp_path)
     server.content, server.etag = CONTENT[::-1], '"two"'
     fetch(server, tmp_path / "model.pt", sha256=None)
@@ -326,21 +328,21 @@ def test_a_file_that_changed_between_two_downloads_is_fetched_anew(server: Serve
 
 
 @pytest.mark.parametrize("journal", ["", "[]", '{"done": 3}', '{"done": [0, 400000]}', '{"done": [[]]}'])
-def test_a_broken_journal_vouches_for_nothing(server: Server, tmp_path: Path, journal: str) -> None:
+def test_a_broken_journal_is_ignored(server: Server, tmp_path: Path, journal: str) -> None:
     (tmp_path / ".model.pt.part").write_bytes(bytes(len(CONTENT)))
     (tmp_path / ".model.pt.part.json").write_text(journal)
     fetch(server, tmp_path / "model.pt", sha256=None)
     assert_whole(tmp_path / "model.pt")
 
 
-def test_a_partial_file_of_another_length_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
+def test_a_partial_file_of_another_length_is_not_resumed(server: Server, tmp_path: Path) -> None:
     break_off(server, tmp_path)
     os.truncate(tmp_path / ".model.pt.part", 100_000)
     fetch(server, tmp_path / "model.pt", sha256=None)
     assert_whole(tmp_path / "model.pt")
 
 
-def test_pieces_do_not_outlive_a_whole_download(server: Server, tmp_path: Path) -> None:
+def test_pieces_are_removed_by_a_download_without_ranges(server: Server, tmp_path: Path) -> None:
     break_off(server, tmp_path)
     server.ranges, server.break_after = False, 100_000
     with pytest.raises(DownloadError, match="4 times in a row"):
@@ -351,7 +353,7 @@ def test_pieces_do_not_outlive_a_whole_download(server: Server, tmp_path: Path) 
     assert_whole(tmp_path / "model.pt")
 
 
-def test_a_full_disk_is_told_before_the_download(
+def test_too_little_space_is_reported_before_the_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1_000_000})()
@@ -361,13 +363,15 @@ def test_a_full_disk_is_told_before_the_download(
     assert server.bytes_sent <= 1
 
 
-def test_a_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DownloadError, match="SHARP_CACHE_DIR"):
         fetch(server, tmp_path / "file" / "model.pt")
 
 
-def test_a_folder_without_rights_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_reported(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -388,14 +392,14 @@ def test_a_journal_that_cannot_be_written_ends_the_download(
     assert "model.pt" not in files(tmp_path)
 
 
-def test_a_folder_in_the_files_place_is_told_before_the_download(server: Server, tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_reported_before_the_download(server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.pt").mkdir()
     with pytest.raises(DownloadError, match=r"model\.pt is a folder"):
         fetch(server, tmp_path / "model.pt")
     assert server.requests == []
 
 
-def test_who_waits_says_so_and_takes_what_the_other_one_fetched(
+def test_a_waiting_process_warns_and_uses_the_file_of_the_other_one(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = tmp_path / "model.pt"
@@ -404,7 +408,7 @@ def test_who_waits_says_so_and_takes_what_the_other_one_fetched(
         waiting.start()
         deadline = time.monotonic() + 30
         while "another process is downloading model.pt: waiting for it" not in caplog.messages:
-            assert time.monotonic() < deadline, "nobody waits"
+            assert time.monotonic() < deadline, "no warning of the waiting process"
             time.sleep(0.01)
         target.write_bytes(b"fetched by the other one")
     waiting.join(30)
@@ -413,7 +417,7 @@ def test_who_waits_says_so_and_takes_what_the_other_one_fetched(
     assert server.requests == []
 
 
-def test_without_a_terminal_lines_tell_the_progress(
+def test_progress_is_logged_if_there_is_no_terminal(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sharp_cog.runtime.download._LOG_INTERVAL_S", 0.0)
@@ -422,9 +426,7 @@ def test_without_a_terminal_lines_tell_the_progress(
     assert any(re.match(r"model\.pt: 3\.00M of 3\.00M, .*B/s", message) for message in caplog.messages)
 
 
-def test_on_a_terminal_a_bar_tells_the_progress(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_a_bar_on_a_terminal(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -435,7 +437,7 @@ def test_on_a_terminal_a_bar_tells_the_progress(
     assert "model.pt: 100%" in terminal.getvalue()
 
 
-def test_nothing_is_fetched_where_the_file_is(server: Server, tmp_path: Path) -> None:
+def test_nothing_is_fetched_if_the_file_exists(server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"here")
     fetch(server, tmp_path / "model.pt")
     assert server.requests == []
@@ -453,13 +455,13 @@ def test_secrets_stay_out_of_messages(server: Server, tmp_path: Path) -> None:
 def test_secrets_stay_out_of_tracebacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    url = f"http://user:password@127.0.0.1:{port}/model.pt?token=xyzzy"  # Nobody listens there any more.
+    url = f"http://user:password@127.0.0.1:{port}/model.pt?token=xyzzy"  # The port is closed again.
     with caplog.at_level(logging.INFO, logger="sharp_cog"), pytest.raises(DownloadError, match="refused") as caught:
         download(url, tmp_path / "model.pt", sha256=None, effort=QUICK)
-    told = "".join([*traceback.format_exception(caught.value), *caplog.messages])
-    assert "trying again" in told
-    assert "password" not in told
-    assert "xyzzy" not in told
+    text = "".join([*traceback.format_exception(caught.value), *caplog.messages])
+    assert "trying again" in text
+    assert "password" not in text
+    assert "xyzzy" not in text
 
 
 PROCESS = """
@@ -467,7 +469,7 @@ import signal
 import sys
 from pathlib import Path
 from sharp_cog.runtime.download import Effort, download
-signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs inherit that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell starts background jobs with SIGINT ignored.
 effort = Effort(num_connections=2, piece_bytes=400_000, timeout_s=5.0)
 download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3], effort=effort)
 """
@@ -478,7 +480,7 @@ def start(server: Server, target: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", PROCESS, server.url, str(target), SHA256], env=environment)
 
 
-def test_of_two_processes_one_downloads_and_both_have_the_file(server: Server, tmp_path: Path) -> None:
+def test_only_one_of_two_processes_downloads_and_both_get_the_file(server: Server, tmp_path: Path) -> None:
     server.pause_s = 0.02
     processes = [start(server, tmp_path / "model.pt") for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
@@ -487,7 +489,7 @@ def test_of_two_processes_one_downloads_and_both_have_the_file(server: Server, t
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(
+def test_the_next_process_resumes_the_download_of_a_stopped_one(
     server: Server, tmp_path: Path, how: signal.Signals
 ) -> None:
     server.pause_s = 0.05
@@ -507,7 +509,7 @@ def test_a_stopped_process_leaves_what_the_next_one_goes_on_from(
 
 
 def finished(folder: Path) -> set[str]:
-    """The ranges that an interrupted download need not ask for again."""
+    """Return the ranges that an interrupted download has finished."""
     journal = folder / ".model.pt.part.json"
     starts = json.loads(journal.read_text())["done"] if journal.exists() else []
     return {f"bytes={start}-{min(start + QUICK.piece_bytes, len(CONTENT)) - 1}" for start in starts}
@@ -526,7 +528,7 @@ def finished(folder: Path) -> set[str]:
     ],
     ids=["superscript", "digits", "length", "brackets", "label", "port", "gzip"],
 )
-def test_an_answer_that_is_nonsense_ends_the_download_and_leaves_nothing(answer: bytes, tmp_path: Path) -> None:
+def test_a_malformed_answer_ends_the_download_and_leaves_nothing(answer: bytes, tmp_path: Path) -> None:
     server = RawServer()
     server.answer = answer
     effort = replace(QUICK, retries=replace(QUICK.retries, max_tries=2))
@@ -537,9 +539,7 @@ def test_an_answer_that_is_nonsense_ends_the_download_and_leaves_nothing(answer:
 
 
 @pytest.mark.parametrize("done", [["a", 0], [0.5], [400_001], [-400_000], [10**30], [[0]], None, {"0": 1}, 5], ids=str)
-def test_a_journal_of_pieces_that_there_are_none_of_counts_for_nothing(
-    server: Server, tmp_path: Path, done: object
-) -> None:
+def test_a_journal_of_impossible_pieces_is_ignored(server: Server, tmp_path: Path, done: object) -> None:
     target = tmp_path / "model.pt"
     key = {"url": server.url, "validator": '"one"', "num_bytes": len(CONTENT), "piece_bytes": QUICK.piece_bytes}
     (tmp_path / ".model.pt.part").write_bytes(bytes(len(CONTENT)))

@@ -1,6 +1,6 @@
-"""The fused kernels where there is no GPU: they compile for each, and their twins take their place if they cannot run.
+"""Compilation of the fused kernels for every GPU, and the choice between them and their twins.
 
-What they compute is tested beside their twins, in triton's interpreter.
+Their results are tested in `test_decompose.py` and `tests/formats/test_ply.py`, in triton's interpreter without a GPU.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def test_the_kernels_compile_for_every_gpu(capability: int, tmp_path: Path) -> N
     ]
     for one in made:
         assert one["num_bytes"] > 1000
-        assert not one["has_local_memory"], "registers do not do"
+        assert not one["has_local_memory"], "the kernel spills registers"
 
 
 @pytest.fixture
-def _anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(choose, "synchronize", lambda device: None)
     choose._fused.cache_clear()
     yield
@@ -53,8 +53,8 @@ def test_the_kernels_are_tried_before_they_are_used() -> None:
     fused.try_out(DEVICE)
 
 
-@pytest.mark.usefixtures("_anew")
-def test_a_device_that_runs_them_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_untried")
+def test_a_device_that_runs_the_kernels_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
     monkeypatch.setattr(fused, "try_out", tried.append)
     assert choose.fused_for(torch.device("cpu")) is None
@@ -62,7 +62,7 @@ def test_a_device_that_runs_them_gets_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert tried == [CUDA]
 
 
-@pytest.mark.usefixtures("_anew")
+@pytest.mark.usefixtures("_untried")
 @pytest.mark.parametrize(
     "error",
     [
@@ -72,7 +72,7 @@ def test_a_device_that_runs_them_gets_them(monkeypatch: pytest.MonkeyPatch) -> N
         AssertionError("libcuda.so cannot found!"),
     ],
 )
-def test_where_they_cannot_be_built_their_twins_do_it(
+def test_the_twins_are_used_if_the_kernels_cannot_be_built(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def refuse(device: torch.device) -> None:
@@ -81,12 +81,12 @@ def test_where_they_cannot_be_built_their_twins_do_it(
     monkeypatch.setattr(fused, "try_out", refuse)
     with caplog.at_level(logging.WARNING):
         assert [choose.fused_for(CUDA) for _ in range(3)] == [None] * 3
-    assert len(caplog.records) == 1, "told once"
+    assert len(caplog.records) == 1, "the warning appears once"
     assert "gcc" in caplog.text
 
 
-@pytest.mark.usefixtures("_anew")
-def test_a_device_that_fails_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_untried")
+def test_a_device_that_fails_during_the_trial_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(device: torch.device) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

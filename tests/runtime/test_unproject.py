@@ -1,4 +1,4 @@
-"""Unprojection against Apple's reference arrays."""
+"""Unprojection compared with Apple's reference arrays."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def ndc_gaussians(arrays: dict[str, np.ndarray]) -> NDCGaussians:
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_aligned", "full"])
-def test_apples_gaussians_become_apples_metric_ones(name: str) -> None:
+def test_apples_ndc_gaussians_become_apples_metric_gaussians(name: str) -> None:
     about = json.loads((PARITY / f"{name}.json").read_text())
     arrays = dict(np.load(PARITY / f"{name}.npz"))
     camera = Camera(width=about["width"], height=about["height"], focal_length_px=about["focal_length_px"])
     gaussians = unproject(ndc_gaussians(arrays), camera)
     np.testing.assert_allclose(gaussians.means, arrays["mean_vectors"], rtol=1e-6, atol=1e-7)
     assert (gaussians.scales[:, :-1] >= gaussians.scales[:, 1:]).all()
-    # Apple's covariances are made in float32, which leaves few digits of a thin Gaussian's scale: by norm they agree.
+    # Apple's covariances in float32 keep few digits of a thin Gaussian's smallest scale, so the norm is compared.
     apples = arrays["singular_values"].astype(np.float64)
     assert np.linalg.norm(gaussians.scales.double().numpy() - apples) <= 1e-4 * np.linalg.norm(apples)
-    # Each single one is right by float64.
+    # Each single scale is compared with float64.
     stretch = np.array([camera.width / 2, camera.height / 2, camera.focal_length_px]) / camera.focal_length_px
     rotation = Rotation.from_quat(arrays["ndc_quaternions"].astype(np.float64), scalar_first=True).as_matrix()
     exact = stretch[:, None] * rotation * arrays["ndc_singular_values"].astype(np.float64)[:, None, :]
@@ -63,5 +63,5 @@ def test_a_batch_of_two_is_refused() -> None:
         colors_linear=torch.ones(2, 5, 3),
         opacities=torch.ones(2, 5),
     )
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 images"):
         unproject(two, Camera(width=4, height=3, focal_length_px=4.0))

@@ -1,1 +1,1 @@
-"""The few functions worth a GPU kernel, each with a plain torch twin."""
+"""The few functions that are worth a kernel, each with a twin in plain torch."""

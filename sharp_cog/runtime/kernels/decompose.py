@@ -1,12 +1,11 @@
-"""Principal axes and standard deviations of a stretched Gaussian, without forming its covariance.
+"""Principal axes and standard deviations of stretched Gaussians, without forming covariances.
 
 A Gaussian with axes R and standard deviations s, stretched by a diagonal L, has the covariance (L R S)(L R S)^T. Its
 new axes and deviations are the left singular vectors and the singular values of L R S. Squaring that matrix into the
 covariance would halve the digits; one-sided Jacobi (Hestenes, 1958) works on the matrix itself and finds even its
 smallest singular value to high relative precision (Demmel and Veselic, "Jacobi's method is more accurate than QR",
-1992), because the columns of L R S are those of L R, scaled. What is lost grows with the spread of L alone: the
-relative error of a scale stays below 2e-6 where the largest entry of L is up to 20 times the smallest, below 4e-6 at
-500 times.
+1992), because the columns of L R S are those of L R, scaled. The error grows with the spread of L alone: the relative
+error of a scale stays below 2e-6 if the largest entry of L is up to 20 times the smallest, and below 4e-6 at 500 times.
 """
 
 from __future__ import annotations
@@ -18,14 +17,22 @@ import torch
 from torch import Tensor
 
 NUM_SWEEPS = 4
-"""Sweeps over the three pairs of columns; a fifth changes nothing, see the tests."""
+"""Number of sweeps over the three pairs of columns. A fifth sweep changes nothing; the tests show it."""
 
 _CPU_CHUNK = 1 << 17
-"""Gaussians at a time on a CPU: few enough for the caches, many enough that torch's calls and its threads' waiting for
-each other do not count; measured from 8,192 on, idle and beside busy processes."""
-_TINY, _LEAST_SQUARE = 1e-30, 1e-37
-_SMALL = 2.0**-64
-_GRID = 1024.0
+"""Gaussians at a time on a CPU: few enough for the caches, and enough to make the overhead of torch's calls and threads
+negligible. The best of the measured sizes from 8,192 on, on an idle and on a busy machine."""
+
+TINY = 1e-30
+"""Smallest norm to divide by."""
+
+LEAST_SQUARE = 1e-37
+"""Smallest square of a divisor, which keeps the angle of two zero columns finite."""
+
+SMALL = 2.0**-64
+"""Length of a quaternion below which its components are scaled up, since they may be subnormal."""
+
+GRID = 1024.0
 """Steps per unit of the grid on which products of quaternion components are exact, see `_stretched_axes`."""
 
 Column = list[Tensor]
@@ -33,12 +40,12 @@ Column = list[Tensor]
 
 
 def decompose(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-    """Decomposes stretched Gaussians.
+    """Decompose stretched Gaussians.
 
-    The same code on every device, with a fixed number of steps and no branch that depends on data.
+    The code is the same on every device, with a fixed number of steps and no branch that depends on data.
 
     Args:
-        quaternions_wxyz: (N, 4) float32, real part first, of any length; zero is taken for the identity.
+        quaternions_wxyz: (N, 4) float32, real part first, of any length; zero stands for the identity.
         scales: (N, 3) float32, standard deviations, not negative.
         stretch: The diagonal of L.
 
@@ -62,25 +69,25 @@ def decompose(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, fl
 def _stretched_axes(
     quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, float, float]
 ) -> tuple[Column, Column, Column]:
-    """The columns of L R S, every entry to the relative precision of float32.
+    """Return the columns of L R S, each entry to the relative precision of float32.
 
-    An entry of R is a difference, such as x y - w z. Where it nearly cancels, what rounding leaves is small beside R
-    but not beside a row that L, or a column that S, makes small. So each component is parted into a multiple of
-    1 / _GRID and a rest: as components are below 2, products of the multiples and the sums of products that make
-    an entry fit in 24 bits and are exact, and the rest is too small for its rounding to show.
+    An entry of R is a difference, such as x y - w z. Where it nearly cancels, its rounding error is small compared with
+    R, but not with a row that L makes small, or a column that S makes small. Therefore each component is split into a
+    multiple of 1 / GRID and a rest. Components are below 2, so products of the multiples, and the sums of products that
+    make an entry, fit in 24 bits and are exact. The rest is so small that its rounding does not matter.
     """
     whole = [component.contiguous() for component in quaternions_wxyz.unbind(-1)]
     largest = _largest(whole)
-    # Subnormal numbers have no power of two of their own: up to where they are normal first.
-    lift = torch.where(largest < _SMALL, 1.0 / _SMALL, 1.0)
+    # Subnormal numbers have no exponent to read their power of two from, so they are scaled to normal ones first.
+    lift = torch.where(largest < SMALL, 1.0 / SMALL, 1.0)
     unit = _power_of_two(largest * lift)
     whole = [component * lift / unit for component in whole]
     whole[0] += largest == 0  # The identity.
-    coarse = [(component * _GRID).round_().div_(_GRID) for component in whole]
+    coarse = [(component * GRID).round_().div_(GRID) for component in whole]
     fine = [component - part for component, part in zip(whole, coarse, strict=True)]
 
     def product(first: int, second: int, factor: float) -> tuple[Tensor, Tensor]:
-        """A product of two components, times 1 or 2: its exact part and the rest."""
+        """Return a product of two components, times 1 or 2, as its exact part and the rest."""
         exact, rest = coarse[first] * coarse[second], coarse[first] * fine[second]
         rest.addcmul_(fine[first], whole[second])
         return (exact, rest) if factor == 1.0 else (exact.mul_(factor), rest.mul_(factor))
@@ -116,22 +123,22 @@ def _join(parts: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _largest(components: Iterable[Tensor]) -> Tensor:
-    """The largest magnitude among components, (n,)."""
+    """Return the largest magnitude among the components, (n,)."""
     return reduce(torch.maximum, (component.abs() for component in components))
 
 
 def _power_of_two(values: Tensor) -> Tensor:
-    """The power of two at or below each float32, never 0 or subnormal: dividing by it rounds nothing."""
+    """Return the power of two at or below each float32, never 0 or subnormal; dividing by it is exact."""
     exponent_bits = values.clamp(min=torch.finfo(torch.float32).tiny).view(torch.int32) & 0x7F80_0000
     return exponent_bits.view(torch.float32)
 
 
 def _jacobi(matrix: tuple[Column, Column, Column]) -> tuple[list[Column], Column]:
-    """Rotates three columns until they are orthogonal; returns them as unit vectors, and their norms."""
+    """Rotate three columns until they are orthogonal; return them as unit vectors, and their norms."""
     # Relative to the largest entry, so that no square over- or underflows.
     unit = _power_of_two(_largest(component for column in matrix for component in column))
     columns = [[component / unit for component in column] for column in matrix]
-    one, least = unit.new_tensor(1.0), unit.new_tensor(_LEAST_SQUARE)
+    one, least = unit.new_tensor(1.0), unit.new_tensor(LEAST_SQUARE)
     for _ in range(NUM_SWEEPS):
         squares = [_dot(column, column) for column in columns]
         for p, q in ((0, 1), (0, 2), (1, 2)):
@@ -145,24 +152,24 @@ def _jacobi(matrix: tuple[Column, Column, Column]) -> tuple[list[Column], Column
             pairs = list(zip(first, second, strict=True))
             columns[p] = [torch.addcmul(a, tangent, b, value=-1.0).mul_(cosine) for a, b in pairs]
             columns[q] = [torch.addcmul(b, tangent, a).mul_(cosine) for a, b in pairs]
-            # What the rotation does to the squares; their rounding moves later angles a little, never the result.
+            # The squares of the rotated columns. Their rounding changes later angles a little, but not the result.
             squares[p].addcmul_(tangent, dot, value=-1.0)
             squares[q].addcmul_(tangent, dot)
     norms = [_dot(column, column).sqrt_() for column in columns]
     for column, norm in zip(columns, norms, strict=True):
-        inverse = norm.clamp(min=_TINY).reciprocal_()
+        inverse = norm.clamp(min=TINY).reciprocal_()
         for component in column:
             component.mul_(inverse)
     return columns, [norm.mul_(unit) for norm in norms]
 
 
 def _dot(first: Column, second: Column) -> Tensor:
-    """Dot products, (n,)."""
+    """Return dot products, (n,)."""
     return (first[0] * second[0]).addcmul_(first[1], second[1]).addcmul_(first[2], second[2])
 
 
 def _sorted_axes(columns: list[Column], norms: Column) -> tuple[list[Tensor], Column]:
-    """Sorts axes by norm, largest first, and turns them into a quaternion: its four components, and the norms."""
+    """Sort axes by norm, largest first; return the four components of their quaternion, and the norms."""
     axes, lengths = list(columns), list(norms)
     for p, q in ((0, 1), (1, 2), (0, 1)):
         swaps = (lengths[p] < lengths[q]).to(lengths[p].dtype)
@@ -172,21 +179,21 @@ def _sorted_axes(columns: list[Column], norms: Column) -> tuple[list[Tensor], Co
         axes[q] = [_select(swaps, a, stays, b) for a, b in pairs]
         lengths[p], lengths[q] = torch.maximum(lengths[p], lengths[q]), torch.minimum(lengths[p], lengths[q])
     (ax, ay, az), (bx, by, bz) = axes[0], axes[1]
-    # The third axis follows from the first two, which settles reflections.
+    # The third axis is computed from the first two, so that the axes form a rotation and never a reflection.
     third = [ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]
     return _quaternion(axes[0], axes[1], third), lengths
 
 
 def _select(mask: Tensor, chosen: Tensor, opposite: Tensor, other: Tensor) -> Tensor:
-    """`chosen` where the mask is 1, `other` where its opposite is; on a CPU several times faster than `torch.where`."""
+    """Return `chosen` where the mask is 1, else `other`; several times faster on a CPU than `torch.where`."""
     return (other * opposite).addcmul_(chosen, mask)
 
 
 def _quaternion(x_axis: Column, y_axis: Column, z_axis: Column) -> list[Tensor]:
-    """Components w, x, y, z of the unit quaternion with w >= 0 of the rotation with these columns.
+    """Return the components w, x, y, z of the unit quaternion, w >= 0, of the rotation with these columns.
 
-    Each row of candidates is the quaternion times four times one of its own components (Shepperd, 1978); the row of the
-    largest component is the one without cancellation.
+    Each row of candidates is the quaternion times four times one of its components (Shepperd, 1978). The row of the
+    largest component has no cancellation.
     """
     (m00, m10, m20), (m01, m11, m21), (m02, m12, m22) = x_axis, y_axis, z_axis
     wx, wy, wz = m21 - m12, m02 - m20, m10 - m01

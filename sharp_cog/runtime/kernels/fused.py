@@ -1,4 +1,4 @@
-"""Unprojection and the file's rows on a GPU, each as one Triton kernel that reads and writes every number once.
+"""Unprojection, and the rows of a .ply, each as one Triton kernel that reads and writes every number once.
 
 The plain twins, which explain each step, are `sharp_cog.runtime.kernels.decompose` with `sharp_cog.runtime.unproject`,
 and `sharp_cog.formats.ply.vertex_block`. This module needs triton; `sharp_cog.runtime.kernels.choose` imports it.
@@ -11,14 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 256
-"""Gaussians to a program."""
+from sharp_cog.runtime.kernels import decompose
 
-_NUM_SWEEPS = tl.constexpr(4)
-_GRID = tl.constexpr(1024.0)
-_TINY = tl.constexpr(1e-30)
-_LEAST_SQUARE = tl.constexpr(1e-37)
-_SMALL = tl.constexpr(2.0**-64)
+_BLOCK = 256
+"""Gaussians per program."""
+
+_NUM_SWEEPS = tl.constexpr(decompose.NUM_SWEEPS)
+_GRID = tl.constexpr(decompose.GRID)
+_TINY = tl.constexpr(decompose.TINY)
+_LEAST_SQUARE = tl.constexpr(decompose.LEAST_SQUARE)
+_SMALL = tl.constexpr(decompose.SMALL)
 _SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 _LARGEST_LENGTH = tl.constexpr(1e38)
 _LARGEST_BELOW_1 = tl.constexpr(1.0 - 2.0**-24)
@@ -29,10 +31,10 @@ _NUM_PROPERTIES = tl.constexpr(14)
 def unproject(
     means: Tensor, scales: Tensor, quaternions_wxyz: Tensor, stretch: tuple[float, float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Stretches Gaussians.
+    """Stretch Gaussians.
 
     Args:
-        means: (N, 3) float32 of any strides, as are the next two.
+        means: (N, 3) float32, of any strides; so are the next two.
         scales: (N, 3).
         quaternions_wxyz: (N, 4), of any length.
         stretch: The diagonal of L.
@@ -55,10 +57,10 @@ def unproject(
 def vertex_rows(
     means: Tensor, colors_linear: Tensor, opacities: Tensor, scales: Tensor, quaternions_wxyz: Tensor
 ) -> Tensor:
-    """Lays Gaussians out as a .ply holds them.
+    """Return the rows of a .ply.
 
     Args:
-        means: (N, 3) float32 of any strides, as are the next four.
+        means: (N, 3) float32, of any strides; so are the next four.
         colors_linear: (N, 3).
         opacities: (N,).
         scales: (N, 3).
@@ -81,23 +83,23 @@ def vertex_rows(
 
 
 def try_out(device: torch.device) -> None:
-    """Builds the kernels for a device and runs them on sixteen Gaussians that lie in memory as the network's do.
+    """Build the kernels for a device, and run them on sixteen Gaussians with the memory layout of the network's.
 
     Raises:
-        Exception: Whatever triton does, where it cannot build or run them.
+        Exception: Any error of triton, if it cannot build or run them.
     """
-    num = 16  # As the network's number, a multiple of 16, for which triton builds a variant of its own.
+    num = 16  # A multiple of 16, for which triton builds a special variant, as for the network's number of Gaussians.
     by_channel = torch.ones(4, num, device=device)
     vectors, opacities = by_channel[:3].T, by_channel[0]
     means, scales, quaternions_wxyz = unproject(vectors, vectors, by_channel.T, (1.0, 1.0, 1.0))
     rows = vertex_rows(means, vectors, 0.5 * opacities, scales, quaternions_wxyz)
     if not rows.isfinite().all():
-        raise RuntimeError("the fused kernels compute what is not finite")
+        raise RuntimeError("the fused kernels return values that are not finite")
 
 
 @triton.jit
 def _power_of_two(values: tl.tensor) -> tl.tensor:
-    """The power of two at or below, and its inverse."""
+    """Return the power of two at or below each value, and its inverse."""
     bits = tl.maximum(values, _SMALLEST_NORMAL).to(tl.int32, bitcast=True) & 0x7F800000
     inverse = tl.maximum(0x7F000000 - bits, 0x00800000)
     return bits.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
@@ -105,14 +107,14 @@ def _power_of_two(values: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _halves(component: tl.tensor) -> tl.tensor:
-    """A multiple of 1 / _GRID, and the rest."""
+    """Split a component into a multiple of 1 / _GRID and the rest."""
     coarse = tl.floor(component * _GRID + 0.5) * (1.0 / _GRID)
     return coarse, component - coarse
 
 
 @triton.jit
 def _product(coarse_a: tl.tensor, fine_a: tl.tensor, coarse_b: tl.tensor, fine_b: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """A product of two components: its exact part and the rest."""
+    """Return a product of two components as its exact part and the rest."""
     return coarse_a * coarse_b, coarse_a * fine_b + fine_a * b
 
 
@@ -132,7 +134,7 @@ def _rotate(
     square_a: tl.tensor,
     square_b: tl.tensor,
 ) -> tl.tensor:
-    """One Jacobi rotation of two columns; also of their squares."""
+    """Return two columns after a Jacobi rotation, and their squares."""
     dot = _dot(ax, ay, az, bx, by, bz)
     twice, gap = 2.0 * dot, square_b - square_a
     root = tl.sqrt(gap * gap + twice * twice + _LEAST_SQUARE)
@@ -147,7 +149,7 @@ def _rotate(
 def _sort(
     ax: tl.tensor, ay: tl.tensor, az: tl.tensor, a: tl.tensor, bx: tl.tensor, by: tl.tensor, bz: tl.tensor, b: tl.tensor
 ) -> tl.tensor:
-    """Two axes with their lengths, the longer first."""
+    """Return two axes with their lengths, the longer first."""
     swaps = a < b
     return (
         tl.where(swaps, bx, ax),
@@ -179,7 +181,7 @@ def _unproject(
     stretch_y: tl.tensor,
     stretch_z: tl.tensor,
     num: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803 - as Triton writes constants
+    BLOCK: tl.constexpr,  # noqa: N803 - Triton writes constants in capitals
 ) -> None:
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num
@@ -261,7 +263,7 @@ def _unproject(
     tl.store(scales_out + index * 3 + 1, b * unit, mask=inside)
     tl.store(scales_out + index * 3 + 2, c * unit, mask=inside)
 
-    # The third axis follows from the first two, which settles reflections. Then Shepperd's quaternion.
+    # The third axis is computed from the first two, which excludes reflections. Then Shepperd's quaternion.
     cx, cy, cz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
     wx, wy, wz = bz - cy, cx - az, ay - bx
     xy, xz, yz = ay + bx, cx + az, bz + cy
@@ -292,8 +294,8 @@ def _unproject(
 
 @triton.jit
 def _harmonic(linear: tl.tensor) -> tl.tensor:
-    """Linear light to the degree-0 spherical harmonic of its sRGB value."""
-    # NaN is on neither side of a comparison, and must come through.
+    """Return the spherical harmonic of degree 0 of the sRGB value of linear light."""
+    # Not by a clamp, which would hide NaN. A comparison with NaN is false, so it stays.
     linear = tl.where(linear < 0.0, 0.0, linear)
     linear = tl.where(linear > 1.0, 1.0, linear)
     curve = 1.055 * tl.exp(tl.log(tl.maximum(linear, 0.0031308)) * (1.0 / 2.4)) - 0.055
@@ -318,7 +320,7 @@ def _vertex_rows(
     quaternions_column: tl.tensor,
     rows: tl.tensor,
     num: tl.tensor,
-    BLOCK: tl.constexpr,  # noqa: N803 - as Triton writes constants
+    BLOCK: tl.constexpr,  # noqa: N803 - Triton writes constants in capitals
 ) -> None:
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num
