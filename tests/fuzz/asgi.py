@@ -1,4 +1,4 @@
-"""The HTTP service without a socket, so that it gets whatever bytes there are in a request."""
+"""The HTTP service without a socket, so that no bytes of a request are changed on the way."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import InputError
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
 from tests.gated import Gated
 
 REFUSALS = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-"""Codes of statuses that have but one; 422 has those of all input errors."""
+"""Error codes of the statuses with one code; 422 has the codes of all input errors."""
 
 
 @dataclass
 class Answer:
-    """What the service has answered."""
+    """Answer of the service."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Answer:
 
 
 class InProcess:
-    """A service for which any bytes are a picture, ready for requests."""
+    """A service that is ready for requests, and takes any bytes for an image."""
 
     def __init__(self, pipeline: SharpPipeline, settings: ServiceSettings) -> None:
         self._loop = asyncio.new_event_loop()
@@ -41,12 +41,12 @@ class InProcess:
             self._loop.run_until_complete(asyncio.sleep(0.01))
 
     def close(self) -> None:
-        """Stops it, and deletes its folder."""
+        """Stop the service, and delete its folder."""
         self._loop.run_until_complete(self._lifespan.__aexit__(None, None, None))
         self._loop.close()
 
     def ask(self, method: str, target: str, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b"") -> Answer:
-        """The answer to a request; an exception that gets out of the service is raised."""
+        """Return the answer to a request; an exception that leaves the service is raised."""
         return self._loop.run_until_complete(asyncio.wait_for(self._ask(method, target, headers, body), 30))
 
     async def _ask(self, method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> Answer:
@@ -91,15 +91,15 @@ class InProcess:
 
 @functools.cache
 def in_process() -> InProcess:
-    """The service of this process; no URL leads anywhere."""
+    """Return the service of this process, which refuses private URLs."""
     return InProcess(Gated(), ServiceSettings(request_seconds=20, max_body_megabytes=1, kept_predictions=0))
 
 
 def judge(answer: Answer) -> None:
-    """Checks what every answer promises.
+    """Check the promises that hold for every answer.
 
     Raises:
-        InputError: The service has refused the request, as it should be told; with the answer's code.
+        InputError: The service has refused the request in the promised form; the error has the answer's code.
     """
     if answer.status == 200:
         return

@@ -1,4 +1,4 @@
-"""A server on loopback that answers every request with the same bytes, whatever they are, and hangs up."""
+"""A server on loopback that answers every request with the same bytes and closes the connection."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class RawServer:
-    """Answers with `answer`.
+    """Answers every request with `answer`.
 
     Attributes:
         answer: Status, headers and body, as they go over the wire.
-        url: Where it listens.
+        url: Address of the server.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class RawServer:
                 received += block
             connection.sendall(self.answer)
             connection.shutdown(socket.SHUT_WR)
-            # Who closes with bytes unread makes the other side lose the answer.
+            # Closing a socket with unread bytes resets the connection, and the client would lose the answer.
             while connection.recv(65536):
                 pass
 
 
 @functools.cache
 def raw_server() -> RawServer:
-    """The server of this process, in a world without other hosts."""
+    """Return the server of this process, and make all other hosts unknown."""
     system = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **rest: Any) -> Any:
@@ -56,9 +56,9 @@ def raw_server() -> RawServer:
 
 
 def raw(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """An answer as it goes over the wire.
+    """Return an answer as it goes over the wire.
 
-    It says that the server hangs up, as it does: else a client might ask on a connection that is about to end.
+    It announces that the server closes the connection, so that no client reuses a connection that is about to end.
     """
     head = [f"HTTP/1.1 {status}", "Connection: close", *headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(head).encode("latin-1") + body

@@ -1,4 +1,4 @@
-"""How tests see that a hostile input is refused: with which error, at what price."""
+"""The check that a hostile input is refused, with the right error and at a low price."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.fuzz.harness import MAX_CPU_S, MAX_GROWTH_BYTES, peak_bytes, reset_pe
 
 
 def refusal(read: Callable[[bytes], object], content: bytes, error: type[SharpError]) -> str:
-    """The message of the error that reading raises; checked to be this error, fit to be shown, and cheap."""
+    """Return the message of the error that `read` must raise, after checking its type, its words and its cost."""
     reset_peak()
     before, start = peak_bytes(), time.process_time()
     try:

@@ -1,4 +1,4 @@
-"""Requests of callers, behind every door, and the servers that they make us ask."""
+"""Fuzzing of requests at every frontend, and of the servers that their URLs lead to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import base64
 import functools
 import json
 import socket
-import threading
 from typing import Any, cast
 
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.config.settings import ServiceSettings, Settings
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.config.settings import Settings
 from sharp_cog.errors import FetchError, InputError, OptionError, SettingError
 from sharp_cog.serving import inputs, modal_app
 from sharp_cog.serving.fetch import fetch
@@ -94,7 +94,7 @@ def refused(message: str, code: str) -> None:
 
 
 def read(content: bytes) -> Any:
-    """What a platform makes of the bytes before we get it."""
+    """Return the value that a platform parses from the bytes before it calls us."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -119,9 +119,9 @@ def modal_seeds() -> list[bytes]:
 
 @functools.cache
 def modal_class() -> Any:
-    """The class behind the functions on Modal, with a pipeline of its own."""
+    """Return the class behind the functions on Modal, with its own pipeline."""
     sharp = cast(Any, modal_app.Sharp)._get_user_cls()()
-    sharp.lock, sharp.pipeline = threading.Lock(), Gated()
+    sharp.pipeline = Gated()
     return sharp
 
 
@@ -131,7 +131,7 @@ def call_modal(content: bytes) -> None:
     modal_class()._predict(values.pop("image_bytes", content or b"a"), values)
 
 
-# ---- URLs, and the servers behind them
+# ---- URLs and the servers behind them
 
 URLS = (
     "https://example.com/a%20b.jpg?signature=x%2By",
@@ -142,7 +142,7 @@ URLS = (
 
 
 def refuse_url(content: bytes) -> None:
-    """None of them is fetched: they lead inside, and outside there is nothing here."""
+    """Fetch a URL, which must fail: it is private, or its host is unknown here."""
     raw_server()
     fetch(content.decode("utf-8", "surrogateescape"), CLOSED)
     raise AssertionError("it was fetched")

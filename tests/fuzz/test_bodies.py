@@ -1,4 +1,4 @@
-"""Requests of the right shape with wrong contents, which broken bytes hardly ever become."""
+"""Requests of the right shape with wrong contents, which mutated bytes hardly ever have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.test_text import nested
 CLOSED = ServiceSettings(fetch_seconds=2)
 OPTIONS = [option.name for option in fields(PredictOptions)]
 NAMES = [*OPTIONS, "f_px", "format", "image", "image_base64", "image_url", "depth", "depth_url", "upload_url", "images"]
-TEXTS = st.text(st.characters(), max_size=20)  # Halves of characters as well.
+TEXTS = st.text(st.characters(), max_size=20)  # Lone surrogates as well.
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -46,7 +46,7 @@ SCALARS = st.one_of(
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
 REQUESTS = st.dictionaries(st.sampled_from(NAMES) | TEXTS, VALUES, max_size=6)
 CHECKED = settings(deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-QUANTITIES = [200, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+QUANTITIES = [25, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 
 
 def is_answer(told: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def is_answer(told: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("num", QUANTITIES)
-def test_whatever_an_event_holds_the_worker_answers(num: int) -> None:
+def test_the_worker_answers_any_event(num: int) -> None:
     handler = create_handler(Gated(), CLOSED)
 
     @settings(CHECKED, max_examples=num)
@@ -73,14 +73,14 @@ def test_whatever_an_event_holds_the_worker_answers(num: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [nested(10_000), 10**100_000, "\ud800" * 10**6], ids=["nested", "integer", "text"])
-def test_a_monstrous_value_of_an_event_is_the_callers_fault(name: str, value: object) -> None:
+def test_a_monstrous_value_in_an_event_is_the_callers_fault(name: str, value: object) -> None:
     answer = create_handler(Gated(), CLOSED)({"id": "job", "input": {"image": "aGFsbG8=", name: value}})
     is_answer(answer)
     assert "code" in answer or "results" in answer
 
 
 @pytest.mark.parametrize("num", QUANTITIES)
-def test_whatever_the_functions_on_modal_are_given_they_take_or_refuse_it(num: int) -> None:
+def test_the_functions_on_modal_accept_or_refuse_any_arguments(num: int) -> None:
     @settings(CHECKED, max_examples=num)
     @given(st.dictionaries(st.sampled_from([*OPTIONS, "f_px", "image_bytes", "depth_bytes"]), VALUES, max_size=4))
     def check(values: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def _closed_behind_the_tests() -> Iterator[None]:
 
 
 def form(parts: list[tuple[str, str | None, bytes]], head: bytes = b"") -> bytes:
-    """A form as it is sent: names, names of files, contents."""
+    """Return a form as it is sent. Each part has a name, the name of a file or None, and content."""
     sent = bytearray(head)
     for name, filename, content in parts:
         file = b"" if filename is None else b'; filename="%s"' % filename.encode("utf-8", "surrogatepass")
@@ -124,7 +124,7 @@ PARTS = st.tuples(
 
 
 @pytest.mark.parametrize("num", QUANTITIES)
-def test_whatever_a_form_holds_the_service_answers(num: int) -> None:
+def test_the_service_answers_any_form(num: int) -> None:
     charsets = st.sampled_from(["", "; charset=utf-8", "; charset=latin-1", "; charset=utf-16", "; charset=idna"])
     paths = st.sampled_from([*(f"/predict/{name}" for name in FORMATS if name != "mp4"), "/predict", "/predict/obj"])
 
@@ -144,8 +144,8 @@ def test_whatever_a_form_holds_the_service_answers(num: int) -> None:
 @pytest.mark.parametrize(
     "charset", ["idna", "punycode", "undefined", "unicode_escape", "utf-7", "utf-16", "hex", "zlib", "a\0b", "x" * 9999]
 )
-def test_a_charset_that_is_no_charset_of_forms_is_refused_before_it_is_used(charset: str) -> None:
-    """Some take minutes for a megabyte, some make texts that no answer can hold, some end the request with an error."""
+def test_an_unusual_charset_is_refused_before_it_is_used(charset: str) -> None:
+    """Some take minutes for a megabyte, some decode to text that no answer can hold, and some raise other errors."""
     begun = time.process_time()
     body = form([("file", "a", b"abc"), ("axes", None, b"\\ud800" * 100_000)])
     answer = send(body, MULTIPART + f"; charset={charset}".encode())
@@ -154,7 +154,7 @@ def test_a_charset_that_is_no_charset_of_forms_is_refused_before_it_is_used(char
     assert time.process_time() - begun < 2
 
 
-def test_a_query_that_is_no_text_is_no_fault_of_the_service() -> None:
+def test_a_query_that_is_not_utf_8_is_ignored() -> None:
     body = form([("file", "a.jpg", b"abc")])
     assert send(body, MULTIPART, "/predict/splat?x=\xff").status == 200
     assert in_process().ask("GET", "/health?\xff").status == 200
@@ -177,14 +177,14 @@ def test_a_query_that_is_no_text_is_no_fault_of_the_service() -> None:
     ],
     ids=lambda headers: next(iter(headers)),
 )
-def test_whatever_stands_in_a_header_is_no_fault_of_the_service(headers: dict[str, bytes]) -> None:
+def test_no_header_makes_the_service_fail(headers: dict[str, bytes]) -> None:
     for path in ("/predict/splat", "/predict"):
         answer = send(form([("file", "a.jpg", b"abc")]), MULTIPART, path, **headers)
         assert answer.status == (413 if headers.get("content_length", b"").isdigit() else 200)
         assert answer.headers.get("x-request-id", "").isascii()
 
 
-def test_a_client_that_goes_while_it_sends_is_no_fault_of_the_service(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_while_it_sends_is_counted_as_such(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Gated) as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=10) as sock:
             sock.sendall(
@@ -210,7 +210,7 @@ def service() -> Iterator[Service]:
 
 
 def on_the_wire(service: Service, content: bytes) -> bytes:
-    """All that comes back before the server hangs up, or nothing."""
+    """Return all bytes that the server sends, or none if it closes the connection while we send."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as sock:
         try:
             sock.sendall(content)
@@ -218,13 +218,13 @@ def on_the_wire(service: Service, content: bytes) -> bytes:
             received = b""
             while block := sock.recv(65536):
                 received += block
-        except ConnectionError:  # It hung up while we were sending.
+        except ConnectionError:
             return b""
     return received
 
 
-@pytest.mark.parametrize("num", [150, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_whatever_comes_over_the_wire_the_next_request_is_answered(service: Service, num: int) -> None:
+@pytest.mark.parametrize("num", QUANTITIES)
+def test_broken_requests_on_the_wire_leave_the_service_healthy(service: Service, num: int) -> None:
     chance, seeds = random.Random(0), http_seeds()
     for number in range(num):
         content = bytearray(chance.choice(seeds))
@@ -234,14 +234,14 @@ def test_whatever_comes_over_the_wire_the_next_request_is_answered(service: Serv
         answer = on_the_wire(service, bytes(content))
         assert not answer.startswith(b"HTTP/1.1 5"), (bytes(content), answer)
         assert b"Traceback" not in answer
-        if number % 50 == 0:
+        if number % 20 == 0:
             assert requests.get(f"{service.url}/health", timeout=10).json()["status"] == "healthy"
     good = requests.post(f"{service.url}/predict/splat", files={"file": b"abc"}, timeout=10)
     assert (good.status_code, len(good.content)) == (200, 96)
     assert requests.get(f"{service.url}/health", timeout=10).json()["requests"] == 0
 
 
-# ---- servers that a URL may lead to
+# ---- servers behind a URL
 
 ENDLESS = {
     "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
@@ -254,7 +254,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("part", ENDLESS)
-def test_no_server_makes_anybody_read_for_ever(part: str) -> None:
+def test_an_endless_answer_of_a_server_is_cut(part: str) -> None:
     head, more = ENDLESS[part]
     server = RawServer()
     server.answer = head + more * (60_000_000 // len(more))
