@@ -22,7 +22,7 @@ def test_a_scene_is_scaled_about_the_camera_and_then_centred() -> None:
     )
 
 
-def test_a_scene_that_needs_no_change_is_rerotated_as_it_is() -> None:
+def test_a_scene_that_needs_no_change_is_returned_as_it_is() -> None:
     gaussians = gaussians_in_front(5)
     assert scale_and_center(gaussians) == (gaussians, (0.0, 0.0, 0.0))
     assert translate(gaussians, (0.0, 0.0, 0.0)) is gaussians
