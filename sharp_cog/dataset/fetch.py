@@ -6,14 +6,13 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.journal import Entry, Journal
 from sharp_cog.dataset.leases import Leases
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source
-from sharp_cog.dataset.progress import Progress
 from sharp_cog.errors import SettingError, SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging import images
@@ -40,34 +39,28 @@ class Fetcher:
 
     def __init__(
         self,
+        settings: DatasetSettings,
         journal: Journal,
         source: Source,
-        folder: Path,
-        progress: Progress,
         stop_requested: threading.Event,
         *,
         leases: Leases | None,
-        lease_batch: int,
-        max_images: int,
         max_pixels: int,
     ) -> None:
         """Fetch nothing yet.
 
         Args:
+            settings: Settings of the run.
             journal: Journal of the run.
             source: Source of the photographs.
-            folder: Folder of the images.
-            progress: Receives the rate limit that the source reports.
             stop_requested: Once it is set, nothing more is fetched.
             leases: Leases of this client; None if it works alone.
-            lease_batch: Number of photographs to lease at once.
-            max_images: Number of photographs that the whole run may turn into splats; 0 means no limit.
             max_pixels: Largest image to accept.
         """
-        self._journal, self._source, self._folder, self._progress = journal, source, folder, progress
+        self._journal, self._source, self._folder = journal, source, settings.images_dir
         self._stop_requested, self._leases = stop_requested, leases
-        self._lease_batch = lease_batch if leases is not None else 1
-        self._max_images, self._max_pixels = max_images, max_pixels
+        self._lease_batch = settings.claim_batch if leases is not None else 1
+        self._max_images, self._max_pixels = settings.max_images, max_pixels
         self._is_rate_limited = False
         self._mutex = threading.Lock()
         self._under_way: set[str] = set()
@@ -199,8 +192,6 @@ class Fetcher:
         except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
             self.fail(photo, error, is_fetched=False)
             return None
-        finally:
-            self._progress.rate_limit_left = getattr(self._source, "rate_limit_left", None)
         with open_atomically(path) as file:
             file.write(content)
         self._journal.advance(photo.id, "fetched", image=path.name)

@@ -66,7 +66,7 @@ class OutageError(GsplatError):
 
 
 class Gsplat:
-    """Shares splats, for many threads at once; see `sharp_cog.dataset.engine.Share`.
+    """Shares splats, for many threads at once; see `sharp_cog.dataset.publish.Share`.
 
     Raises:
         SettingError: The address cannot be used.

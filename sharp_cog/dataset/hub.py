@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session
@@ -72,6 +72,10 @@ class HubView:
     repo: HubRepo
     sha: str
 
+    @property
+    def _revision(self) -> dict[str, Any]:
+        return {"repo_type": self.repo.repo_type, "revision": self.sha}
+
     def now(self) -> float:
         """Return Unix time by the hub's clock."""
         return self.repo.now()
@@ -82,29 +86,21 @@ class HubView:
         listed = sorted(paths)
         for start in range(0, len(listed), _PATHS_PER_REQUEST):
             part = listed[start : start + _PATHS_PER_REQUEST]
-            infos = self.repo.api.get_paths_info(
-                self.repo.repo_id, part, repo_type=self.repo.repo_type, revision=self.sha
-            )
+            infos = self.repo.api.get_paths_info(self.repo.repo_id, part, **self._revision)
             found |= {info.path for info in infos}
         return found
 
     def names(self, folder: str) -> set[str]:
         """Return the names in a folder; none if the folder does not exist."""
         try:
-            entries = list(
-                self.repo.api.list_repo_tree(
-                    self.repo.repo_id, folder, repo_type=self.repo.repo_type, revision=self.sha
-                )
-            )
+            entries = list(self.repo.api.list_repo_tree(self.repo.repo_id, folder, **self._revision))
         except EntryNotFoundError:
             return set()
         return {entry.path.rpartition("/")[2] for entry in entries}
 
     def stat(self, path: str) -> Stat | None:
         """Return the hub's record of a file, or None if it does not exist."""
-        infos = self.repo.api.get_paths_info(
-            self.repo.repo_id, [path], repo_type=self.repo.repo_type, revision=self.sha
-        )
+        infos = self.repo.api.get_paths_info(self.repo.repo_id, [path], **self._revision)
         if not infos or not isinstance(infos[0], RepoFile):
             return None
         info = infos[0]

@@ -94,15 +94,16 @@ class Leases:
         """Lease those photographs that are neither done nor leased by another client, in one change."""
 
         def decide(view: View) -> tuple[Change, Acquired]:
-            found = view.existing([path(photo.id) for photo in photos for path in (lock_path, done_path)])
+            # Leases first: a client that finishes meanwhile writes the mark before it deletes its lease.
+            leases = _read(view, [photo.id for photo in photos])
+            marked = view.existing([done_path(photo.id) for photo in photos])
             now, ours, done = view.now(), [], []
             operations: list[Put | Delete] = []
             for photo in photos:
-                path = lock_path(photo.id)
-                if done_path(photo.id) in found:
+                if done_path(photo.id) in marked:
                     done.append(photo)
                     continue
-                lease = Lease.decode(view.read(path)) if path in found else None
+                lease = leases.get(photo.id)
                 if lease is not None and lease.owner != self._owner and lease.is_valid(now, self._stale_s):
                     continue
                 ours.append(photo)
@@ -141,13 +142,7 @@ class Leases:
         begun = time.monotonic()
 
         def decide(view: View) -> tuple[Change, set[str]]:
-            now = view.now()
-            found = view.existing([lock_path(photo_id) for photo_id in held])
-            leases = {
-                photo_id: Lease.decode(view.read(lock_path(photo_id)))
-                for photo_id in held
-                if lock_path(photo_id) in found
-            }
+            now, leases = view.now(), _read(view, held)
             ours = {
                 photo_id: lease
                 for photo_id, lease in leases.items()
@@ -209,12 +204,11 @@ class Leases:
 
         Call `forget` once the change is made.
         """
-        locks = view.existing([lock_path(photo_id) for photo_id in photo_ids])
-        leases = ((path, Lease.decode(view.read(path))) for path in sorted(locks))
+        leases = sorted(_read(view, photo_ids).items())
         marked = view.existing([done_path(photo_id) for photo_id in done])
         return [
-            *(Delete(path=path) for path, lease in leases if lease is None or lease.owner == self._owner),
             *(Put(path=path, content=b"") for path in sorted(set(map(done_path, done)) - marked)),
+            *(Delete(path=lock_path(name)) for name, lease in leases if lease is None or lease.owner == self._owner),
         ]
 
     def forget(self, photo_ids: Collection[str]) -> None:
@@ -232,3 +226,11 @@ def lock_path(photo_id: str) -> str:
 def done_path(photo_id: str) -> str:
     """Return the path of the mark that a photograph is done."""
     return f"{DONE_DIR}/{photo_id}"
+
+
+def _read(view: View, photo_ids: Collection[str]) -> dict[str, Lease | None]:
+    """Return the leases on photographs that have one; None for a file that is no lease."""
+    found = view.existing([lock_path(photo_id) for photo_id in photo_ids])
+    return {
+        photo_id: Lease.decode(view.read(lock_path(photo_id))) for photo_id in photo_ids if lock_path(photo_id) in found
+    }

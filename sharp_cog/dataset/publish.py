@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.bounded_queue import BoundedQueue
 from sharp_cog.dataset.hub_dataset import Finished, HubDataset
 from sharp_cog.dataset.journal import Entry, Journal
@@ -33,27 +34,24 @@ class Publisher:
 
     def __init__(
         self,
+        settings: DatasetSettings,
         journal: Journal,
-        run_dir: Path,
         *,
         leases: Leases | None = None,
         dataset: HubDataset | None = None,
         share: Share | None = None,
-        formats: tuple[str, ...] = (),
     ) -> None:
         """Publish nothing yet.
 
         Args:
+            settings: Settings of the run.
             journal: Journal of the run.
-            run_dir: Folder of the run.
             leases: Leases of this client; None if it works alone.
             dataset: The published dataset; None keeps the splats on this machine.
             share: Called for each splat before it is published.
-            formats: Formats to publish; empty means all.
         """
-        self._journal, self._leases, self._dataset, self._share = journal, leases, dataset, share
-        self._formats = formats
-        self._images, self._gaussians = run_dir / "images", run_dir / "gaussians"
+        self._settings, self._journal = settings, journal
+        self._leases, self._dataset, self._share = leases, dataset, share
 
     def requeue_incomplete(self) -> None:
         """Make splats again whose files or facts are missing, such as files that somebody deleted."""
@@ -62,7 +60,7 @@ class Publisher:
                 self._journal.advance(entry.photo.id, "seen")
 
     def _is_complete(self, entry: Entry) -> bool:
-        files = [self._images / entry.about.get("image", ""), *self._splats(entry).values()]
+        files = [self._settings.images_dir / entry.about.get("image", ""), *self._splats(entry).values()]
         has_facts = {"splats", "sha256", *_ROW_FACTS} <= entry.about.keys()
         return has_facts and all(path.is_file() for path in files)
 
@@ -79,21 +77,15 @@ class Publisher:
             if not shared.put(photo_id):
                 return
 
-    def publish_all(self, shared: BoundedQueue[str], *, every: int, seconds: float) -> None:
-        """Publish photographs in batches, until the queue is exhausted.
-
-        Args:
-            shared: Ids of the photographs.
-            every: Number of photographs that makes a batch.
-            seconds: Longest wait of one photograph, after which a smaller batch is published.
-        """
-        every = every if self._dataset is not None else 1
+    def publish_all(self, shared: BoundedQueue[str]) -> None:
+        """Publish photographs until the queue is exhausted: full batches, and smaller ones after a while."""
+        every = self._settings.hf_index_flush_every if self._dataset is not None else 1
         batch: list[str] = []
         due = 0.0
         while True:
             photo_id = shared.take(max(0.0, due - time.monotonic()) if batch else None)
             if photo_id is not None:
-                due = due if batch else time.monotonic() + seconds
+                due = due if batch else time.monotonic() + self._settings.hf_index_flush_secs
                 batch.append(photo_id)
             is_over = shared.is_exhausted
             is_due = is_over or len(batch) >= every or time.monotonic() >= due
@@ -115,11 +107,11 @@ class Publisher:
         about = entry.about
         splats = self._splats(entry)
         sha256 = about["sha256"]
-        published = self._formats or tuple(splats)
+        published = self._settings.hf_formats or tuple(splats)
         shared = {name: str(value) for name, value in about.items() if name.startswith("gsplat_")}
         return Finished(
             id=entry.photo.id,
-            image=self._images / about["image"],
+            image=self._settings.images_dir / about["image"],
             splats={name: splats[name] for name in published if name in splats},
             row={
                 **entry.photo.row,
@@ -130,7 +122,7 @@ class Publisher:
         )
 
     def _splats(self, entry: Entry) -> dict[str, Path]:
-        return {name: self._gaussians / file for name, file in entry.about.get("splats", {}).items()}
+        return {name: self._settings.gaussians_dir / file for name, file in entry.about.get("splats", {}).items()}
 
     def _entry(self, photo_id: str) -> Entry:
         entry = self._journal.get(photo_id)

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ OBJECT_STORE_BYTES = 2 << 30
 MAX_CPUS_OF_GPU_ACTOR = 8
 """Maximum processors that Ray reserves for an actor with a GPU."""
 
-_PROBE_S = 10.0
+_TIMEOUT_S = 10.0
+"""Longest wait for a cluster to answer."""
 
 _Made = tuple[dict[str, Any], dict[str, bytes]] | Exception
 """The result of an actor: the facts of `write_splats` and the files by name, or the error."""
@@ -217,7 +218,7 @@ class _Actors:
             with self._mutex:
                 if self._is_stopped:
                     return
-                actor = self._actor_class.remote(*self._arguments)
+                actor: Any = self._actor_class.remote(*self._arguments)
                 self._alive.add(actor)
             try:
                 ray.get(actor.wait_until_loaded.remote())
@@ -242,11 +243,12 @@ class _Actors:
         with self._mutex:
             self._is_stopped = True
             for actor in self._alive:
-                ray.kill(actor)
+                with suppress(ray.exceptions.RayError):  # A cluster that is lost has no actors.
+                    ray.kill(actor)
         self._idle.put(None)
-        # None may call Ray once it is shut down, which would start it again.
+        # A call after the shutdown of Ray would start it again.
         for thread in self._starters:
-            thread.join()
+            thread.join(_TIMEOUT_S)
 
 
 class _Maker:
@@ -361,7 +363,7 @@ def _probe(address: str) -> None:
     """
     try:
         parts = urlsplit(f"//{address}")
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_PROBE_S).close()
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"the Ray cluster at {address} cannot be reached: {_reason(error)}: check RAY_ADDRESS, host:port"

@@ -15,11 +15,11 @@ from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.bounded_queue import BoundedQueue
 from sharp_cog.dataset.engine import Engine, Job
 from sharp_cog.dataset.fetch import Fetcher
+from sharp_cog.dataset.gpu_log import GpuLog
 from sharp_cog.dataset.hub_dataset import HubDataset
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.leases import Leases
 from sharp_cog.dataset.photo import Source
-from sharp_cog.dataset.progress import GpuLog, Progress
 from sharp_cog.dataset.publish import Publisher, Share
 from sharp_cog.errors import CheckpointError, DeviceError, NotInstalledError, OutputError, SettingError
 from sharp_cog.files.atomic import cannot_write
@@ -28,7 +28,7 @@ from sharp_cog.text import trace
 _LOG = logging.getLogger(__name__)
 
 POLL_S = 0.2
-"""Seconds between looks at the files that pause and stop a run."""
+"""Seconds between checks of the files that pause and stop a run."""
 HEARTBEAT_S = 20.0
 """Longest time between calls of the heartbeats, which know themselves when they are due."""
 RELEASE_S = 300.0
@@ -72,7 +72,7 @@ class Run:
         Raises:
             OutputError: A folder cannot be written.
         """
-        self.settings, self.journal, self.source, self.progress = settings, journal, source, Progress()
+        self.settings, self.journal, self.source = settings, journal, source
         self._engine, self._leases, self._source_heartbeat = engine, leases, source_heartbeat
         for folder in (settings.images_dir, settings.gaussians_dir):
             try:
@@ -83,20 +83,8 @@ class Run:
             except OSError as error:
                 raise cannot_write(folder, error) from error
         self._stop_requested = stop_requested or threading.Event()
-        self._fetcher = Fetcher(
-            journal,
-            source,
-            settings.images_dir,
-            self.progress,
-            self._stop_requested,
-            leases=leases,
-            lease_batch=settings.claim_batch,
-            max_images=settings.max_images,
-            max_pixels=max_pixels,
-        )
-        self._publisher = Publisher(
-            journal, settings.run_dir, leases=leases, dataset=dataset, share=share, formats=settings.hf_formats
-        )
+        self._fetcher = Fetcher(settings, journal, source, self._stop_requested, leases=leases, max_pixels=max_pixels)
+        self._publisher = Publisher(settings, journal, leases=leases, dataset=dataset, share=share)
         self._gpu_log = GpuLog(settings.run_dir / "gpu_mem_log.csv") if settings.log_gpu_mem else None
         self._jobs: BoundedQueue[Job] = BoundedQueue(settings.download_queue_max)
         self._made: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
@@ -104,6 +92,16 @@ class Run:
         self._control_dir = Path(settings.control_dir).expanduser() if settings.control_dir else settings.run_dir
         self._is_over = threading.Event()
         self._failure: Exception | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the pause file exists."""
+        return (self._control_dir / self.settings.pause_file).exists()
+
+    @property
+    def queue_sizes(self) -> dict[str, int]:
+        """Number of photographs that wait after each step, by its name."""
+        return {"fetched": len(self._jobs), "made": len(self._made), "shared": len(self._shared)}
 
     def stop(self) -> None:
         """Begin nothing new, and finish the photographs under way."""
@@ -117,19 +115,12 @@ class Run:
         Raises:
             SharpError: An error that every other photograph would meet too, such as a full disk or a failed device.
         """
-        settings = self.settings
         fetching = self._start("fetch", self._fetch_all)
         sharing = [
             self._start(f"share-{number}", lambda: self._publisher.share_all(self._made, self._shared), self._made)
-            for number in range(settings.upload_workers)
+            for number in range(self.settings.upload_workers)
         ]
-        publishing = self._start(
-            "publish",
-            lambda: self._publisher.publish_all(
-                self._shared, every=settings.hf_index_flush_every, seconds=settings.hf_index_flush_secs
-            ),
-            self._shared,
-        )
+        publishing = self._start("publish", lambda: self._publisher.publish_all(self._shared), self._shared)
         # Two threads: the hub's rate limit may hold up a heartbeat for long, and a STOP file must not wait that long.
         background = [self._start("watch", self._watch), self._start("heartbeat", self._keep_leases)]
         self._guard(self._make_all, self._jobs)
@@ -202,15 +193,9 @@ class Run:
             yield job
 
     def _watch(self) -> None:
-        """Look at the files that pause and stop the run, and record the queues for the display."""
+        """Stop the run once the stop file exists."""
+        stop_file = self._control_dir / self.settings.stop_file
         while not self._is_over.wait(POLL_S):
-            self.progress.queue_sizes = {
-                "fetched": len(self._jobs),
-                "made": len(self._made),
-                "shared": len(self._shared),
-            }
-            self.progress.is_paused = self._pause_file.exists()
-            stop_file = self._control_dir / self.settings.stop_file
             if not self._stop_requested.is_set() and stop_file.exists():
                 _LOG.info("%s exists: the run ends once the photographs under way are done", stop_file)
                 self.stop()
@@ -236,10 +221,6 @@ class Run:
         if self._leases is not None:
             self._leases.release_all()
 
-    @property
-    def _pause_file(self) -> Path:
-        return self._control_dir / self.settings.pause_file
-
     def _wait_while_paused(self) -> None:
-        while self._pause_file.exists() and not self._stop_requested.is_set():
+        while self.is_paused and not self._stop_requested.is_set():
             time.sleep(POLL_S)

@@ -45,7 +45,7 @@ class Figures:
     def now(self) -> dict[str, str]:
         """Return the figures by name."""
         run = self._run
-        counts, progress = run.journal.counts(), run.progress
+        counts = run.journal.counts()
         num_done, num_failed = counts.get("done", 0), counts.get("failed", 0)
         num_others = counts.get("others", 0) + counts.get("taken", 0)
         per_hour = self._per_hour(num_done)
@@ -55,10 +55,11 @@ class Figures:
             figures["time left"] = duration(left / per_hour * 3600)
         if num_others:
             figures["other clients'"] = str(num_others)
-        figures["waiting"] = ", ".join(f"{number} {name}" for name, number in progress.queue_sizes.items()) or "none"
-        if progress.rate_limit_left is not None:
-            figures["rate limit"] = f"{progress.rate_limit_left} requests left this hour"
-        if progress.is_paused:
+        figures["waiting"] = ", ".join(f"{number} {name}" for name, number in run.queue_sizes.items())
+        rate_limit_left = getattr(run.source, "rate_limit_left", None)  # A folder has no limit.
+        if rate_limit_left is not None:
+            figures["rate limit"] = f"{rate_limit_left} requests left this hour"
+        if run.is_paused:
             figures["paused"] = f"delete the file {run.settings.pause_file} to continue"
         return figures
 

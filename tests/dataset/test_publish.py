@@ -122,11 +122,12 @@ def test_splats_with_deleted_files_are_made_again(tmp_path: Path) -> None:
 
 
 def test_splats_without_facts_for_the_index_are_made_again(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
     journal = Journal(tmp_path / "journal.sqlite")
     journal.add([Photo(id="a", where="")])
     journal.advance("a", "made", image="a.jpg", splats={"ply": "a.ply"})
-    for name in ("images/a.jpg", "gaussians/a.ply"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    Publisher(journal, tmp_path).requeue_incomplete()
+    for path in (settings.images_dir / "a.jpg", settings.gaussians_dir / "a.ply"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    Publisher(settings, journal).requeue_incomplete()
     assert journal.counts() == {"seen": 1}

@@ -54,7 +54,7 @@ def test_one_file_pauses_a_run_and_another_one_stops_it(tmp_path: Path) -> None:
     thread = started(run)
     time.sleep(0.5)
     assert run.journal.counts().get("done", 0) == 0
-    assert run.progress.is_paused
+    assert run.is_paused
     (tmp_path / "control" / "PAUSE").unlink()
     wait_until(lambda: run.journal.counts().get("done", 0) >= 3)
     (tmp_path / "control" / "STOP").touch()

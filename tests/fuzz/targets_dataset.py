@@ -77,7 +77,7 @@ def journal_seeds() -> list[bytes]:
 def resume(path: Path) -> None:
     """Do everything that a run does with its journal when it continues."""
     with closing(Journal(path)) as journal:
-        Publisher(journal, folder()).requeue_incomplete()
+        Publisher(DatasetSettings(input_dir=".", runs_dir=str(folder())), journal).requeue_incomplete()
         for entry in list(journal.entries("seen", "fetched", "made")):
             assert journal.get(entry.photo.id) is not None
             journal.advance(entry.photo.id, "made", image="b.jpg")

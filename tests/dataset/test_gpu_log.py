@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sharp_cog.dataset.progress import GpuLog
+from sharp_cog.dataset.gpu_log import GpuLog
 
 
 def test_gpu_memory_is_logged_as_a_table(tmp_path: Path) -> None:
