@@ -1,4 +1,4 @@
-"""The CPU rasterizer against a brute-force float64 reference on small scenes."""
+"""The CPU rasterizer, compared with a brute-force reference in float64 and with gsplat."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scene(num: int, seed: int, *, max_scale: float = 0.2) -> Gaussians:
 
 
 def brute_force(gaussians: Gaussians, view: View) -> tuple[Floats, Floats]:
-    """Every Gaussian at every pixel, in float64, straight from the definition: colour and alpha."""
+    """Evaluate every Gaussian at every pixel in float64, straight from the definition; return colour and alpha."""
     means = gaussians.means.double().numpy()
     rotation, offset = view.world_to_camera[:3, :3], view.world_to_camera[:3, 3]
     axes = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
@@ -71,7 +71,7 @@ def brute_force(gaussians: Gaussians, view: View) -> tuple[Floats, Floats]:
     return rgb, 1 - transmittance
 
 
-def turned(angle_degrees: float, shift_m: tuple[float, float, float]) -> Floats:
+def rotated(angle_degrees: float, shift_m: tuple[float, float, float]) -> Floats:
     matrix = np.eye(4)
     matrix[:3, :3] = Rotation.from_euler("y", angle_degrees, degrees=True).as_matrix()
     matrix[:3, 3] = shift_m
@@ -80,14 +80,14 @@ def turned(angle_degrees: float, shift_m: tuple[float, float, float]) -> Floats:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    "world_to_camera", [np.eye(4), turned(20, (0.1, -0.2, 0.3)), turned(-35, (0.5, 0, -1.2))], ids=["front", "a", "b"]
+    "world_to_camera", [np.eye(4), rotated(20, (0.1, -0.2, 0.3)), rotated(-35, (0.5, 0, -1.2))], ids=["front", "a", "b"]
 )
-def test_matches_the_definition_in_float64(seed: int, world_to_camera: Floats) -> None:
+def test_images_match_the_definition_in_float64(seed: int, world_to_camera: Floats) -> None:
     gaussians = scene(80, seed)
     view = View(width=70, height=50, focal_length_px=60.0, world_to_camera=world_to_camera)
     rendering = rasterize(gaussians, view)
     rgb, alpha = brute_force(gaussians, view)
-    # A Gaussian on the very edge of 1/255 may fall on either side of it in float32.
+    # An alpha close to 1/255 may fall on either side of that limit in float32.
     assert np.quantile(np.abs(rendering.rgb - rgb), 0.999) < 2e-5
     assert np.abs(rendering.rgb - rgb).max() < module.MIN_ALPHA
     assert np.quantile(np.abs(rendering.alpha - alpha), 0.999) < 2e-5
@@ -108,12 +108,12 @@ def test_one_opaque_gaussian_shows_its_colour_and_depth() -> None:
 
 
 @pytest.mark.parametrize("where", ["none", "behind", "aside", "transparent"])
-def test_what_cannot_be_seen_leaves_black(where: str) -> None:
+def test_invisible_gaussians_leave_the_image_black(where: str) -> None:
     gaussians = scene(0 if where == "none" else 5, 0)
     shift = {"behind": (0.0, 0.0, -9.0), "aside": (90.0, 0.0, 0.0)}.get(where, (0.0, 0.0, 0.0))
     if where == "transparent":
         gaussians.opacities.zero_()
-    rendering = rasterize(gaussians, View(width=20, height=10, focal_length_px=20.0, world_to_camera=turned(0, shift)))
+    rendering = rasterize(gaussians, View(width=20, height=10, focal_length_px=20.0, world_to_camera=rotated(0, shift)))
     assert rendering.rgb.shape == (10, 20, 3)
     assert not rendering.rgb.any()
     assert not rendering.alpha.any()
@@ -123,18 +123,18 @@ def test_what_cannot_be_seen_leaves_black(where: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(3))
 def test_gsplat_renders_the_same_on_cuda(seed: int) -> None:
-    """Both renderers by the one entrance; gsplat cuts a Gaussian off at three deviations, ours where it fades."""
+    """Both renderers through one function; gsplat cuts Gaussians off at three deviations, ours at an alpha of 1/255."""
     pytest.importorskip("gsplat")
     gaussians, view = scene(400, seed), View(width=160, height=96, focal_length_px=120.0)
     on_cuda = Gaussians(**{name: getattr(gaussians, name).cuda() for name in gaussians.__dataclass_fields__})
-    picture, depth_m = render(gaussians, view)
-    same_picture, same_depth_m = render(on_cuda, view)
-    assert np.abs(picture.astype(int) - same_picture).max() <= 4
+    image, depth_m = render(gaussians, view)
+    same_image, same_depth_m = render(on_cuda, view)
+    assert np.abs(image.astype(int) - same_image).max() <= 4
     assert np.median(np.abs(depth_m - same_depth_m)) < 1e-3
 
 
 def test_torch_keeps_its_number_of_threads() -> None:
-    """Its results depend on it, and a film must not change, by a bit, the splat of the next request."""
+    """Torch's results depend on it: a video must not change the splat of the next request by a bit."""
     before = torch.get_num_threads()
     gaussians = scene(10, seed=0)
     try:
