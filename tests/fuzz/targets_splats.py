@@ -1,4 +1,4 @@
-"""Splats that people bring, in every format that is read."""
+"""Fuzzing targets: splats of users, in every format that is read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from plyfile import PlyData
 from sharp_cog import formats
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.splat import read_splat
+from tests.formats import cases
 from tests.fuzz.harness import Target
-from tests.splats import CAMERA, extreme_gaussians, random_gaussians
+from tests.splats import extreme_gaussians, random_gaussians
 
 NUM = 20
 
@@ -24,7 +25,7 @@ def read(content: bytes) -> formats.Splat:
 
 
 def sane(splat: formats.Splat) -> formats.Splat:
-    """Checks what every splat promises."""
+    """Check the invariants of every splat."""
     gaussians = splat.gaussians
     for values in (gaussians.means, gaussians.scales, gaussians.colors_linear, gaussians.opacities):
         assert values.dtype == torch.float32
@@ -37,14 +38,12 @@ def sane(splat: formats.Splat) -> formats.Splat:
     return splat
 
 
-def written(format_name: str, num: int = NUM, **options: int) -> bytes:
-    file = io.BytesIO()
-    formats.FORMATS[format_name].write(file, random_gaussians(num), CAMERA, **options)
-    return file.getvalue()
+def written(case: str, num: int = NUM) -> bytes:
+    return cases.written(case, random_gaussians(num))
 
 
 def by_plyfile(*, text: bool, byte_order: str) -> bytes:
-    """Our .ply as another program would write it."""
+    """Return our .ply as plyfile writes it."""
     data, file = PlyData.read(io.BytesIO(written("ply", 5))), io.BytesIO()
     data.text, data.byte_order = text, "=" if text else byte_order
     data.write(file)
@@ -65,17 +64,15 @@ def compressed_seeds() -> list[bytes]:
 
 
 def splat_seeds() -> list[bytes]:
-    extreme = io.BytesIO()
-    formats.FORMATS["splat"].write(extreme, extreme_gaussians(), CAMERA)
-    return [written("splat"), extreme.getvalue()[:640]]
+    return [written("splat"), cases.written("splat", extreme_gaussians())[:640]]
 
 
 def spz_seeds() -> list[bytes]:
-    return [written("spz"), written("spz", version=4)]
+    return [written("spz"), written("spz4")]
 
 
 def plain_spz_seeds() -> list[bytes]:
-    """Version 3 before it is compressed, and the older ones, of one Gaussian."""
+    """Return version 3 before its compression, and the older versions with one Gaussian."""
     older = [
         np.array([0x5053474E, version, 1, 12 << 8], dtype="<u4").tobytes() + bytes(size + 1 + 3 + 3) + b"\x80" * 3
         for version, size in ((1, 6), (2, 9))

@@ -1,4 +1,4 @@
-"""Splats made to mislead: each is read as what it is, or refused with what is wrong, soon and in little memory."""
+"""Malicious splats: each one is read correctly, or refused with the fault, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(content: bytes) -> str:
 
 
 def ply_of(vertices: np.ndarray, order: str = "little") -> bytes:
-    """A .ply of these records, put together by hand."""
+    """Return a .ply of these records."""
     names = {"f4": "float", "f8": "double", "i2": "short", "u1": "uchar"}
     properties = [f"property {names[vertices.dtype[name].str[1:]]} {name}" for name in vertices.dtype.names or ()]
     lines = ["ply", f"format binary_{order}_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
@@ -37,11 +37,12 @@ def ply_of(vertices: np.ndarray, order: str = "little") -> bytes:
 
 @pytest.mark.parametrize("count", [6, 10**6, 10**12, 10**18 - 1])
 @pytest.mark.parametrize("whole", [PLY, ASCII, written("compressed_ply", 5)])
-def test_a_count_that_lies_is_refused(whole: bytes, count: int) -> None:
-    assert "promises" in refused(whole.replace(b"element vertex 5", b"element vertex %d" % count)) or count == 6
+def test_a_false_count_is_refused(whole: bytes, count: int) -> None:
+    message = refused(whole.replace(b"element vertex 5", b"element vertex %d" % count))
+    assert "promises" in message or "too few lines" in message
 
 
-def test_an_element_that_takes_the_vertices_place_is_refused() -> None:
+def test_an_element_with_the_bytes_of_the_vertices_is_refused() -> None:
     assert "promises 2000000000 of 'face'" in refused(
         HEADER + b"element face 2000000000\nproperty int a\nend_header\n" + BODY
     )
@@ -95,7 +96,7 @@ def test_lists_are_refused() -> None:
     assert "cannot be read: 'property list" in refused(listed + b"end_header\n" + BODY)
 
 
-def test_headers_without_end_are_refused() -> None:
+def test_endless_headers_are_refused() -> None:
     assert "does not start with 'ply' and end" in refused(b"ply\n" + b"comment endless\n" * 1_000_000)
     assert "does not start with 'ply' and end" in refused(b"ply\n" + b"\n" * 30_000_000)
     assert "cannot be read" in refused(b"ply\nformat ascii 1.0\n" + b"x" * 60_000 + b"\nend_header\n")
@@ -143,21 +144,21 @@ def test_ascii_that_is_not_a_number_is_refused() -> None:
     assert "not finite" in refused(ASCII_HEADER + b"end_header\n" + b"nan" + LINES[LINES.index(b" ") :])
 
 
-def test_many_empty_elements_cost_nothing() -> None:
+def test_many_empty_elements_take_no_time() -> None:
     elements = b"".join(b"element e%d 0\nproperty float x\n" % index for index in range(2_000))
     content = ASCII_HEADER.replace(b"element vertex", elements + b"element vertex") + b"end_header\n" + LINES
     torch.testing.assert_close(read(content).gaussians.means, MEANS)
     assert "'vertex'" in refused(content.replace(LINES, b"\n" * 10_000_000))
 
 
-def test_wide_records_are_refused_before_anything_is_allocated() -> None:
+def test_wide_records_are_refused_before_memory_is_allocated() -> None:
     wide = b"".join(b"property double p%d\n" % index for index in range(2_500))
     assert "promises 900000" in refused(
         ASCII_HEADER.replace(b"vertex 5", b"vertex 900000") + wide + b"end_header\n" + b"\n" * 1_000_000
     )
 
 
-def test_a_camera_that_is_nowhere_is_refused() -> None:
+def test_an_impossible_camera_is_refused() -> None:
     assert "the camera" in refused(PLY.replace(b"image_size 1200 800", b"image_size 1200 -1"))
     assert "the camera" in refused(PLY.replace(b"image_size 1200 800", b"image_size nan inf"))
     for position in (b"nan 0 0", b"1e39 0 0", b"0 0", b"a b c"):
@@ -171,7 +172,7 @@ def spz_header(version: int, count: int, *, degree: int = 0, fraction_bits: int 
 
 
 def gzipped(head: bytes, num_zeros: int) -> bytes:
-    """A gzip stream of a head and of zeros."""
+    """Return a gzip stream of a head and zeros."""
     deflate = zlib.compressobj(9, wbits=31)
     return b"".join(
         [deflate.compress(head), *(deflate.compress(bytes(1 << 20)) for _ in range(num_zeros >> 20)), deflate.flush()]
@@ -180,24 +181,24 @@ def gzipped(head: bytes, num_zeros: int) -> bytes:
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("count", [2, 10**6, 10**7 + 1, 2**32 - 1])
-def test_an_spz_with_a_count_that_lies_is_refused(version: int, count: int) -> None:
+def test_an_spz_with_a_false_count_is_refused(version: int, count: int) -> None:
     assert ".spz" in refused(gzip.compress(spz_header(version, count) + bytes(19)))
 
 
-def test_an_spz_of_more_gaussians_than_niantic_reads_is_refused() -> None:
+def test_an_spz_with_more_gaussians_than_the_limit_is_refused() -> None:
     assert "promises 10000001 Gaussians, the limit is 10000000" in refused(gzipped(spz_header(3, 10**7 + 1), 0))
     header = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 10**8, 0, 12, 0, 5, 32)
     assert "the limit is 10000000" in refused(header + bytes(80))
 
 
-def test_an_spz_bomb_ends_where_its_promise_does() -> None:
-    """Ten million promised, and nine tenths of that there, in a hundredth of the bytes."""
+def test_a_decompression_bomb_is_not_expanded_beyond_its_count() -> None:
+    """Zeros compress a thousandfold: one stream is too short for its count, the other far too long."""
     assert "truncated" in refused(gzipped(spz_header(3, 10**5), 1 << 20) + bytes(3000))
     assert "does not end where its content does" in refused(gzipped(spz_header(3, 10), 200 << 20))
 
 
 @pytest.mark.slow
-def test_the_largest_spz_bomb_is_refused_in_time() -> None:
+def test_the_largest_decompression_bomb_is_refused_in_time() -> None:
     assert ".spz" in refused(gzipped(spz_header(3, 10**7, degree=4), 900 << 20))
     streams = [zstandard.compress(bytes(size * 10**7 - (size == 4))) for size in (9, 1, 3, 3, 4)]
     toc = b"".join(
@@ -208,14 +209,14 @@ def test_the_largest_spz_bomb_is_refused_in_time() -> None:
 
 
 @pytest.mark.parametrize("fraction_bits", [0, 24, 255])
-def test_any_number_of_fraction_bits_gives_finite_positions(fraction_bits: int) -> None:
+def test_positions_are_finite_for_any_number_of_fraction_bits(fraction_bits: int) -> None:
     body = b"\xff\xff\x7f" * 3 + bytes([128, 128, 128, 128, 160, 160, 160]) + bytes(4)
     splat = read(gzip.compress(spz_header(3, 1, fraction_bits=fraction_bits) + body))
     assert splat.gaussians.means[0, 0].item() == np.float32((2**23 - 1) / 2**fraction_bits)
 
 
-def test_a_stream_table_that_lies_is_refused() -> None:
-    whole = bytearray(written("spz", 20, version=4))
+def test_a_false_table_of_streams_is_refused() -> None:
+    whole = bytearray(written("spz4", 20))
     for offset in (16, 32, 40, 48, 56):
         for value in (0, 1, 255):
             broken = whole.copy()
@@ -225,13 +226,7 @@ def test_a_stream_table_that_lies_is_refused() -> None:
                     formats.read(bytes(broken))
 
 
-@pytest.mark.parametrize("name", ["sog", "glb", "html"])
-def test_what_is_only_written_is_named(name: str, tmp_path: object) -> None:
-    heads = {"sog": b"PK\x03\x04", "glb": b"glTF", "html": b"<!doctype html>"}
-    assert "can be written but not read" in refused(heads[name] + bytes(100))
-
-
-def test_polyglots_are_what_they_begin_with() -> None:
+def test_a_file_with_two_formats_has_the_one_that_it_begins_with() -> None:
     zip_end = io.BytesIO()
     assert "can be written but not read" in refused(b"PK\x03\x04" + PLY)
     torch.testing.assert_close(read(PLY + zip_end.getvalue() + b"PK\x03\x04").gaussians.means, MEANS)
