@@ -1,4 +1,4 @@
-"""A web server whose connections break off after so many bytes, of heads as of bodies, both ways."""
+"""A web server that cuts its connections after a number of bytes of an answer, or of a request's body."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class CuttingServer:
     """Serves `content` to GET, with ranges, and takes PUT.
 
     Attributes:
-        content: What GET gives.
-        cuts: Of each connection to come, after how many bytes it is cut: of the answer, or of the request's body where
-            it has one. What comes after them is served whole.
-        always: Where every connection is cut; None, and `cuts` tells.
-        is_reset: Whether a cut is a reset of the connection, or just its end.
-        received: Bodies that came whole.
+        content: Answer to GET.
+        cuts: For each of the next connections, the number of bytes after which it is cut: bytes of the request's body
+            if it has one, else of the answer. Later connections are not cut.
+        always: Number of bytes after which every connection is cut; None means that `cuts` decides.
+        is_reset: Whether a cut resets the connection, rather than ending it.
+        received: Bodies that arrived whole.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -34,7 +34,7 @@ class CuttingServer:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/folder/model.pt"
 
     def serve(self) -> None:
-        """Until it is closed."""
+        """Answer connections until `close`."""
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -54,7 +54,7 @@ class CuttingServer:
             try:
                 self._talk(connection, cut)
             except OSError:
-                return  # The client has gone, which is its right.
+                return  # The client has disconnected.
 
     def _talk(self, connection: socket.socket, cut: int | None) -> None:
         connection.settimeout(10)
@@ -83,7 +83,7 @@ class CuttingServer:
             self._cut(connection)
 
     def answer(self, head: bytes) -> bytes:
-        """The whole answer to a GET."""
+        """Return the whole answer to a GET."""
         start, end, status, more = 0, len(self.content), "200 OK", ""
         wanted = re.search(rb"(?i)range: bytes=(\d+)-(\d+)", head)
         if wanted:
@@ -100,7 +100,7 @@ class CuttingServer:
 
 @contextmanager
 def cutting(content: bytes) -> Iterator[CuttingServer]:
-    """Serves until the block ends."""
+    """Serve until the block ends."""
     server = CuttingServer(content)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()

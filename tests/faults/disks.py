@@ -1,4 +1,4 @@
-"""Disks that are full at a chosen byte, and what lies on them before and after."""
+"""Disks that are full after a chosen number of bytes, and comparisons of their content."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MOMENT_S = 5.0
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """All files below a folder, hidden ones too, by their hash; of folders, that they are there.
+    """Return the hash of each file below a folder, hidden ones included, and an empty text for each folder.
 
-    Looks again where a service deletes a file in the meantime.
+    If a service deletes a file meanwhile, the folder is read again.
     """
     while True:
         found = {}
@@ -36,9 +36,9 @@ def tree(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def unchanged(*folders: Path) -> Iterator[None]:
-    """Asserts that what is done in the block leaves every file as it was, and no new one.
+    """Assert that the block changes no file and leaves no new one.
 
-    A service deletes what it has sent when it is sent, which may be a moment after it has come.
+    A service may delete a file a moment after the client has received it, so the check waits for that.
     """
     before = [tree(folder) for folder in folders]
     yield
@@ -49,9 +49,9 @@ def unchanged(*folders: Path) -> Iterator[None]:
 
 
 class LimitedFiles:
-    """Any folder: the system refuses to let a file grow beyond a size, in this process and those it starts.
+    """A folder in which this process and its children cannot let a file grow beyond a size.
 
-    Every Linux and macOS has it, for every user, in every container.
+    Linux and macOS offer this limit to every user, in every container.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class LimitedFiles:
 
     @contextmanager
     def full_after(self, num_bytes: int) -> Iterator[None]:
-        """Files that are written in the block break off after so many bytes."""
+        """Refuse to write more than `num_bytes` to a file in the block."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
         try:
@@ -69,7 +69,7 @@ class LimitedFiles:
 
 
 class SmallDisk:
-    """A file system of its own in memory, of which a ballast leaves so much free as is wanted."""
+    """A file system in memory, which a ballast file fills up to a chosen free space."""
 
     def __init__(self, path: Path) -> None:
         self.path = path / "disk"
@@ -77,7 +77,7 @@ class SmallDisk:
 
     @contextmanager
     def full_after(self, num_bytes: int) -> Iterator[None]:
-        """What is written in the block finds so much room, to a page, and no more."""
+        """Leave `num_bytes` free in the block, rounded up to a page."""
         self.fill(num_bytes)
         try:
             yield
@@ -85,7 +85,7 @@ class SmallDisk:
             self.make_room()
 
     def fill(self, left_bytes: int = 0) -> None:
-        """Leaves so much free; nothing at all also while others write."""
+        """Leave `left_bytes` free; for 0, fill the disk even while other threads write."""
         status = os.statvfs(self.path)
         size = status.f_bavail * status.f_frsize - (left_bytes + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
         with self._ballast.open("wb", buffering=0) as file:
@@ -102,10 +102,10 @@ class SmallDisk:
 
 @contextmanager
 def mounted(path: Path) -> Iterator[Path]:
-    """Mounts a small file system at a folder that is made for it.
+    """Create a folder and mount a small file system there.
 
     Raises:
-        subprocess.CalledProcessError: This process may not.
+        subprocess.CalledProcessError: This process may not mount file systems.
     """
     path.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={_TMPFS_BYTES}"]
@@ -118,7 +118,7 @@ def mounted(path: Path) -> Iterator[Path]:
 
 @cache
 def may_mount() -> bool:
-    """Whether this process may mount file systems, as root may, but for root in most containers."""
+    """Report whether this process may mount file systems. Root may, except in most containers."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with mounted(Path(folder) / "disk"):
@@ -128,12 +128,12 @@ def may_mount() -> bool:
 
 
 KINDS = ["limit on files", "file system"] if may_mount() else ["limit on files"]
-"""Of full disks that there are here; the first is everywhere."""
+"""Kinds of full disks that this machine can simulate; the first one is available everywhere."""
 
 
 @contextmanager
 def disk(kind: str, folder: Path) -> Iterator[LimitedFiles | SmallDisk]:
-    """A disk of that kind."""
+    """Return a disk of a kind of `KINDS`."""
     if kind == "limit on files":
         yield LimitedFiles(folder)
         return
@@ -142,16 +142,16 @@ def disk(kind: str, folder: Path) -> Iterator[LimitedFiles | SmallDisk]:
         yield small
 
 
-READ_ONLY_KINDS = ["rights", "file system"] if may_mount() else ["rights"]
+READ_ONLY_KINDS = ["permissions", "file system"] if may_mount() else ["permissions"]
 
 
 @contextmanager
 def read_only(kind: str, folder: Path) -> Iterator[None]:
-    """Makes a folder and what is in it something that can be read and not written, in the block.
+    """Make a folder and its content read-only in the block.
 
     Args:
-        kind: Of `READ_ONLY_KINDS`. For `rights`, root becomes nobody, whom rights bind, so that all folders above must
-            be open to others; for `file system`, the folder must be `mounted`.
+        kind: Kind of `READ_ONLY_KINDS`. For `permissions`, root becomes the user nobody, whom permissions bind, so all
+            parent folders must be readable by everyone. For `file system`, the folder must be `mounted`.
         folder: The folder.
     """
     if kind == "file system":

@@ -1,4 +1,4 @@
-"""A device that fails, on the CPU: in the layer that every operation of torch goes through."""
+"""A device that fails, simulated on the CPU in the layer that every operation of torch passes through."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sharp_cog.config.settings import Settings
-from sharp_cog.geometry.gaussians import NDCGaussians
-from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
-from sharp_cog.model.lift import Lift
 from sharp_cog.pipeline.pipeline import SharpPipeline
-from sharp_cog.pipeline.prediction import Decoded, Prediction
+from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.request import Request
+from sharp_cog.runtime.lift import LiftPredictor
 
 SHORTAGES: dict[str, Callable[[], Exception]] = {
     "torch": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
@@ -27,7 +24,7 @@ SHORTAGES: dict[str, Callable[[], Exception]] = {
     ),
     "Python": MemoryError,
 }
-"""How shortages of memory are told; the next operation works."""
+"""Errors for a shortage of memory, by their source. The next operation works."""
 
 FAILURES: dict[str, Callable[[], Exception]] = {
     "runtime": lambda: RuntimeError("CUDA error: an illegal memory access was encountered"),
@@ -36,17 +33,17 @@ FAILURES: dict[str, Callable[[], Exception]] = {
     "cuDNN": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     "triton": lambda: RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
 }
-"""How failures are told after which nothing works."""
+"""Errors for failures after which no operation works, by their source."""
 
 
 class FailingDevice(TorchDispatchMode):
-    """Counts the operations in its block, and raises at one of them.
+    """Counts the operations in its block, and raises an error at one of them.
 
     Attributes:
-        num_operations: So far.
-        fail_at: Number of the operation that fails, from 0; None, and all work.
-        error: What it raises.
-        is_sticky: Whether all that come after it fail too, as after a CUDA error.
+        num_operations: Operations so far.
+        fail_at: Number of the operation that fails, from 0; None means none.
+        error: Maker of the error.
+        is_sticky: Whether all later operations fail too, as after a CUDA error.
     """
 
     def __init__(self) -> None:
@@ -57,10 +54,10 @@ class FailingDevice(TorchDispatchMode):
         self.is_sticky = False
 
     def fail(self, at: int, error: Callable[[], Exception], *, is_sticky: bool = False) -> None:
-        """Fails at an operation, counted from now."""
+        """Fail at an operation, counted from now."""
         self.num_operations, self.fail_at, self.error, self.is_sticky = 0, at, error, is_sticky
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self.fail_at = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,33 +67,21 @@ class FailingDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class SmallLift(Lift):
-    """Lifts one pixel of 24 x 24: all that happens on a device, in a moment."""
-
-    def forward(
-        self,
-        image: Tensor,
-        disparity_factor: Tensor,
-        depth: Tensor | None = None,
-        use: DepthUse = DEFAULT_USE,
-        on_monodepth: Callable[[Tensor], None] | None = None,
-    ) -> NDCGaussians:
-        small_depth = None if depth is None else F.avg_pool2d(depth, 24)
-        return super().forward(F.avg_pool2d(image, 24), disparity_factor, small_depth, use, on_monodepth)
-
-
-def small_pipeline() -> SharpPipeline:
-    """A pipeline that needs no weights, but a depth map."""
-    return SharpPipeline(SmallLift(), device=torch.device("cpu"), settings=Settings(model="lift", device="cpu"))
+def small_pipeline(image_size: int = 64) -> SharpPipeline:
+    """Return a pipeline that lifts small images, which takes milliseconds."""
+    cpu = torch.device("cpu")
+    return SharpPipeline(
+        LiftPredictor(device=cpu, image_size=image_size), device=cpu, settings=Settings(model="lift", device="cpu")
+    )
 
 
 class OnFailingDevice(SharpPipeline):
-    """A pipeline whose predictions run on one."""
+    """A pipeline that predicts on a failing device."""
 
     def __init__(self, pipeline: SharpPipeline) -> None:
         super().__init__(pipeline.predictor, device=pipeline.device, settings=pipeline.settings)
         self.failing = FailingDevice()
 
-    def predict(self, decoded: Decoded) -> Prediction:
+    def predict(self, request: Request) -> Prediction:
         with self.failing:
-            return super().predict(decoded)
+            return super().predict(request)

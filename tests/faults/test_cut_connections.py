@@ -1,4 +1,4 @@
-"""Connections that are cut at any byte: the right bytes in the end, or an error in bounded time, and nothing else."""
+"""Connections that are cut at any byte: the result is whole, or an error comes in bounded time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EFFORT = Effort(
 SETTINGS = ServiceSettings(fetch_private=True, fetch_seconds=5, request_seconds=5)
 BOUND_S = 5.0
 HEAD_BYTES = 140
-"""Of an answer, about."""
+"""Approximate length of an answer's headers."""
 
 SOME = [0, 1, 12, 40, HEAD_BYTES, 200, 3000, 6000, 10_000, 19_999]
 EVERY_PERCENT = sorted({*range(HEAD_BYTES + 20), *range(0, len(CONTENT) + HEAD_BYTES, len(CONTENT) // 100)})
@@ -41,7 +41,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[CuttingServer]:
 
 
 def check_download(server: CuttingServer, folder: Path, position: int) -> None:
-    """Every connection of a first round is cut at a place; then they are whole."""
+    """Cut the first connections of downloads at a position, and check that each download completes."""
     target = folder / f"model-{position}.pt"
     for first in ([position], [10_000, position, position], [position] * 2):
         server.cuts = list(first)
@@ -53,7 +53,7 @@ def check_download(server: CuttingServer, folder: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", SOME)
-def test_a_download_that_is_cut_goes_on(server: CuttingServer, position: int, tmp_path: Path) -> None:
+def test_a_download_resumes_after_a_cut(server: CuttingServer, position: int, tmp_path: Path) -> None:
     check_download(server, tmp_path, position)
 
 
@@ -74,15 +74,13 @@ def test_a_head_that_is_cut_within_a_number_is_not_taken_for_another_file(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_download_that_is_cut_anywhere_goes_on(server: CuttingServer, tmp_path: Path) -> None:
+def test_a_download_resumes_after_a_cut_anywhere(server: CuttingServer, tmp_path: Path) -> None:
     for position in EVERY_PERCENT:
         check_download(server, tmp_path, position)
 
 
 @pytest.mark.parametrize("position", [0, 12, 60])
-def test_a_download_that_is_always_cut_before_a_byte_is_given_up(
-    server: CuttingServer, position: int, tmp_path: Path
-) -> None:
+def test_a_download_without_any_progress_fails(server: CuttingServer, position: int, tmp_path: Path) -> None:
     server.always = position
     begun = time.monotonic()
     with pytest.raises(DownloadError, match="3 times in a row"):
@@ -108,12 +106,12 @@ def check_fetch(server: CuttingServer, position: int) -> None:
 
 
 @pytest.mark.parametrize("position", SOME)
-def test_an_input_that_is_cut_is_told_and_never_taken_for_whole(server: CuttingServer, position: int) -> None:
+def test_an_input_that_is_cut_is_an_error(server: CuttingServer, position: int) -> None:
     check_fetch(server, position)
 
 
 @pytest.mark.slow
-def test_an_input_that_is_cut_anywhere_is_told_and_never_taken_for_whole(server: CuttingServer) -> None:
+def test_an_input_that_is_cut_anywhere_is_an_error(server: CuttingServer) -> None:
     for position in EVERY_PERCENT:
         check_fetch(server, position)
 
@@ -132,26 +130,28 @@ def check_upload(server: CuttingServer, path: Path, position: int) -> None:
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
-    """Larger than what the system takes before anybody has read it."""
+    """Return a file that is larger than the buffers of a connection."""
     path = tmp_path / "splat.ply"
     path.write_bytes(CONTENT * 500)
     return path
 
 
 @pytest.mark.parametrize("position", [0, 1, 5_000_000, 9_999_999])
-def test_an_upload_that_is_cut_is_told(server: CuttingServer, position: int, result: Path) -> None:
+def test_an_upload_that_is_cut_is_an_error(server: CuttingServer, position: int, result: Path) -> None:
     check_upload(server, result, position)
 
 
 @pytest.mark.slow
-def test_an_upload_that_is_cut_anywhere_is_told(server: CuttingServer, result: Path) -> None:
+def test_an_upload_that_is_cut_anywhere_is_an_error(server: CuttingServer, result: Path) -> None:
     for percent in range(100):
         check_upload(server, result, percent * 100_000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", [0, 1, 5_000_000, 9_999_999])
-def test_a_bucket_whose_connections_are_always_cut_is_told(server: CuttingServer, position: int, result: Path) -> None:
+def test_a_bucket_whose_connections_are_always_cut_is_an_error(
+    server: CuttingServer, position: int, result: Path
+) -> None:
     server.always = position
     settings = replace(
         SETTINGS,

@@ -1,4 +1,7 @@
-"""Devices that run out of memory or fail, at any operation, behind every door. Real ones: tests/gpu/test_faults.py."""
+"""Devices that run out of memory or fail, at any operation, behind every frontend.
+
+`tests/gpu/test_faults.py` has the same for real devices.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,15 @@ from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import DeviceError, PredictionError
 from sharp_cog.geometry.gaussians import NDCGaussians
 from sharp_cog.model.pyramid import NUM_TILES
+from sharp_cog.pipeline.request import Request
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
 from sharp_cog.serving import runpod
-from tests.faults.doors import DOORS, OPTIONS
 from tests.faults.failing_device import FAILURES, SHORTAGES, FailingDevice, OnFailingDevice, small_pipeline
-from tests.parity import state
+from tests.faults.frontends import FRONTENDS, OPTIONS
 from tests.images import npy as depth_map
 from tests.images import png as picture
+from tests.parity import small_input, small_state
 
 
 @pytest.fixture
@@ -47,26 +51,26 @@ def num_operations(pipeline: OnFailingDevice, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("how", SHORTAGES)
-def test_a_shortage_of_memory_is_told_as_one_and_the_next_prediction_works(
+def test_a_shortage_of_memory_is_reported_and_the_next_prediction_works(
     how: str, pipeline: OnFailingDevice, tmp_path: Path
 ) -> None:
     expected = bytes_of(pipeline, tmp_path)
     pipeline.failing.fail(3, SHORTAGES[how])
-    with pytest.raises(PredictionError, match="ran out of memory: close what else uses it") as caught:
+    with pytest.raises(PredictionError, match="ran out of memory: close other programs") as caught:
         bytes_of(pipeline, tmp_path)
     assert not isinstance(caught.value, DeviceError)
     assert bytes_of(pipeline, tmp_path) == expected
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_a_device_that_failed_is_told_as_one(how: str, pipeline: OnFailingDevice, tmp_path: Path) -> None:
+def test_a_failed_device_is_reported_by_every_prediction(how: str, pipeline: OnFailingDevice, tmp_path: Path) -> None:
     pipeline.failing.fail(3, FAILURES[how], is_sticky=True)
     for _ in range(2):
-        with pytest.raises(DeviceError, match="start the process anew"):
+        with pytest.raises(DeviceError, match="restart the process"):
             bytes_of(pipeline, tmp_path)
 
 
-def test_what_is_no_fault_of_the_device_stays_what_it_is(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+def test_other_errors_are_not_translated(pipeline: OnFailingDevice, tmp_path: Path) -> None:
     pipeline.failing.fail(3, lambda: RuntimeError("shape '[2]' is invalid for input of size 3"))
     with pytest.raises(RuntimeError, match="is invalid for input"):
         bytes_of(pipeline, tmp_path)
@@ -79,7 +83,7 @@ def check_every(pipeline: OnFailingDevice, folder: Path, step: int) -> None:
         pipeline.failing.fail(number, SHORTAGES["torch"])
         with pytest.raises(PredictionError, match="ran out of memory"):
             bytes_of(pipeline, folder)
-        pipeline.failing.mend()
+        pipeline.failing.repair()
     assert bytes_of(pipeline, folder) == expected
 
 
@@ -93,60 +97,59 @@ def test_memory_may_run_out_at_any_of_two_hundred_operations(pipeline: OnFailing
     check_every(pipeline, tmp_path, num_operations(pipeline, tmp_path) // 200)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_network_goes_on_in_smaller_parts_wherever_memory_runs_out() -> None:
+def test_the_network_continues_in_smaller_parts_wherever_memory_runs_out() -> None:
     runner = SharpRunner(
-        Weights(state=state("tiny"), is_folded=False),
+        Weights(state=small_state(), is_folded=False),
         device=torch.device("cpu"),
         dtype=torch.float32,
         keeps_encoding=False,
     )
     encoder, failing = runner.model.monodepth_model.monodepth_predictor.encoder, FailingDevice()
-    image, factor = torch.rand(1, 3, 1536, 1536, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+    model_input = small_input()
 
     def predicted() -> NDCGaussians:
         encoder.num_tiles_at_once = NUM_TILES
         with torch.inference_mode(), failing:
-            return runner(image, factor)
+            return runner.predict(model_input).gaussians
 
     expected = predicted()
     count = failing.num_operations
     for number, step in enumerate(range(0, count, count // 5)):
         failing.fail(step, SHORTAGES["torch"])
         found = predicted()
-        failing.mend()
+        failing.repair()
         assert runner.counters.memory_shortages == number + 1
         assert encoder.num_tiles_at_once == 12
         torch.testing.assert_close(found.means, expected.means, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory there is cannot be limited here")
-def test_memory_that_the_system_does_not_give_is_a_shortage(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system cannot limit the memory of a process")
+def test_memory_that_the_system_refuses_is_a_shortage(tmp_path: Path) -> None:
+    pipeline = small_pipeline(1536)
     expected = bytes_of(pipeline, tmp_path)
-    decoded = pipeline.decode(picture(), depth_bytes=depth_map())
+    request = pipeline.decode(Request(image=picture(), depth=depth_map()))
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken: list[torch.Tensor] = []
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms, hard))
     try:
-        with contextlib.suppress(RuntimeError):  # Also what was given back to no one but this process.
+        with contextlib.suppress(RuntimeError):  # Takes the memory that the process keeps for itself, too.
             while True:
                 taken.append(torch.empty(4 << 20, dtype=torch.uint8))
-        with pytest.raises(PredictionError, match="the device cpu ran out of memory: close what else uses it"):
-            pipeline.predict(decoded)
+        with pytest.raises(PredictionError, match="the device cpu ran out of memory: close other programs"):
+            pipeline.predict(request)
     finally:
         taken.clear()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert bytes_of(pipeline, tmp_path) == expected
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("where", ["predicted", "written"])
-def test_every_door_works_on_after_a_shortage_and_tells_of_a_failure(
-    door: str, where: str, pipeline: OnFailingDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_frontend_survives_a_shortage_and_reports_a_failure(
+    frontend: str, where: str, pipeline: OnFailingDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runpod, "READY", tmp_path / "ready")
-    placed = formats.to_output_frame
+    to_output_frame = formats.to_output_frame
 
     def fail(error: Callable[[], Exception], *, is_sticky: bool) -> None:
         def raises(*arguments: object, **more: object) -> object:
@@ -154,26 +157,26 @@ def test_every_door_works_on_after_a_shortage_and_tells_of_a_failure(
 
         if where == "predicted":
             pipeline.failing.fail(5, error, is_sticky=is_sticky)
-        else:  # Writers run in threads of their own, which the failing layer does not reach.
-            monkeypatch.setattr(formats, "placed", raises)
+        else:  # Writers run in other threads, which the simulated device does not reach.
+            monkeypatch.setattr(formats, "to_output_frame", raises)
 
-    with DOORS[door](pipeline, tmp_path) as opened:
+    with FRONTENDS[frontend](pipeline, tmp_path) as opened:
         expected = opened.ask()
         assert isinstance(expected, bytes)
         fail(SHORTAGES["torch"], is_sticky=False)
         assert opened.ask() == "prediction_failed"
-        monkeypatch.setattr(formats, "placed", placed)
-        pipeline.failing.mend()
+        monkeypatch.setattr(formats, "to_output_frame", to_output_frame)
+        pipeline.failing.repair()
         assert opened.is_healthy()
-        assert opened.ask() == expected, "the next one works, and gives the same bytes"
+        assert opened.ask() == expected, "the next request works, with the same bytes"
         fail(FAILURES["assert"], is_sticky=True)
         assert opened.ask() == "device_failed"
-        assert not opened.is_healthy(), "who looks after the process starts it anew"
+        assert not opened.is_healthy(), "so that the platform restarts the process"
         assert opened.ask() in ("device_failed", "busy")
         assert not opened.is_healthy()
 
 
-def test_a_dataset_goes_on_after_a_shortage_and_is_told_of_a_failure(pipeline: OnFailingDevice, tmp_path: Path) -> None:
+def test_a_dataset_run_survives_a_shortage_and_reports_a_failure(pipeline: OnFailingDevice, tmp_path: Path) -> None:
     jobs = []
     for number in range(3):
         image, depth_path = tmp_path / f"{number}.png", tmp_path / f"{number}.npy"

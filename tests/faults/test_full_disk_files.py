@@ -1,4 +1,4 @@
-"""A disk that is full at any byte of a file: an error, nothing half-written, and the next one works."""
+"""A disk that is full at any byte of a file: an error, no partial file, and the next write works."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sharp_cog import PredictOptions, formats
+from sharp_cog import PredictOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OutputError
 from sharp_cog.files.atomic import open_atomically
+from sharp_cog.pipeline import output
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.preview import movie
 from sharp_cog.serving import answers
 from sharp_cog.serving.transport import gzipped
 from tests.faults.disks import KINDS, PAGE_BYTES, LimitedFiles, SmallDisk, disk, may_mount, unchanged
-from tests.formats.test_html import PAGE
+from tests.formats.cases import PAGE
 from tests.splats import CAMERA, random_gaussians
 
 Write = Callable[[Path, Path], object]
-"""Writes a file, with a viewer at hand."""
+"""Function that writes a file, given its path and the folder of a viewer."""
 
 
 def splat(output_format: str) -> Write:
     def write(path: Path, viewer: Path) -> object:
-        return formats.write(
+        return output.write(
             path, random_gaussians(2000), CAMERA, PredictOptions(output_format=output_format), viewer_dir=viewer
         )
 
@@ -46,12 +47,12 @@ def preview(path: Path, viewer: Path) -> None:
 
 
 def picture(path: Path, viewer: Path) -> None:
-    movie.write_picture(path, np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
+    movie.write_image(path, np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
 
 
 def arrays(write: Callable[[Path, Prediction], None]) -> Write:
     prediction = Prediction(
-        gaussians=random_gaussians(2000), camera=CAMERA, options=PredictOptions(), timings={"network": 1.0}
+        predicted=random_gaussians(2000), camera=CAMERA, options=PredictOptions(), timings={"network": 1.0}
     )
     return lambda path, viewer: write(path, prediction)
 
@@ -69,9 +70,10 @@ WRITES: dict[str, Write] = {
 
 @pytest.fixture
 def viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A viewer for pages; and films of a moment, not of seconds."""
-    monkeypatch.setattr(movie, "FILM", movie.Shot(duration_s=0.2, fps=10, width=64, reach=0.0))
-    monkeypatch.setattr(movie, "PREVIEW", movie.Shot(duration_s=0.2, fps=10, width=64, reach=0.0))
+    """Return the folder of a viewer for pages, and shorten videos."""
+    monkeypatch.setattr(movie, "MP4_OPTIONS", movie.VideoOptions(duration_s=0.2, fps=10, width=64, camera_range=0.0))
+    options = movie.VideoOptions(duration_s=0.2, fps=10, width=64, camera_range=0.0)
+    monkeypatch.setattr(movie, "PREVIEW_OPTIONS", options)
     folder = tmp_path / "viewer"
     folder.mkdir()
     for name, text in {"index.html": PAGE, "index.css": "", "index.js": "export const createViewer = 1;\n"}.items():
@@ -80,7 +82,7 @@ def viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def positions(full: LimitedFiles | SmallDisk, num_bytes: int, count: int) -> list[int]:
-    """Places of a file where a disk can be full: its beginning, within, and its last byte, or page."""
+    """Return positions in a file at which the disk is full, from the start to the last byte or page."""
     last = num_bytes - 1 if isinstance(full, LimitedFiles) else (num_bytes - 1) // PAGE_BYTES * PAGE_BYTES
     return sorted({last * part // (count - 1) for part in range(count)})
 
@@ -106,7 +108,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(
     check("limit on files", tmp_path, name, viewer, 3, monkeypatch)
 
 
-@pytest.mark.skipif(not may_mount(), reason="this process may not mount a file system; a limit on files did above")
+@pytest.mark.skipif(not may_mount(), reason="this process may not mount a file system")
 @pytest.mark.parametrize("name", ["splat.ply", "splat.mp4", "film.webp"])
 def test_a_small_file_system_leaves_the_old_file_and_no_other(
     name: str, tmp_path: Path, viewer: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +127,7 @@ def test_a_disk_that_is_full_at_any_byte_leaves_the_old_file_and_no_other(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_packed_for_the_way_is_gone_when_the_disk_is_full(kind: str, tmp_path: Path) -> None:
+def test_a_compressed_answer_that_finds_no_room_leaves_nothing(kind: str, tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(1_000_000)
     with disk(kind, tmp_path) as full, unchanged(full.path):
         (full.path / "splat.json").write_bytes(content)
@@ -133,8 +135,8 @@ def test_what_is_packed_for_the_way_is_gone_when_the_disk_is_full(kind: str, tmp
             gzipped(full.path / "splat.json")
 
 
-@pytest.mark.skipif("file system" not in KINDS, reason="a limit on files is no full disk, and is told as what it is")
-def test_a_full_disk_is_told_with_how_much_is_free(tmp_path: Path) -> None:
+@pytest.mark.skipif("file system" not in KINDS, reason="a limit on files is another error than a full disk")
+def test_the_error_for_a_full_disk_includes_the_free_space(tmp_path: Path) -> None:
     with (
         disk("file system", tmp_path) as full,
         full.full_after(0),

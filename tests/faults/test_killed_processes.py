@@ -1,6 +1,6 @@
-"""Processes that are ended in the middle of their work, and the next ones, which find nothing in their way.
+"""Processes that are ended during their work, and the next ones, which work as if nothing had happened.
 
-What SIGKILL leaves goes with the next start or command; SIGTERM leaves nothing. Dataset runs and Ray's workers:
+SIGTERM leaves nothing. After SIGKILL, the next start or command removes the leftovers. For dataset runs and Ray:
 tests/e2e/test_dataset_cli.py and tests/dataset/test_ray_engine.py.
 """
 
@@ -41,7 +41,7 @@ DEADLINE_S = 120.0
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert process is None or process.poll() is None, "it ended by itself"
+        assert process is None or process.poll() is None, "the process ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -64,18 +64,18 @@ def started(folder: Path, *arguments: str, **more: str) -> subprocess.Popen[byte
 
 
 def obeys_ctrl_c() -> None:
-    """What a shell starts in the background, these tests perhaps, ignores it, and so would what they start."""
+    """Handle SIGINT, which a shell makes background jobs, such as these tests, and their children ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def temporary_files(folder: Path) -> list[str]:
-    """Their names, while others make, rename and remove files and folders there."""
+    """Return the names of temporary files in a folder while other processes use it."""
     return [name for _, _, names in os.walk(folder) for name in names if name.endswith(".part")]
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A folder with a photograph, its depth map, and a splat that takes a while to be written in another form."""
+    """Return a folder with an image, its depth map, and a splat that takes a while to convert."""
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(ROOM, folder / "room.jpg")
@@ -96,7 +96,7 @@ RESULTS = {"predict": "room.spz", "convert": "splat.sog", "render": "splat.webp"
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_is_ended_while_it_writes_leaves_nothing_to_the_next(
+def test_a_command_that_is_ended_while_it_writes_does_not_disturb_the_next(
     name: str, how: signal.Signals, work: Path
 ) -> None:
     before = tree(work)
@@ -114,7 +114,7 @@ def test_a_command_that_is_ended_while_it_writes_leaves_nothing_to_the_next(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_download_that_is_ended_goes_on(how: signal.Signals, server: Server, tmp_path: Path) -> None:
+def test_a_download_that_is_ended_resumes(how: signal.Signals, server: Server, tmp_path: Path) -> None:
     server.pause_s = 0.05
     (tmp_path / "cache").mkdir()
     more = {"SHARP_CHECKPOINT_URL": server.url, "SHARP_CHECKPOINT_SHA256": SHA256, "no_proxy": "127.0.0.1"}
@@ -132,7 +132,7 @@ def test_a_download_that_is_ended_goes_on(how: signal.Signals, server: Server, t
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A service in a process of its own, with a folder for its temporary files."""
+    """Start a service in another process, with a folder for its temporary files."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = started(folder, *(text.format(port=port) for text in arguments), TMPDIR=str(folder), **more)
@@ -151,7 +151,7 @@ def is_up(url: str) -> bool:
 
 
 def asked(ask: Callable[[], requests.Response]) -> threading.Thread:
-    """Asks, and hears perhaps nothing."""
+    """Send a request in a thread, whether or not it gets an answer."""
 
     def listen() -> None:
         with suppress(requests.RequestException):
@@ -162,7 +162,7 @@ def asked(ask: Callable[[], requests.Response]) -> threading.Thread:
     return thread
 
 
-def test_an_http_service_that_is_killed_while_it_writes_starts_anew_with_nothing_left(tmp_path: Path) -> None:
+def test_a_killed_http_service_restarts_without_leftovers(tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     command = ("sharp_cog", "serve", "--model", "lift", "--port", "{port}")
@@ -181,14 +181,14 @@ def test_an_http_service_that_is_killed_while_it_writes_starts_anew_with_nothing
     (left,) = folder.glob("sharp_cog-scratch-*")
     with serving(folder, *command) as (process, url):
         wait_until(lambda: is_up(f"{url}/health"), process)
-        assert not left.exists(), "swept at the start"
+        assert not left.exists(), "removed at the start"
         assert ask(url).content.startswith(b"\x1f\x8b")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
     assert tree(folder) == {}
 
 
-def test_a_worker_of_runpod_that_is_killed_while_it_writes_starts_anew_with_nothing_left(tmp_path: Path) -> None:
+def test_a_killed_runpod_worker_restarts_without_leftovers(tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     command = ("sharp_cog.serving.runpod", "--rp_serve_api", "--rp_api_port", "{port}")
@@ -207,17 +207,17 @@ def test_a_worker_of_runpod_that_is_killed_while_it_writes_starts_anew_with_noth
         process.kill()
         process.wait()
         thread.join(30)
-    assert ready.exists(), "which is a lie now"
+    assert ready.exists(), "it still says that the killed worker is ready"
     (left,) = folder.glob("sharp_cog-scratch-*")
     with serving(folder, *command, SHARP_MODEL="lift", PYTHONPATH=str(ROOT)) as (process, url):
         wait_until(lambda: not ready.exists(), process)
         wait_until(lambda: ready.exists() and is_up(f"{url}/docs"), process)
         assert ask(url).json()["output"]["num_gaussians"] == 400_000
-        assert not left.exists(), "swept with the first request"
+        assert not left.exists(), "removed with the first request"
     assert tree(folder).keys() == {"sharp_cog.ready"}
 
 
-def test_a_worker_of_cog_that_is_killed_ends_its_server_whose_next_one_has_nothing_left(tmp_path: Path) -> None:
+def test_a_killed_cog_worker_ends_its_server_and_the_next_one_has_no_leftovers(tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     inputs = {
@@ -238,18 +238,20 @@ def test_a_worker_of_cog_that_is_killed_ends_its_server_whose_next_one_has_nothi
         ]
         worker.kill()
         thread.join(60)
-        assert not thread.is_alive(), "who asked is told"
+        assert not thread.is_alive(), "the client gets an answer"
         wait_until(lambda: cog.process.poll() is not None or cog.health() in ("DEFUNCT", "UNHEALTHY"))
-    assert not list(folder.rglob("*.spz")), "nothing half-written has the final name"
+    assert not list(folder.rglob("*.spz")), "no partial file has the final name"
     with started_cog_server(tmp_path / "two", SHARP_MODEL="lift", TMPDIR=str(folder)) as cog:
         answer = cog.predict(inputs)
         assert answer["status"] == "succeeded", answer
-        assert len(list(folder.glob("sharp_cog-scratch-*"))) == 1, "that of the dead worker was swept at the start"
+        assert len(list(folder.glob("sharp_cog-scratch-*"))) == 1, (
+            "the folder of the killed worker was removed at the start"
+        )
         assert temporary_files(folder) == []
 
 
 def _open_folders(process: psutil.Process, folder: Path) -> list[str]:
-    """What a process holds open in a folder."""
+    """Return the paths in a folder that a process has open."""
     descriptors = Path(f"/proc/{process.pid}/fd")
     with suppress(OSError):
         return [target for file in descriptors.iterdir() if (target := os.readlink(file)).startswith(str(folder))]

@@ -1,4 +1,4 @@
-"""Two processes that want one checkpoint, one of which is killed: the other has it, and nothing else is left."""
+"""Two processes that download the same checkpoint: if one is killed, the other one gets it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.runtime.test_download import CONTENT, QUICK, Server, assert_whole, fi
 __all__ = ["server"]
 
 
-@pytest.mark.parametrize("killed", ["who downloads", "who waits"])
-def test_of_two_processes_one_is_killed_and_the_other_has_the_file(killed: str, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["downloading", "waiting"])
+def test_if_one_of_two_processes_is_killed_the_other_gets_the_file(killed: str, server: Server, tmp_path: Path) -> None:
     server.pause_s = 0.05
     target = tmp_path / "model.pt"
     downloading = start(server, target)
@@ -23,11 +23,11 @@ def test_of_two_processes_one_is_killed_and_the_other_has_the_file(killed: str, 
         assert time.monotonic() < deadline, "no piece was finished"
         time.sleep(0.01)
     waiting = start(server, target)
-    other = {"who downloads": waiting, "who waits": downloading}[killed]
-    process = {"who downloads": downloading, "who waits": waiting}[killed]
+    other = {"downloading": waiting, "waiting": downloading}[killed]
+    process = {"downloading": downloading, "waiting": waiting}[killed]
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
     assert other.wait(60) == 0
     assert_whole(target)
-    assert server.bytes_sent < len(CONTENT) + 5 * QUICK.piece_bytes, "what was there was not fetched again"
+    assert server.bytes_sent < len(CONTENT) + 5 * QUICK.piece_bytes, "finished pieces were not fetched again"

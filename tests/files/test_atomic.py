@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, whatever happens in between."""
+"""Files that appear whole or not at all."""
 
 import itertools
 import subprocess
@@ -37,12 +37,12 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
             file.write(b"new and longer")
             file.flush()
             assert target.read_bytes() == b"old"
-        assert reader.read() == b"old", "who opened the old file goes on reading it"
+        assert reader.read() == b"old", "a reader keeps the file that it opened"
     assert target.read_bytes() == b"new and longer"
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
-def test_after_an_exception_the_old_file_stays_and_nothing_else(tmp_path: Path, exception: type[BaseException]) -> None:
+def test_after_an_exception_only_the_old_file_exists(tmp_path: Path, exception: type[BaseException]) -> None:
     target = tmp_path / "a.ply"
     target.write_bytes(b"old")
 
@@ -78,7 +78,7 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.ply"]
 
 
-def test_when_the_system_refuses_to_write_on_the_old_file_stays(tmp_path: Path) -> None:
+def test_the_old_file_stays_if_writing_fails(tmp_path: Path) -> None:
     target = tmp_path / "a.ply"
     target.write_bytes(b"old")
     # A limit on the size of files fails a write in the middle, as a full disk does.
@@ -101,8 +101,8 @@ except OutputError as error:
     assert names(tmp_path) == ["a.ply"]
 
 
-def test_ctrl_c_leaves_nothing_at_whatever_line_it_comes(tmp_path: Path) -> None:
-    """Until the block begins: what is made on the way to it is nobody else's to remove."""
+def test_ctrl_c_at_any_line_leaves_nothing(tmp_path: Path) -> None:
+    """Before the block begins, nothing but the context manager itself can remove its temporary file."""
     lines = itertools.count()
 
     def trace(number: int | None) -> Callable[[FrameType, str, Any], Any]:

@@ -1,4 +1,4 @@
-"""The doors of the product in this process, each as a function that asks for one splat."""
+"""The frontends of the product in this process, each as a function that requests one splat."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ OPTIONS = {"max_gaussians": 1000}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Door:
-    """One door.
+class Frontend:
+    """One frontend.
 
     Attributes:
-        ask: Gives the bytes of a .ply, or the code of an error.
-        is_healthy: What is told to who looks after the process.
+        ask: Requests a splat; returns the bytes of a .ply, or the code of an error.
+        is_healthy: Reports whether the health check passes.
     """
 
     ask: Callable[[], bytes | str]
@@ -38,8 +38,8 @@ class Door:
 
 
 @contextmanager
-def by_cog(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
-    """Cog's predictor; the inputs are files in the folder, as Cog makes them."""
+def by_cog(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
+    """Open Cog's predictor. Its inputs are files in the folder, where Cog puts them too."""
     runner = predict.Predictor()
     runner.pipeline, runner.folder = pipeline, ScratchFolder()
     defaults = {
@@ -57,18 +57,18 @@ def by_cog(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
         except RuntimeError as error:
             return str(error).partition(":")[0]
         content = bytes(output.read_bytes())
-        output.unlink()  # Cog has sent it.
+        output.unlink()  # Cog removes a file after sending it.
         return content
 
     try:
-        yield Door(ask=ask, is_healthy=runner.healthcheck)
+        yield Frontend(ask=ask, is_healthy=runner.healthcheck)
     finally:
         runner.folder.remove()
 
 
 @contextmanager
-def by_http(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
-    """The HTTP service, on a socket."""
+def by_http(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
+    """Start the HTTP service on a socket."""
     with serving(lambda: pipeline, ServiceSettings(kept_predictions=0)) as service:
 
         def ask() -> bytes | str:
@@ -76,12 +76,12 @@ def by_http(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
             answer = requests.post(f"{service.url}/predict/ply", files=files, data=OPTIONS, timeout=60)
             return answer.content if answer.status_code == 200 else str(answer.json()["code"])
 
-        yield Door(ask=ask, is_healthy=lambda: requests.get(f"{service.url}/health", timeout=10).status_code == 200)
+        yield Frontend(ask=ask, is_healthy=lambda: requests.get(f"{service.url}/health", timeout=10).status_code == 200)
 
 
 @contextmanager
-def by_runpod(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
-    """RunPod's handler; `runpod.READY` must be in a test's own folder."""
+def by_runpod(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
+    """Open RunPod's handler. `runpod.READY` must be in the test's own folder."""
     handler = runpod.create_handler(pipeline, ServiceSettings())
     is_refreshed: list[bool] = []
     runpod.READY.touch()
@@ -94,9 +94,9 @@ def by_runpod(pipeline: SharpPipeline, folder: Path) -> Iterator[Door]:
         return base64.b64decode(answer["ply"]) if "ply" in answer else str(answer["code"])
 
     try:
-        yield Door(ask=ask, is_healthy=lambda: runpod.READY.exists() and not is_refreshed[-1])
+        yield Frontend(ask=ask, is_healthy=lambda: runpod.READY.exists() and not is_refreshed[-1])
     finally:
         runpod.READY.unlink(missing_ok=True)
 
 
-DOORS = {"Cog": by_cog, "HTTP": by_http, "RunPod": by_runpod}
+FRONTENDS = {"Cog": by_cog, "HTTP": by_http, "RunPod": by_runpod}
