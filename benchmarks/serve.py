@@ -1,11 +1,10 @@
-"""Load on the HTTP service: many clients, each answer held against the pipeline's own.
+"""Load on the HTTP service from many clients, with each answer compared with the pipeline's own.
 
     scripts/benchmark --serve
     scripts/benchmark --serve --requests 1000 --clients 32
 
-The service runs as `sharp-cog serve --http --model lift` in a process of its own. Every request has a picture and
-options of its own, and the right answer is known from a pipeline in this process. It prints the latencies, and the
-service's memory after each tenth of the requests.
+The service runs as `sharp-cog serve --http --model lift` in its own process. A pipeline in this process knows the right
+answer to every request. The benchmark prints the latencies, and the service's memory after each tenth of the requests.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ from sharp_cog.formats import FORMATS
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from tests.e2e.http_server import started_http_server
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 FORMATS_ASKED = ("ply", "spz", "splat", "sog", "compressed_ply")
 
 
 @dataclass
 class Report:
-    """What came of a load.
+    """Report of a load.
 
     Attributes:
-        num_lost: Requests without an answer, or refused for another reason than a full queue.
-        num_wrong: Answers that were not the right bytes.
-        num_busy: Refusals because the queue was full; each was asked again.
-        seconds: Of every request that was answered, those of a full queue included.
-        total_s: From first to last.
-        memory: Bytes of the service after each tenth, where they are asked for.
+        num_lost: Number of requests without an answer, or refused for another reason than a full queue.
+        num_wrong: Number of answers with wrong bytes.
+        num_busy: Number of refusals because the queue was full; each of these requests was sent again.
+        seconds: Seconds of every request, with its repeats.
+        total_s: Seconds from the first request to the last.
+        memory: Bytes of the service's memory after each tenth, if they are measured.
     """
 
     num_lost: int = 0
@@ -60,8 +59,8 @@ class Report:
     memory: list[int] = field(default_factory=list)
 
 
-def picture(number: int) -> tuple[bytes, bytes]:
-    """A photograph of its own and its depth map: sizes differ, as do the formats."""
+def image_and_depth(number: int) -> tuple[bytes, bytes]:
+    """Return an image and its depth map; sizes and formats differ by number."""
     width, height = 160 + 16 * number, 120 + 8 * (number % 3)
     coarse = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     image, depth = io.BytesIO(), io.BytesIO()
@@ -75,27 +74,27 @@ def drive(
     *,
     num_requests: int,
     num_clients: int,
-    num_pictures: int = NUM_PICTURES,
+    num_images: int = NUM_IMAGES,
     measure: Callable[[], int] | None = None,
 ) -> Report:
-    """Sends requests from many clients at once and checks every answer.
+    """Send requests from many clients at once, and check every answer.
 
     Args:
-        url: Of a service with the model `lift`.
-        num_requests: In all.
-        num_clients: At once.
-        num_pictures: Different ones.
-        measure: Tells the memory of the service.
+        url: URL of a service with the model `lift`.
+        num_requests: Number of requests in all.
+        num_clients: Number of clients at once.
+        num_images: Number of different images.
+        measure: Returns the memory of the service.
     """
-    pictures = [picture(number) for number in range(num_pictures)]
-    expected = right_answers(pictures)
+    images = [image_and_depth(number) for number in range(num_images)]
+    expected = right_answers(images)
     report, lock, order = Report(), threading.Lock(), itertools.count()
 
     def client() -> None:
         with requests.Session() as session:
             while (number := next(order)) < num_requests:
-                which, format_name = number % num_pictures, FORMATS_ASKED[number % len(FORMATS_ASKED)]
-                image, depth = pictures[which]
+                which, format_name = number % num_images, FORMATS_ASKED[number % len(FORMATS_ASKED)]
+                image, depth = images[which]
                 start = time.perf_counter()
                 outcome = "busy"
                 while outcome == "busy":
@@ -120,7 +119,7 @@ def drive(
 
 
 def ask(session: requests.Session, url: str, image: bytes, depth: bytes, digest: str) -> str:
-    """One request: `right`, `wrong`, `busy` or `lost`."""
+    """Send one request and return `right`, `wrong`, `busy` or `lost`."""
     try:
         files, form = {"file": image, "depth": depth}, {"depth_format": "metric"}
         answer = session.post(url, files=files, data=form, timeout=600)
@@ -133,22 +132,22 @@ def ask(session: requests.Session, url: str, image: bytes, depth: bytes, digest:
     return "right" if hashlib.sha256(answer.content).hexdigest() == digest else "wrong"
 
 
-def right_answers(pictures: list[tuple[bytes, bytes]]) -> dict[tuple[int, str], str]:
-    """The hash of every splat that can be asked for, by picture and format."""
+def right_answers(images: list[tuple[bytes, bytes]]) -> dict[tuple[int, str], str]:
+    """Return the hash of every splat, by image and format."""
     pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (image, depth) in enumerate(pictures):
-            prediction = pipeline(image, PredictOptions(depth_format="metric"), depth_bytes=depth)
+        for number, (image, depth) in enumerate(images):
+            prediction = pipeline(image, PredictOptions(depth_format="metric"), depth=depth)
             for name in FORMATS_ASKED:
                 path = Path(folder) / f"splat{FORMATS[name].suffix}"
-                content = prediction.with_output(PredictOptions(output_format=name)).write(path).read_bytes()
+                content = prediction.with_options(PredictOptions(output_format=name)).write(path).read_bytes()
                 found[number, name] = hashlib.sha256(content).hexdigest()
     return found
 
 
 def table(report: Report, num_clients: int) -> str:
-    """The report for people."""
+    """Return the report for people."""
     quantiles = np.quantile(report.seconds, (0.5, 0.9, 0.99, 1.0))
     lines = [
         f"{len(report.seconds)} requests from {num_clients} clients in {report.total_s:.1f} s: "
@@ -161,11 +160,11 @@ def table(report: Report, num_clients: int) -> str:
 
 
 def main() -> int:
-    """Starts the service, drives it, prints the table; exits with 1 if an answer was lost or wrong."""
+    """Start the service, drive it and print the table. The exit code is 1 if an answer was lost or wrong."""
     parser = argparse.ArgumentParser(description="Load on the HTTP service, with every answer checked.")
     parser.add_argument("--serve", action="store_true", help="this benchmark, as scripts/benchmark calls it")
-    parser.add_argument("--requests", type=int, default=200, metavar="N", help="default: 200")
-    parser.add_argument("--clients", type=int, default=16, metavar="N", help="at once (default: 16)")
+    parser.add_argument("--requests", type=int, default=200, metavar="N", help="requests in all (default: 200)")
+    parser.add_argument("--clients", type=int, default=16, metavar="N", help="clients at once (default: 16)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
     with (

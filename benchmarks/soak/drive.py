@@ -1,4 +1,4 @@
-"""Drives a server with a mix, and checks everything that it does."""
+"""Drives a server with a mix of requests, and checks its answers and its state."""
 
 from __future__ import annotations
 
@@ -7,72 +7,72 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.soak.door import Answer, Door, State
 from benchmarks.soak.mix import Case
 from benchmarks.soak.report import WARM_UP, Record, Report
+from benchmarks.soak.server import Answer, Server, State
 
 MAX_SILENT = 2
-"""After so many requests without an answer the server counts as hung, and no more are sent."""
+"""Number of requests without an answer after which the server counts as hung, and no more are sent."""
 QUIET_SECONDS = 15.0
-"""How long a server may take to clean up after the last request."""
+"""Seconds that a server may take to clean up after the last request."""
 
 
 def soak(
-    door: Door,
+    server: Server,
     cases: Sequence[Case],
     right: Mapping[int, str],
     *,
     num_clients: int,
     on_done: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Sends all requests, and sees what they leave behind; Ctrl-C ends it early.
+    """Send all requests, and compare the server's state before and after; Ctrl-C ends it early.
 
     Args:
-        door: The server.
+        server: The server.
         cases: The mix.
         right: Digests of the right answers, by recipe.
-        num_clients: That ask at once.
+        num_clients: Number of clients at once.
         on_done: Called after every request.
     """
-    report = Report(door=door.name, num_clients=num_clients, num_requests=len(cases))
+    report = Report(server=server.name, num_clients=num_clients, num_requests=len(cases))
     probe = next(case for case in cases if case.kind == "good")
     warm_up = min(WARM_UP, len(cases) // 2)
-    report.memory_at_start, begun = door.memory(), time.monotonic()
+    report.memory_at_start, start = server.memory(), time.monotonic()
     try:
-        _check_probe(door, probe, right)
-        report.before = _quiet_state(door)
-        _drive(door, cases[:warm_up], right, num_clients, report, on_done)
-        report.warm = _quiet_state(door, report.before)
-        _drive(door, cases[warm_up:], right, num_clients, report, on_done)
-        report.total_s = time.monotonic() - begun
+        _check_probe(server, probe, right)
+        report.before = _quiet_state(server)
+        _drive(server, cases[:warm_up], right, num_clients, report, on_done)
+        report.warm = _quiet_state(server, report.before)
+        _drive(server, cases[warm_up:], right, num_clients, report, on_done)
+        report.total_s = time.monotonic() - start
         if _num_silent(report) < MAX_SILENT:
-            _check_probe(door, probe, right)
-            report.after = _quiet_state(door, report.warm, report.before)
-            report.complaints = door.complaints([probe, *cases, probe])
+            _check_probe(server, probe, right)
+            report.after = _quiet_state(server, report.warm, report.before)
+            report.complaints = server.complaints([probe, *cases, probe])
     except KeyboardInterrupt:
         report.is_stopped = True
-        report.total_s = time.monotonic() - begun
+        report.total_s = time.monotonic() - start
     return report
 
 
 def wrong_with(case: Case, answer: Answer, right: Mapping[int, str]) -> str:
-    """What is wrong with an answer; empty where nothing is."""
-    if answer.outcome == "ok" and case.recipe is not None:  # Of a cancelled one: the cancelling came too late.
+    """Return what is wrong with an answer, or an empty text."""
+    if answer.outcome == "ok" and case.recipe is not None:  # A cancelled request may be finished already.
         return "" if answer.digest == right[case.recipe] else "the answer is not what the pipeline writes"
     if answer.outcome.startswith(case.expected):
         return ""
     return f"{answer.outcome[:200]!r}, where {case.expected!r} is right"
 
 
-def _check_probe(door: Door, probe: Case, right: Mapping[int, str]) -> None:
-    """Sends the request before and after which the server's state is compared: what it leaves is the same then."""
-    wrong = wrong_with(probe, door.ask(probe), right)
+def _check_probe(server: Server, probe: Case, right: Mapping[int, str]) -> None:
+    """Send the last request before the server's state is read, so that both states have the same leftovers."""
+    wrong = wrong_with(probe, server.ask(probe), right)
     if wrong:
         raise RuntimeError(f"the server does not do what the first request asks for: {wrong}")
 
 
 def _drive(
-    door: Door,
+    server: Server,
     cases: Sequence[Case],
     right: Mapping[int, str],
     num_clients: int,
@@ -87,11 +87,11 @@ def _drive(
                 case = None if _num_silent(report) >= MAX_SILENT else next(remaining, None)
             if case is None:
                 return
-            begun = time.perf_counter()
-            answer = door.ask(case)
-            seconds, wrong = time.perf_counter() - begun, wrong_with(case, answer, right)
+            start = time.perf_counter()
+            answer = server.ask(case)
+            seconds, wrong = time.perf_counter() - start, wrong_with(case, answer, right)
             with lock:
-                record = Record(case=case, answer=answer, seconds=seconds, memory=door.memory(), wrong=wrong)
+                record = Record(case=case, answer=answer, seconds=seconds, memory=server.memory(), wrong=wrong)
                 report.records.append(record)
                 on_done()
 
@@ -101,20 +101,20 @@ def _drive(
             for task in tasks:
                 task.result()
         finally:
-            is_over.set()  # After Ctrl-C: what is under way ends, and no more is sent.
+            is_over.set()  # After Ctrl-C, requests under way end, and no more are sent.
 
 
 def _num_silent(report: Report) -> int:
     return sum(record.answer.is_silent for record in report.records)
 
 
-def _quiet_state(door: Door, *earlier: State) -> State:
-    """The server's state once it has cleaned up and stays so, at the latest after some seconds."""
+def _quiet_state(server: Server, *earlier: State) -> State:
+    """Return the server's state once it has cleaned up and stays so, or after some seconds."""
     deadline = time.monotonic() + QUIET_SECONDS
-    state = door.state()
+    state = server.state()
     while True:
         time.sleep(0.2)
-        last, state = state, door.state()
+        last, state = state, server.state()
         is_clean = state.files == last.files and all(
             state.files == other.files and state.num_fds <= other.num_fds and state.num_processes <= other.num_processes
             for other in earlier

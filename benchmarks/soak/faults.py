@@ -1,4 +1,4 @@
-"""All that can be wrong with a request, and how each door must refuse it."""
+"""Faults of requests, and the refusal of each frontend."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.soak.mix import Door, Fault, Raw, Request
-from benchmarks.soak.pictures import npy, slope
+from benchmarks.soak.images import npy, slope
+from benchmarks.soak.mix import Fault, Frontend, Raw, Request
 
 _CLOSED_PORT = "http://127.0.0.1:9/beach.jpg"
-"""The service that discards everything, which nobody runs."""
+"""URL of a port on which nobody listens."""
 
 
-def faults(door: Door, good: Request, outside_url: str) -> list[Fault]:
-    """Every fault that the door can be shown.
+def faults(frontend: Frontend, good: Request, outside_url: str) -> list[Fault]:
+    """Return every fault of requests to a frontend.
 
     Args:
-        door: Whose refusals they have to be.
-        good: What is right but for the fault.
-        outside_url: A web server that does not have what it is asked for.
+        frontend: The frontend.
+        good: A good request, to which the faults are added.
+        outside_url: URL of a web server that does not have the file.
     """
     image, depth = good.image, good.depth
     assert isinstance(image, bytes)
     assert depth is not None
     cut_npy = npy(slope(64, 48))[:-100]
     shared: list[tuple[str, dict[str, Any], str, str]] = [
-        # name, what differs, how HTTP refuses it, how Cog does
-        ("truncated picture", {"image": image[: len(image) // 2]}, "422 invalid_image", "failed invalid_image"),
-        ("text as picture", {"image": b"a letter, not a picture"}, "422 invalid_image", "failed invalid_image"),
-        ("no picture", {"image": None}, "422 invalid_image", "422 image"),
-        ("tiny picture", {"image": _png(16, 16)}, "422 invalid_image", "failed invalid_image"),
-        ("too long a picture", {"image": _png(640, 40)}, "422 invalid_image", "failed invalid_image"),
-        ("too large a picture", {"image": _huge_png()}, "422 invalid_image", "failed invalid_image"),
+        # Name, changes of the request, refusal of HTTP, refusal of Cog.
+        ("truncated image", {"image": image[: len(image) // 2]}, "422 invalid_image", "failed invalid_image"),
+        ("text as image", {"image": b"a letter, not an image"}, "422 invalid_image", "failed invalid_image"),
+        ("no image", {"image": None}, "422 invalid_image", "422 image"),
+        ("tiny image", {"image": _png(16, 16)}, "422 invalid_image", "failed invalid_image"),
+        ("image that is too long", {"image": _png(640, 40)}, "422 invalid_image", "failed invalid_image"),
+        ("image that is too large", {"image": _huge_png()}, "422 invalid_image", "failed invalid_image"),
         ("no depth map", {"depth": None}, "422 invalid_depth", "failed invalid_depth"),
         ("text as depth map", {"depth": b"a letter, not a map"}, "422 invalid_depth", "failed invalid_depth"),
         ("truncated depth map", {"depth": cut_npy}, "422 invalid_depth", "failed invalid_depth"),
@@ -46,7 +46,7 @@ def faults(door: Door, good: Request, outside_url: str) -> list[Fault]:
         ("depth map of another view", {"depth": npy(slope(48, 64))}, "422 invalid_depth", "failed invalid_depth"),
         ("address without a file", {"image": f"{outside_url}/gone.jpg"}, "422 fetch_failed", "failed 404 Client Error"),
         (
-            "address of nobody",
+            "address without a server",
             {"image": _CLOSED_PORT},
             "422 fetch_failed",
             "failed HTTPConnectionPool(host='127.0.0.1'",
@@ -60,26 +60,28 @@ def faults(door: Door, good: Request, outside_url: str) -> list[Fault]:
             *("422 invalid_option", "failed invalid_option"),
         ),
         (
-            "axes that glb has not",
+            "axes that glb does not have",
             {"output": "glb", "options": {"axes": "opencv"}},
             *("422 invalid_option", "failed invalid_option"),
         ),
         ("unknown format", {"output": "obj"}, "422 invalid_option", "422 output_format"),
     ]
     found = [
-        Fault(name=name, request=replace(good, **change), expected=by_http if door == "http" else by_cog)
+        Fault(name=name, request=replace(good, **change), expected=by_http if frontend == "http" else by_cog)
         for name, change, by_http, by_cog in shared
     ]
-    return found + (_of_http(good) if door == "http" else _of_cog(good))
+    return found + (_http_faults(good) if frontend == "http" else _cog_faults(good))
 
 
-def _of_http(good: Request) -> list[Fault]:
+def _http_faults(good: Request) -> list[Fault]:
     form = "multipart/form-data; boundary=x"
     opened = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
     unknown = replace(good, options={"colour": "red"})
     return [
         Fault(
-            name="form that is none", request=Raw(body=b"--y\r\n{}", content_type=form), expected="422 invalid_input"
+            name="body that is not a form",
+            request=Raw(body=b"--y\r\n{}", content_type=form),
+            expected="422 invalid_input",
         ),
         Fault(name="form that breaks off", request=Raw(body=opened, content_type=form), expected="422 invalid_image"),
         Fault(
@@ -96,13 +98,15 @@ def _of_http(good: Request) -> list[Fault]:
     ]
 
 
-def _of_cog(good: Request) -> list[Fault]:
+def _cog_faults(good: Request) -> list[Fault]:
     json = "application/json"
     return [
         Fault(name="broken JSON", request=Raw(body=b'{"input": {', content_type=json), expected="400 Failed to parse"),
         Fault(name="JSON of another shape", request=Raw(body=b"[]", content_type=json), expected="422 Failed to"),
-        Fault(name="no object", request=Raw(body=b'{"input": 5}', content_type=json), expected="422 __root__"),
-        Fault(name="empty picture", request=replace(good, image=b""), expected="failed invalid_input"),
+        Fault(
+            name="JSON without an object", request=Raw(body=b'{"input": 5}', content_type=json), expected="422 __root__"
+        ),
+        Fault(name="empty image", request=replace(good, image=b""), expected="failed invalid_input"),
         Fault(name="path of a file", request=replace(good, image="/etc/passwd"), expected="failed invalid_input"),
     ]
 
@@ -114,7 +118,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 def _huge_png() -> bytes:
-    """Some hundred bytes that declare 400 megapixels."""
+    """Return some hundred bytes that declare 400 megapixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,7 +1,7 @@
-"""What is asked of a server: a mix of good, bad and cancelled requests, the same one for a seed.
+"""A mix of good, bad and cancelled requests, which a seed determines.
 
-Requests come in blocks of 50, and each block has the same good requests in another order, so that what one block leaves
-behind can be compared with what any other does.
+Requests come in blocks of 50. Each block has the same good requests in another order, so that the memory after two
+blocks can be compared.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
 
-from benchmarks.soak.pictures import NUM_PICTURES, PANORAMA, Picture, picture
+from benchmarks.soak.images import NUM_IMAGES, PANORAMA, Photograph, photograph
 
 BLOCK = 50
 ARRAYS = ("json", "npz")
-"""Outputs that only HTTP has, in place of a splat."""
+"""Outputs that only HTTP has."""
 
 Kind = Literal["good", "bad", "cancelled"]
-Door = Literal["http", "cog"]
+Frontend = Literal["http", "cog"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for, whatever the door.
+    """A request in no frontend's own form.
 
     Attributes:
-        image: A picture file, or an address in its place; None sends none.
-        depth: A depth map.
-        options: Of the prediction, but for the output's format.
+        image: Content of an image file, or a URL in its place; None sends no image.
+        depth: Content of a depth map.
+        options: Options of the prediction, without the output's format.
         output: A format of splats, or one of `ARRAYS`.
-        by_url: Whether the server has to fetch the picture.
+        by_url: Whether the server has to fetch the image.
     """
 
     image: bytes | str | None
@@ -46,9 +46,9 @@ class Raw:
     """A body that no well-behaved client sends.
 
     Attributes:
-        body: As it goes on the wire.
-        content_type: What it claims to be.
-        num_bytes_claimed: What it says of its length; None is the truth.
+        body: Bytes on the wire.
+        content_type: Value of Content-Type.
+        num_bytes_claimed: Value of Content-Length; None is the true length.
     """
 
     body: bytes
@@ -61,12 +61,12 @@ class Case:
     """One request of the mix.
 
     Attributes:
-        kind: What is to come of it.
-        name: What it is, for people: the output's format, what is wrong with it, or the moment of giving up.
-        request: What is sent.
-        expected: The outcome that alone is right: `ok`, `cancelled`, or how the server must refuse it.
-        recipe: Which right answer it has; of a cancelled one, where the cancelling came too late.
-        fraction: From 0 to 1, where within its moment a request is given up.
+        kind: Kind of the request.
+        name: Name for people: the output's format, the fault, or the moment of cancelling.
+        request: The request.
+        expected: The only right outcome: `ok`, `cancelled`, or the server's refusal.
+        recipe: Number of the right answer; for a cancelled request, the answer if cancelling came too late.
+        fraction: Point within the moment at which the request is cancelled, from 0 to 1.
     """
 
     kind: Kind
@@ -79,12 +79,12 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something wrong with a request.
+    """A fault of a request.
 
     Attributes:
-        name: For people.
-        request: What is sent.
-        expected: How the door must refuse it.
+        name: Name for people.
+        request: The request.
+        expected: The frontend's refusal.
     """
 
     name: str
@@ -108,29 +108,29 @@ _OUTPUTS: tuple[tuple[str, dict[str, object]], ...] = (
 )
 
 
-def recipes(door: str, num_recipes: int, *, without: Sequence[str] = ()) -> list[Request]:
-    """Different good requests, two of them for whole splats.
+def recipes(frontend: str, num_recipes: int, *, without: Sequence[str] = ()) -> list[Request]:
+    """Return different good requests, two of them for whole splats.
 
     Args:
-        door: `cog` or `http`; outputs that it does not have become a `ply`.
-        num_recipes: How many.
+        frontend: `cog` or `http`; an output that it does not have becomes a `ply`.
+        num_recipes: Number of requests.
         without: Formats that are not installed.
     """
-    pictures: dict[int, Picture] = {}
+    photographs: dict[int, Photograph] = {}
     made = []
     for number in range(num_recipes):
-        which = number % NUM_PICTURES
+        which = number % NUM_IMAGES
         output, options = _OUTPUTS[number % len(_OUTPUTS)]
-        if output in without or (door == "cog" and output in ARRAYS):
+        if output in without or (frontend == "cog" and output in ARRAYS):
             output = "ply"
         if number == BLOCK // 2 and "mp4" not in without:
-            # One is enough: a film of any other picture takes ten seconds.
+            # One film is enough, since a film of any other image takes ten seconds.
             which, output, options = PANORAMA, "mp4", {"max_gaussians": 500}
-        pictures.setdefault(which, picture(which))
+        photographs.setdefault(which, photograph(which))
         made.append(
             Request(
-                image=pictures[which].image,
-                depth=pictures[which].depth,
+                image=photographs[which].image,
+                depth=photographs[which].depth,
                 options=options,
                 output=output,
                 by_url=number % 8 == 3,
@@ -149,19 +149,19 @@ def mix(
     cancelled_share: float = 0.1,
     seed: int = 0,
 ) -> list[Case]:
-    """The requests in their order.
+    """Return the requests in their order.
 
     Args:
-        good: As `recipes`.
-        faults: All that the door knows; each has its turn.
-        moments: At which a request may be given up; each has its turn.
-        num_requests: In all.
-        bad_share: Of them.
-        cancelled_share: Of them.
-        seed: Of the order, and of when exactly a request is given up.
+        good: Good requests, by `recipes`.
+        faults: All faults of the frontend; each has its turn.
+        moments: Moments at which a request may be cancelled; each has its turn.
+        num_requests: Number of requests.
+        bad_share: Share of bad requests.
+        cancelled_share: Share of cancelled requests.
+        seed: Seed of the order and of the moments.
     """
     chance = random.Random(seed)
-    # The whole splats take long enough to be given up at any moment.
+    # Requests for whole splats take long enough to be cancelled at any moment.
     large = [number for number, request in enumerate(good) if (request.output, dict(request.options)) in _WHOLE]
     bad, cancelled = _bad(faults, chance), _cancelled(good, large, moments, chance)
     cases: list[Case] = []
@@ -169,8 +169,8 @@ def mix(
         size = min(BLOCK, num_requests - len(cases))
         num_bad, num_cancelled = round(size * bad_share), round(size * cancelled_share)
         block = [next(bad) for _ in range(num_bad)] + [next(cancelled) for _ in range(num_cancelled)]
-        for place in range(size - len(block)):
-            number = place % len(good)
+        for position in range(size - len(block)):
+            number = position % len(good)
             request = good[number]
             block.append(Case(kind="good", name=request.output, request=request, expected="ok", recipe=number))
         chance.shuffle(block)

@@ -1,4 +1,4 @@
-"""What came of a soak, for people and for programs, and all that is wrong with it."""
+"""The report of a soak, for people and for programs, with everything that is wrong."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.soak.door import Answer, State
 from benchmarks.soak.mix import BLOCK, Case
+from benchmarks.soak.server import Answer, State
 
 WARM_UP = 100
-"""Requests after which a server has seen everything once: its memory may grow until then, and hardly after it."""
+"""Number of requests after which a server has seen everything once, so that its memory hardly grows any more."""
 MAX_GROWTH = 0.05
+"""Largest growth of the memory after the warm-up, as a share of it."""
 POOLED_FDS = 4
-"""Descriptors that may come after the warm-up: connections to who takes results, which clients keep for a while."""
+"""Number of descriptors that may be added after the warm-up, since clients keep connections for a while."""
 POOLED_THREADS = 8
-"""Threads that may still come after the warm-up: pools start one only when all that they have happen to be busy."""
+"""Number of threads that may be added after the warm-up, since a pool starts one only when all others are busy."""
 SHOWN = 20
+"""Number of wrong answers that the table lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One request of the mix, done.
+    """One finished request of the mix.
 
     Attributes:
-        case: What was sent.
-        answer: What came of it.
-        seconds: From the first byte sent to the verdict.
-        memory: Bytes of the server after it.
-        wrong: What is wrong with the answer; empty where nothing is.
+        case: The request.
+        answer: Its result.
+        seconds: Seconds from the first byte sent to the verdict.
+        memory: Bytes of the server's memory afterwards.
+        wrong: What is wrong with the answer, or an empty text.
     """
 
     case: Case
@@ -43,23 +45,23 @@ class Record:
 
 @dataclass(kw_only=True)
 class Report:
-    """What came of a soak.
+    """The report of a soak.
 
     Attributes:
-        door: Which.
-        num_clients: That asked at once.
-        num_requests: That were to be sent.
-        records: Of each request, in the order in which they ended.
-        total_s: From first to last.
-        memory_at_start: Bytes of the server before the first.
+        server: Name of the server.
+        num_clients: Number of clients at once.
+        num_requests: Number of requests in the mix.
+        records: Finished requests, in the order in which they ended.
+        total_s: Seconds from the first request to the last.
+        memory_at_start: Bytes of the server's memory before the first request.
         before: The server's state after one good request, before the mix.
-        warm: Its state after the first `WARM_UP` of the mix, or half of it if it is short.
-        after: Its state after the mix and the same good request again; None if it never came to that.
-        complaints: What the server itself tells.
-        is_stopped: Whether Ctrl-C ended it.
+        warm: Its state after the first `WARM_UP` requests of the mix, or after half of a short mix.
+        after: Its state after the mix and the same good request again; None if the soak ended before.
+        complaints: Errors that the server itself reports.
+        is_stopped: Whether Ctrl-C ended the soak.
     """
 
-    door: str
+    server: str
     num_clients: int
     num_requests: int
     records: list[Record] = field(default_factory=list)
@@ -73,9 +75,9 @@ class Report:
 
     @property
     def window_medians(self) -> tuple[float, float] | None:
-        """Median bytes of the block after the warm-up, and of the last one; None before they are two blocks.
+        """Median memory of the block after the warm-up and of the last block; None if these are not two blocks.
 
-        Medians of blocks, which are of the same requests: single samples hold whatever is under way.
+        Blocks have the same requests. Single samples would contain the memory of requests under way.
         """
         memory = [record.memory for record in self.records]
         if len(memory) < WARM_UP + 2 * BLOCK:
@@ -84,14 +86,14 @@ class Report:
 
     @property
     def growth(self) -> float | None:
-        """Of the memory after the warm-up, as a share of it."""
+        """Growth of the memory after the warm-up, as a share of it."""
         if self.window_medians is None:
             return None
         first, last = self.window_medians
         return last / first - 1
 
     def wrongs(self) -> list[str]:
-        """Everything that must not be, but for the growth."""
+        """Return everything that is wrong, except the growth."""
         found = [f"{record.case.kind} {record.case.name}: {record.wrong}" for record in self.records if record.wrong]
         if len(self.records) < self.num_requests:
             found.append(f"only {len(self.records)} of {self.num_requests} requests were sent and answered")
@@ -99,7 +101,7 @@ class Report:
 
     def _left_behind(self) -> list[str]:
         if self.before is None or self.warm is None or self.after is None:
-            return ["what the server has left behind was not seen"]
+            return ["the server's state after the requests is unknown"]
         found = []
         for name in sorted(self.before.files.keys() | self.after.files.keys()):
             old, new = self.before.files.get(name), self.after.files.get(name)
@@ -118,7 +120,7 @@ class Report:
         return found
 
     def grown(self) -> list[str]:
-        """The growth, if it is too much."""
+        """Return the growth, if it is too large."""
         if self.growth is None or self.growth <= MAX_GROWTH:
             return []
         return [
@@ -143,7 +145,7 @@ class Report:
         memory = [record.memory for record in self.records]
         states = {"before": self.before, "warm": self.warm, "after": self.after}
         return {
-            "door": self.door,
+            "server": self.server,
             "clients": self.num_clients,
             "total_s": self.total_s,
             "requests_a_second": len(self.records) / self.total_s if self.total_s else 0.0,
@@ -156,9 +158,9 @@ class Report:
         }
 
     def table(self) -> str:
-        """The report for people."""
+        """Return the report for people."""
         lines = [
-            f"{self.door}: {len(self.records)} of {self.num_requests} requests from {self.num_clients} clients in "
+            f"{self.server}: {len(self.records)} of {self.num_requests} requests from {self.num_clients} clients in "
             f"{self.total_s:.0f} s: {len(self.records) / max(self.total_s, 1e-9):.2f} a second",
             f"  {'outcome':20} {'requests':>8} {'p50 s':>8} {'p99 s':>8} {'max s':>8}",
         ]
@@ -168,12 +170,12 @@ class Report:
         ]
         if self.records:
             peak = max(record.memory for record in self.records)
-            told = f"  memory MB: {self.memory_at_start / 1e6:.0f} at the start, {peak / 1e6:.0f} at most"
+            line = f"  memory MB: {self.memory_at_start / 1e6:.0f} at the start, {peak / 1e6:.0f} at most"
             if self.window_medians is not None and self.growth is not None:
                 first, last = self.window_medians
-                told += f", medians {first / 1e6:.0f} after {WARM_UP} requests and {last / 1e6:.0f} at the end: "
-                told += f"{self.growth:+.1%}"
-            lines.append(told)
+                line += f", medians {first / 1e6:.0f} after {WARM_UP} requests and {last / 1e6:.0f} at the end: "
+                line += f"{self.growth:+.1%}"
+            lines.append(line)
         if self.before and self.warm and self.after:
             for what in ("num_fds", "num_threads", "num_processes"):
                 numbers = [getattr(state, what) for state in (self.before, self.warm, self.after)]

@@ -1,4 +1,4 @@
-"""The right answers: what a pipeline in this process writes for the same bytes and options."""
+"""The right answers: the output of a pipeline in this process for the same bytes and options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ assert set(_WRITERS) == set(ARRAYS)
 
 
 def digest_of(output: str, content: bytes) -> str:
-    """A hash of all that is the same in every right answer: of everything, but for timings and what a zip dates.
+    """Return a hash of everything that is the same in every right answer, which excludes timings and dates in a zip.
 
     Args:
-        output: As `Request.output`.
+        output: Output as in `Request.output`.
         content: The answer.
     """
     if output not in ARRAYS:
@@ -47,7 +47,7 @@ def digest_of(output: str, content: bytes) -> str:
 
 
 def missing_formats() -> list[str]:
-    """Formats for which something is not installed: the viewer of pages comes by npm."""
+    """Return the formats that need something that is not installed, such as the viewer of pages."""
     missing = []
     for name in formats.FORMATS:
         try:
@@ -58,7 +58,7 @@ def missing_formats() -> list[str]:
 
 
 def right_answers(good: Iterable[Request]) -> dict[int, str]:
-    """The digest of the right answer to each good request, by its place."""
+    """Return the digest of the right answer to each good request, by its index."""
     pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def right_answers(good: Iterable[Request]) -> dict[int, str]:
             path = Path(folder) / "right"
             assert isinstance(request.image, bytes)
             named = {**request.options, "output_format": "ply" if request.output in ARRAYS else request.output}
-            prediction = pipeline(request.image, PredictOptions.from_mapping(named), depth_bytes=request.depth)
+            prediction = pipeline(request.image, PredictOptions.from_mapping(named), depth=request.depth)
             if request.output in ARRAYS:
                 _WRITERS[request.output](path, prediction)
             else:

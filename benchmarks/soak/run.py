@@ -1,4 +1,4 @@
-"""A soak from beginning to end: the server, the mix, the report."""
+"""A whole soak: the server, the mix, the report."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.soak.cog_door import cog_door
-from benchmarks.soak.door import Door
+from benchmarks.soak.cog_server import soaked_cog
 from benchmarks.soak.drive import soak
-from benchmarks.soak.http_door import http_door
+from benchmarks.soak.http_service import soaked_http
 from benchmarks.soak.mix import Request, mix
 from benchmarks.soak.report import Report
+from benchmarks.soak.server import Server
 
-DOORS: dict[str, Callable[[Path, Request], AbstractContextManager[Door]]] = {"cog": cog_door, "http": http_door}
+SERVERS: dict[str, Callable[[Path, Request], AbstractContextManager[Server]]] = {"cog": soaked_cog, "http": soaked_http}
 
 
 def run(
-    door_name: str,
+    frontend: str,
     folder: Path,
     good: Sequence[Request],
     right: Mapping[int, str],
@@ -29,28 +29,28 @@ def run(
     seed: int = 0,
     on_done: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Starts a server, soaks it, stops it.
+    """Start a server, soak it, and stop it.
 
     Args:
-        door_name: One of `DOORS`.
-        folder: An empty one, for all that the server writes.
-        good: As `mix.recipes`.
-        right: The digest of the right answer to each.
-        num_requests: Of the mix.
-        num_clients: At once; Cog's server takes one prediction at a time, and so one client.
-        bad_share: Of the requests.
-        cancelled_share: Of the requests.
-        seed: Of the mix.
+        frontend: One of `SERVERS`.
+        folder: An empty folder for all files of the server.
+        good: Good requests, by `mix.recipes`.
+        right: Digest of the right answer to each.
+        num_requests: Number of requests in the mix.
+        num_clients: Number of clients at once; Cog's server takes one prediction at a time, so it has one.
+        bad_share: Share of bad requests.
+        cancelled_share: Share of cancelled requests.
+        seed: Seed of the mix.
         on_done: Called after every request.
     """
-    with DOORS[door_name](folder, good[0]) as door:
+    with SERVERS[frontend](folder, good[0]) as server:
         cases = mix(
             good,
-            door.faults(),
-            door.moments,
+            server.faults(),
+            server.moments,
             num_requests=num_requests,
             bad_share=bad_share,
             cancelled_share=cancelled_share,
             seed=seed,
         )
-        return soak(door, cases, right, num_clients=1 if door_name == "cog" else num_clients, on_done=on_done)
+        return soak(server, cases, right, num_clients=1 if frontend == "cog" else num_clients, on_done=on_done)

@@ -1,4 +1,4 @@
-"""`sharp-cog serve --http` as a person starts it: a process of its own, and its log."""
+"""`sharp-cog serve --http` in its own process, as a person starts it, and its log."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class HttpServer:
     """A server that the command has started.
 
     Attributes:
-        url: Where it listens.
+        url: Address of the server.
         process: The server.
-        log_path: What it has printed.
-        temporary: The folder that takes all its temporary files.
+        log_path: File with the output of the server.
+        temporary: Folder of all its temporary files.
     """
 
     url: str
@@ -43,10 +43,10 @@ class HttpServer:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def wait_until_ready(self) -> None:
-        """Waits for its health.
+        """Wait until the server reports that it is healthy.
 
         Raises:
-            RuntimeError: It ended, its model cannot be loaded, or it took too long; the message holds its log.
+            RuntimeError: The server ended, its model cannot be loaded, or it took too long; the message has its log.
         """
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
@@ -64,11 +64,11 @@ class HttpServer:
 
 @contextlib.contextmanager
 def started_http_server(folder: Path, *flags: str, **environment: str) -> Iterator[HttpServer]:
-    """Starts the command and does not wait for it; kills it at the end.
+    """Start the command without waiting for it, and kill it at the end.
 
     Args:
         folder: A folder for the log and all temporary files.
-        flags: Of `sharp-cog serve --http`.
+        flags: Flags of `sharp-cog serve --http`.
         environment: More environment variables.
     """
     port = free_port()
@@ -81,8 +81,8 @@ def started_http_server(folder: Path, *flags: str, **environment: str) -> Iterat
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # A Ctrl-C on the terminal is not for it.
-            # A shell's background job ignores Ctrl-C, and its children with it.
+            start_new_session=True,  # A Ctrl-C on the terminal is meant for the tests.
+            # If the tests are a shell's background job, they ignore Ctrl-C, and children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     try:

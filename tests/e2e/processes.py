@@ -1,4 +1,4 @@
-"""What a server that runs as processes of its own uses."""
+"""Ports, memory and children of servers in their own processes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _T = TypeVar("_T")
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens."""
+    """Return a port of loopback on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
 
 
 def processes_of(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
+    """Return a process and all of its descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
-def told_by(processes: Sequence[psutil.Process], question: Callable[[psutil.Process], _T]) -> Iterator[_T]:
-    """What each of them answers, but for those that have ended since, such as an ffmpeg whose film is done."""
+def ask_all(processes: Sequence[psutil.Process], question: Callable[[psutil.Process], _T]) -> Iterator[_T]:
+    """Yield the answer of each process, except those that have ended meanwhile, such as an ffmpeg."""
     for process in processes:
         try:
             yield question(process)
@@ -34,6 +34,6 @@ def told_by(processes: Sequence[psutil.Process], question: Callable[[psutil.Proc
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of a process and all below it, without pages of files: the kernel drops and reads those."""
-    memory = told_by(processes_of(pid), lambda process: process.memory_info())
+    """Return the resident memory of a process tree, without pages of files, which the kernel can drop."""
+    memory = ask_all(processes_of(pid), lambda process: process.memory_info())
     return sum(info.rss - info.shared for info in memory)

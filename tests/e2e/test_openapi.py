@@ -1,4 +1,4 @@
-"""The service's own description, taken at its word by schemathesis: whatever it allows, and what it does not."""
+"""Requests that schemathesis makes from the service's own description, and requests that it forbids."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.unsupported_method,
 ]
-"""Not `positive_data_acceptance`: that two fields exclude each other, such as a file and its URL, no schema says."""
+"""Without `positive_data_acceptance`: a schema cannot say that file and image_url exclude each other."""
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A service for which any bytes are a picture, in a world without other hosts."""
+    """Serve a pipeline that takes any bytes for an image, and make all other hosts unknown."""
     system = socket.getaddrinfo
 
     def getaddrinfo(host: str, *args: Any, **rest: Any) -> Any:
@@ -64,8 +64,12 @@ OPERATIONS = [
 ]
 
 
+NUM_REQUESTS = [25, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+"""Number of requests for each operation."""
+
+
 def attack(described: schemathesis.BaseSchema, method: str, path: str, num_requests: int) -> None:
-    """Sends what the description allows, and checks the answers against it."""
+    """Send requests that the description allows, and check the answers against it."""
 
     @given(case=described[path][method].as_strategy())
     @settings(max_examples=num_requests, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -76,20 +80,15 @@ def attack(described: schemathesis.BaseSchema, method: str, path: str, num_reque
     check()
 
 
+@pytest.mark.parametrize("num", NUM_REQUESTS)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_no_request_breaks_the_service(described: schemathesis.BaseSchema, url: str, method: str, path: str) -> None:
-    attack(described, method, path, 100 if method == "GET" else 600)
+def test_no_request_breaks_the_service(
+    described: schemathesis.BaseSchema, url: str, method: str, path: str, num: int
+) -> None:
+    attack(described, method, path, num)
     if method == "POST":
         metrics = requests.get(f"{url}/metrics", timeout=10).text
-        num_made = float(metrics.partition('outcome="ok"} ')[2].partition("\n")[0])
-        assert num_made >= 5, "hardly any request was a good one"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_many_requests_do_not_break_it(described: schemathesis.BaseSchema, method: str, path: str) -> None:
-    attack(described, method, path, 5000)
+        assert float(metrics.partition('outcome="ok"} ')[2].partition("\n")[0]) >= 1, "no request was a good one"
 
 
 NAMES = [
@@ -106,13 +105,13 @@ FIELDS = st.tuples(
     st.none() | st.text(max_size=20),
     st.sampled_from(["", "1", "nan", "-1", "1e999", "true", "spz", "\x00", "9" * 5000]) | st.text() | st.binary(),
 )
-"""Name, file name (None is text) and content."""
+"""Fields of a form: name, file name (None for text) and content."""
 
 
-# What the description forbids. schemathesis' own way of it cannot handle files in forms (4.32).
 @given(st.lists(FIELDS, max_size=6), st.sampled_from([*FORMATS, "", "obj", "%00", "a/b"]))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_form_breaks_the_service(url: str, form: list[Any], output_format: str) -> None:
+    """Requests that the description forbids, which schemathesis (4.32) cannot make for forms with files."""
     files = [(name, content if filename is None else (filename, content)) for name, filename, content in form]
     parts = [(name, (None, part) if not isinstance(part, tuple) else part) for name, part in files]
     answer = requests.post(f"{url}/predict/{output_format}", files=parts or {"": b""}, timeout=30)
@@ -121,7 +120,7 @@ def test_no_form_breaks_the_service(url: str, form: list[Any], output_format: st
 
 
 @given(st.binary(max_size=300), st.sampled_from(["x", "", "x" * 200]) | st.text('ab-"=; ', max_size=10))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_breaks_the_service(url: str, body: bytes, boundary: str) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     for content in (body, head + body, head + body + b"\r\n--x--\r\n"):
@@ -135,8 +134,7 @@ def test_no_body_breaks_the_service(url: str, body: bytes, boundary: str) -> Non
         assert answer.status_code == 200 or answer.json().keys() == {"error", "code"}
 
 
-def test_the_attack_sees_a_fault(url: str) -> None:
-    """With a description that promises too much, the same checks fail."""
+def test_the_checks_find_an_undescribed_answer(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=10).json()
     del document["paths"]["/predict/{output_format}"]["post"]["responses"]["422"]
     wrong = schemathesis.openapi.from_dict(document)
@@ -145,7 +143,7 @@ def test_the_attack_sees_a_fault(url: str) -> None:
         attack(wrong, "POST", "/predict/{output_format}", 50)
 
 
-def test_every_operation_is_attacked(url: str) -> None:
+def test_every_described_operation_gets_requests(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=10).json()
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert described == set(OPERATIONS)
@@ -153,9 +151,9 @@ def test_every_operation_is_attacked(url: str) -> None:
 
 def test_every_endpoint_is_described(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=10).json()
-    told = requests.get(url, timeout=10).json()["endpoints"]
+    endpoints = requests.get(url, timeout=10).json()["endpoints"]
     paths = {path.replace("{output_format}", "{format}") for path in document["paths"]}
-    assert paths == set(told) - {"/docs"}
+    assert paths == set(endpoints) - {"/docs"}
     for path, methods in document["paths"].items():
         for operation in methods.values():
             assert "200" in operation["responses"], path

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.soak.mix import Request, recipes
 from benchmarks.soak.right import right_answers
-from benchmarks.soak.run import DOORS, run
+from benchmarks.soak.run import SERVERS, run
 from tests.e2e.cog_server import ROOT
 
 Prepared = tuple[Sequence[Request], dict[int, str]]
@@ -26,10 +26,10 @@ def prepared() -> Prepared:
     return good, right_answers(good)
 
 
-@pytest.mark.parametrize("door", [pytest.param("cog", marks=pytest.mark.slow), "http"])
-def test_a_few_requests_are_answered_right_and_leave_nothing(door: str, prepared: Prepared, tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", [pytest.param("cog", marks=pytest.mark.slow), "http"])
+def test_a_few_requests_are_answered_right_and_leave_nothing(server: str, prepared: Prepared, tmp_path: Path) -> None:
     """By Cog's server, which starts slowly, in the long tests."""
-    report = run(door, tmp_path, *prepared, num_requests=20, num_clients=3, bad_share=0.6, cancelled_share=0.2)
+    report = run(server, tmp_path, *prepared, num_requests=20, num_clients=3, bad_share=0.6, cancelled_share=0.2)
     print(report.table())
     assert report.wrongs() == []
     assert Counter(record.case.kind for record in report.records) == {"good": 4, "bad": 12, "cancelled": 4}
@@ -37,10 +37,10 @@ def test_a_few_requests_are_answered_right_and_leave_nothing(door: str, prepared
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("door", sorted(DOORS))
-def test_a_thousand_requests_leave_nothing_and_memory_as_it_was(door: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", sorted(SERVERS))
+def test_a_thousand_requests_leave_nothing_and_memory_as_it_was(server: str, tmp_path: Path) -> None:
     path = tmp_path / "soak.json"
-    command = [sys.executable, "-m", "benchmarks.soak", "--soak", door, "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks.soak", "--soak", server, "--json", str(path)]
     subprocess.run(command, check=True, timeout=7200, cwd=ROOT)
     (report,) = json.loads(path.read_text(encoding="utf-8"))
     assert report["wrong"] == []

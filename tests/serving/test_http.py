@@ -436,7 +436,7 @@ def test_no_file_is_left_behind(lift: SharpPipeline, tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_many_clients_each_get_their_own_splat(service: Service) -> None:
-    report = drive(service.url, num_requests=12, num_clients=6, num_pictures=3)
+    report = drive(service.url, num_requests=12, num_clients=6, num_images=3)
     assert (report.num_lost, report.num_wrong) == (0, 0)
 
 

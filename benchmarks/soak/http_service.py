@@ -1,4 +1,4 @@
-"""The HTTP service under soak: `sharp-cog serve --http` in a process of its own."""
+"""The HTTP service under soak: `sharp-cog serve --http` in its own process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import requests
 
-from benchmarks.soak.door import ANSWER_SECONDS, Answer, Started, complaints_in, own_folders
 from benchmarks.soak.faults import faults
 from benchmarks.soak.mix import ARRAYS, Case, Fault, Raw, Request
 from benchmarks.soak.right import digest_of
+from benchmarks.soak.server import ANSWER_SECONDS, Answer, Started, complaints_in, own_folders
 from tests.e2e.cog_server import Outside, started_outside
 from tests.e2e.http_server import HttpServer, started_http_server
 
@@ -27,8 +27,8 @@ _COUNTED = re.compile(r'^sharp_requests_total\{door="http",outcome="(\w+)"\} (\d
 _STAGES = {"while predicting": "predict", "while it writes": "encode"}
 
 
-class HttpDoor(Started):
-    """Sends forms, and hangs up in the middle of them."""
+class SoakedHttp(Started):
+    """Sends forms, and disconnects in the middle of some."""
 
     name = "http"
     moments = ("while uploading", "while queued", "while predicting", "while it writes", "while it answers")
@@ -41,11 +41,11 @@ class HttpDoor(Started):
         self._addresses: dict[bytes, str] = {}
 
     def faults(self) -> list[Fault]:
-        """All that it can be shown."""
+        """Return all faults of requests to this server."""
         return faults("http", self._good, self._outside.url)
 
     def ask(self, case: Case) -> Answer:
-        """Sends one, and reads the answer or does not."""
+        """Send one request, and read its answer or disconnect."""
         try:
             if case.kind == "cancelled":
                 return self._hang_up(case)
@@ -117,21 +117,21 @@ class HttpDoor(Started):
         return self._gone(request_id)
 
     def _wait_for_stage(self, request_id: str, stage: str, answering: socket.socket) -> None:
-        """Waits until a request is at a stage or beyond, or its answer comes."""
+        """Wait until a request is at a stage or beyond it, or its answer comes."""
         deadline = time.monotonic() + ANSWER_SECONDS
         order = ("queued", "decode", "predict", "encode")
-        while (told := self._stage(request_id)) is None or order.index(told) < order.index(stage):
+        while (found := self._stage(request_id)) is None or order.index(found) < order.index(stage):
             if time.monotonic() > deadline:
                 raise TimeoutError
             if select.select([answering], [], [], 0.005)[0]:
                 return
 
     def _gone(self, request_id: str) -> Answer:
-        """Waits until the server has given up the request that was hung up on."""
+        """Wait until the server has dropped the request of a client that has disconnected."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        while (told := self._stage(request_id)) is not None:
+        while (stage := self._stage(request_id)) is not None:
             if time.monotonic() > deadline:
-                return Answer(outcome=f"still at {told} after {ANSWER_SECONDS:.0f} s", is_silent=True)
+                return Answer(outcome=f"still at {stage} after {ANSWER_SECONDS:.0f} s", is_silent=True)
             time.sleep(0.01)
         return Answer(outcome="cancelled")
 
@@ -140,17 +140,17 @@ class HttpDoor(Started):
         return None if response.status_code == 404 else str(response.json()["stage"])
 
     def complaints(self, cases: Sequence[Case]) -> list[str]:
-        """What the service has counted, held against what was sent, and what it has logged of faults of its own."""
+        """Return differences between the service's metrics and the requests, and the internal errors in its log."""
         text = requests.get(f"{self._server.url}/metrics", timeout=ANSWER_SECONDS).text
         counted = Counter({outcome: int(number) for outcome, number in _COUNTED.findall(text)})
         refused = Counter(case.expected.partition(" ")[2] for case in cases if case.kind == "bad")
-        del refused["request_too_large"]  # It is refused before it is a request.
+        del refused["request_too_large"]  # The body is refused before the request is counted.
         found = [
             f"the service counted {counted[code]} requests as {code}, of {number} that were sent"
             for code, number in refused.items()
             if counted[code] != number
         ]
-        # Who hangs up can be too late for the service to notice.
+        # A client may disconnect too late for the service to notice.
         served, asked = counted["ok"] + counted["hung_up"], sum(case.kind != "bad" for case in cases)
         if served != asked:
             found.append(f"the service counted {served} requests as ok or hung_up, of {asked} that were sent")
@@ -172,18 +172,18 @@ class HttpDoor(Started):
 
 
 @contextlib.contextmanager
-def http_door(folder: Path, good: Request) -> Iterator[HttpDoor]:
-    """Starts the service with everything that it writes below the folder, and waits until it is ready.
+def soaked_http(folder: Path, good: Request) -> Iterator[SoakedHttp]:
+    """Start the service with all of its files in the folder, and wait until it is ready.
 
     Args:
-        folder: An empty one.
-        good: A request that is right, from which wrong ones are made.
+        folder: An empty folder.
+        good: A good request, from which the bad ones are made.
     """
-    # Pictures by URL come from loopback, which is else refused.
+    # Images by URL come from loopback, which is refused by default.
     environment = {**own_folders(folder), "SHARP_FETCH_PRIVATE": "true", "SHARP_MAX_BODY_MEGABYTES": "50"}
     with (
         started_outside() as outside,
         started_http_server(folder, "--model", "lift", "--device", "cpu", **environment) as server,
     ):
         server.wait_until_ready()
-        yield HttpDoor(server, outside, good, folder)
+        yield SoakedHttp(server, outside, good, folder)

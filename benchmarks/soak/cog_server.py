@@ -15,25 +15,25 @@ from typing import Any
 
 import requests
 
-from benchmarks.soak.door import (
+from benchmarks.soak.faults import faults
+from benchmarks.soak.mix import Case, Fault, Raw, Request
+from benchmarks.soak.server import (
     ANSWER_SECONDS,
     Answer,
     Started,
     complaints_in,
     own_folders,
 )
-from benchmarks.soak.faults import faults
-from benchmarks.soak.mix import Case, Fault, Raw, Request
 from tests.e2e.cog_server import CogServer, Outside, data_uri, started_cog_server, started_outside
 
 _PREFIXES = re.compile(r"^Input validation error: |^(Prediction failed: )*RuntimeError: ")
-"""What coglet puts before the error of its own fetching, and before the predictor's."""
+"""Prefixes that coglet adds to its own errors and to those of the predictor."""
 
 
-class CogDoor(Started):
-    """Sends predictions one after another, as coglet takes them, and cancels or leaves some.
+class SoakedCog(Started):
+    """Sends predictions one after another, as coglet takes them, and cancels some.
 
-    Splats come by PUT to a server of ours, as Replicate takes them, and states by webhook.
+    The server uploads splats by PUT and reports states by webhook, as on Replicate.
     """
 
     name = "cog"
@@ -44,15 +44,15 @@ class CogDoor(Started):
         self._server, self._outside, self._good = server, outside, good
 
     def faults(self) -> list[Fault]:
-        """All that it can be shown."""
+        """Return all faults of requests to this server."""
         return faults("cog", self._good, self._outside.url)
 
     def complaints(self, cases: Sequence[Case]) -> list[str]:
-        """What the log says of faults of its own."""
+        """Return the internal errors in the log."""
         return complaints_in(self._server.log())
 
     def ask(self, case: Case) -> Answer:
-        """Sends one to its end: the answer, or the last webhook."""
+        """Send one request, and wait for its answer or its last webhook."""
         self._outside.uploads.clear()
         try:
             self._server.wait_until_ready()  # An answer can arrive a moment before the server takes the next one.
@@ -80,10 +80,10 @@ class CogDoor(Started):
         return Answer(outcome=f"{response.status_code} {reason}")
 
     def _cancel(self, case: Case) -> Answer:
-        """Starts one, and gives it up once it runs.
+        """Start a prediction, and cancel it once it runs.
 
-        Cog 0.23.1 hangs for good if it is told to cancel while it fetches the inputs, data URIs too. The first thing
-        that the predictor itself does is to delete what lies in its folder, so we lay a file there and wait.
+        Cog 0.23.1 hangs for ever if it is cancelled while it fetches the inputs, even data URIs. The predictor first
+        deletes all files in its folder, so we put a file there and wait until it is gone.
         """
         assert isinstance(case.request, Request)
         (predictors,) = self._server.temporary.glob("sharp_cog-scratch-*")
@@ -116,16 +116,18 @@ class CogDoor(Started):
             if response.status_code != 202:
                 return Answer(outcome=f"{response.status_code} {response.text[:80]}")
             self._wait_within(marker, case.fraction)
-            requests.post(f"{base}{path}/cancel", timeout=ANSWER_SECONDS)  # 404 if it has ended.
-        told = self._outside.next_webhook()
-        assert told["id"] == prediction_id
-        answer = self._outcome(told)
+            requests.post(
+                f"{base}{path}/cancel", timeout=ANSWER_SECONDS
+            )  # The answer is 404 if the prediction has ended.
+        event = self._outside.next_webhook()
+        assert event["id"] == prediction_id
+        answer = self._outcome(event)
         if answer.outcome == "cancelled" and self._outside.uploads:
             return Answer(outcome="cancelled, but its splat was sent")
         return answer
 
     def _wait_within(self, marker: Path, fraction: float) -> None:
-        """Waits until the prediction runs, and then for a part of the time that it may take."""
+        """Wait until the prediction runs, and then for a part of the time that it may take."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while marker.exists():
             if time.monotonic() > deadline:
@@ -133,12 +135,12 @@ class CogDoor(Started):
             time.sleep(0.002)
         time.sleep(0.8 * fraction)
 
-    def _outcome(self, told: dict[str, Any]) -> Answer:
-        status = told["status"]
+    def _outcome(self, event: dict[str, Any]) -> Answer:
+        status = event["status"]
         if status == "canceled":
             return Answer(outcome="cancelled")
         if status != "succeeded":
-            return Answer(outcome=f"{status} {_PREFIXES.sub('', str(told.get('error')))}")
+            return Answer(outcome=f"{status} {_PREFIXES.sub('', str(event.get('error')))}")
         uploads = self._outside.uploads
         if len(uploads) != 1:
             return Answer(outcome=f"succeeded, and {len(uploads)} files were sent")
@@ -156,12 +158,12 @@ class CogDoor(Started):
 
 
 @contextlib.contextmanager
-def cog_door(folder: Path, good: Request) -> Iterator[CogDoor]:
-    """Starts the server with everything that it writes below the folder, and waits until it is ready.
+def soaked_cog(folder: Path, good: Request) -> Iterator[SoakedCog]:
+    """Start the server with all of its files in the folder, and wait until it is ready.
 
     Args:
-        folder: An empty one.
-        good: A request that is right, from which wrong ones are made.
+        folder: An empty folder.
+        good: A good request, from which the bad ones are made.
     """
     with (
         started_outside() as outside,
@@ -170,4 +172,4 @@ def cog_door(folder: Path, good: Request) -> Iterator[CogDoor]:
         ) as server,
     ):
         server.wait_until_ready()
-        yield CogDoor(server, outside, good, folder)
+        yield SoakedCog(server, outside, good, folder)

@@ -12,19 +12,19 @@ from PIL import ExifTags, Image
 
 from tests.data.parity import synthetic
 
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 PANORAMA = 13
-"""The picture whose film has the smallest frames."""
+"""Number of the photograph whose film has the smallest frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Photograph:
     """A photograph with its depth map.
 
     Attributes:
-        name: What kind it is, for people.
-        image: Bytes of a picture file.
-        depth: Bytes of a depth map of the same view.
+        name: Name for people.
+        image: Content of the image file.
+        depth: Content of a depth map of the same view.
     """
 
     name: str
@@ -61,11 +61,11 @@ _KINDS = (
     _Kind(image_format="HEIF", width=1512, height=2016, depth_format="png"),
     _Kind(image_format="JPEG", width=3000, height=2000, depth_format="npz"),
 )
-assert len(_KINDS) == NUM_PICTURES
+assert len(_KINDS) == NUM_IMAGES
 
 
-def picture(number: int) -> Picture:
-    """One of `NUM_PICTURES`: always the same bytes for a number."""
+def photograph(number: int) -> Photograph:
+    """Return one of `NUM_IMAGES` photographs, with the same bytes every time."""
     kind = _KINDS[number]
     small = synthetic.photograph(max(8, kind.width // 8), max(8, kind.height // 8), seed=number)
     image = Image.fromarray(small).resize((kind.width, kind.height), Image.Resampling.BICUBIC).convert(kind.mode)
@@ -76,10 +76,10 @@ def picture(number: int) -> Picture:
         exif = Image.Exif()
         exif.update(kind.exif)
         image.save(content, kind.image_format, **({"exif": exif} if kind.exif else {}))
-    # A map may be smaller than its picture, as a phone's is; it is then one of the upright view.
+    # A phone's depth map is smaller than its image, and shows the upright view.
     factor = next(factor for factor in (4, 1) if kind.width % factor == kind.height % factor == 0)
     width, height = (kind.height, kind.width) if kind.exif else (kind.width, kind.height)
-    return Picture(
+    return Photograph(
         name=f"{kind.image_format} {kind.mode} {kind.width}x{kind.height}, depth {kind.depth_format}",
         image=content.getvalue(),
         depth=_depth(kind.depth_format, width // factor, height // factor),
@@ -87,14 +87,14 @@ def picture(number: int) -> Picture:
 
 
 def npy(values: NDArray[np.float32]) -> bytes:
-    """A depth map as numpy saves it."""
+    """Return a depth map as numpy saves it."""
     content = io.BytesIO()
     np.save(content, values)
     return content.getvalue()
 
 
 def slope(width: int, height: int) -> NDArray[np.float32]:
-    """Metres that grow from the top left to the bottom right, (height, width)."""
+    """Return (height, width) metres that grow from the top left to the bottom right."""
     return np.linspace(1.5, 6.0, width * height, dtype=np.float32).reshape(height, width)
 
 
