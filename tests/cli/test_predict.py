@@ -22,9 +22,6 @@ from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from tests.cli.commands import StubPredictor, names, run, write_image
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-LIFTED_ROOM = (EXAMPLES / "room.jpg", "--model", "lift", "--depth", EXAMPLES / "room.depth.png")
-
 
 def predict(*arguments: object) -> int:
     return run("predict", *arguments)
@@ -311,8 +308,3 @@ def test_a_preview_is_written_beside_the_splat(
     with Image.open(tmp_path / "room.preview.webp") as film:
         assert film.format == "WEBP"
     assert "room.preview.webp: a preview" in capsys.readouterr().out
-
-
-def test_lift_predicts_the_example(tmp_path: Path) -> None:
-    assert predict(*LIFTED_ROOM, "-o", tmp_path / "room.ply") == 0
-    assert len(formats.read(tmp_path / "room.ply").gaussians) == 2 * 768 * 768
