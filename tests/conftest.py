@@ -1,7 +1,7 @@
-"""What all tests share."""
+"""Settings of all tests."""
 
 from hypothesis import settings
 
-# A slow machine is not a fault: how long something takes belongs to the benchmarks.
+# Benchmarks measure time; a slow machine is no failure of a test.
 settings.register_profile("sharp_cog", deadline=None)
 settings.load_profile("sharp_cog")

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"  focal length estimated: give predict --focal-length-px {estimate.focal_length_px:.0f}")
     if num_written:
         used = jobs[0].target if len(jobs) == 1 else output or jobs[0].target.parent
-        print(f"use: sharp-cog predict PICTURE --depth {used}")
+        print(f"use: sharp-cog predict IMAGE --depth {used}")
     return EXIT_FAILED if EXIT_FAILED in exit_codes else max(exit_codes, default=0)
 
 

@@ -48,7 +48,7 @@ def test_a_depth_map_is_a_plain_array_in_metres(
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'photo.npy'}: 1.05 m near, 1.50 m in the middle, 1.95 m far",
         "  focal length estimated: give predict --focal-length-px 77",
-        f"use: sharp-cog predict PICTURE --depth {tmp_path / 'photo.npy'}",
+        f"use: sharp-cog predict IMAGE --depth {tmp_path / 'photo.npy'}",
     ]
 
 
