@@ -1,4 +1,4 @@
-"""Cog's real server as a child process, and the outside world that it talks to."""
+"""Cog's real server as a child process, and a web server that it talks to."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class CogServer:
     """A server that `scripts/serve` has started.
 
     Attributes:
-        url: Where it listens.
+        url: Address of the server.
         process: The server; its worker is a child of it.
-        log_path: What both have printed.
-        temporary: The folder that takes all their temporary files: inputs and outputs.
+        log_path: File with the output of both.
+        temporary: Folder of all their temporary files: inputs and outputs.
     """
 
     url: str
@@ -45,8 +45,8 @@ class CogServer:
     temporary: Path
 
     def predict(self, inputs: Mapping[str, object]) -> dict[str, Any]:
-        """Runs one prediction to its end and returns the answer."""
-        self.wait_until_ready()  # an answer can arrive a moment before the server takes the next prediction
+        """Run one prediction to its end and return the answer."""
+        self.wait_until_ready()  # An answer can arrive before the server takes the next prediction.
         response = self.post(inputs)
         assert response.status_code == 200, response.text[:2000]
         answer: dict[str, Any] = response.json()
@@ -62,10 +62,10 @@ class CogServer:
         return status
 
     def wait_until_ready(self) -> None:
-        """Waits for READY.
+        """Wait for READY.
 
         Raises:
-            RuntimeError: The server crashed, its setup failed, or it took too long; the message holds its log.
+            RuntimeError: The server crashed, its setup failed, or it took too long; the message has its log.
         """
         deadline = time.monotonic() + READY_SECONDS
         status = "not listening"
@@ -82,34 +82,34 @@ class CogServer:
         raise RuntimeError(f"the server was {status} after {READY_SECONDS:.0f} s:\n{self.log()}")
 
     def wait_until_gone(self, name: str) -> None:
-        """Waits until no temporary file has the name."""
+        """Wait until no temporary file has the name."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while name in self.temporary_files():
             assert time.monotonic() < deadline, f"{name} is still there:\n{self.log()}"
             time.sleep(0.002)
 
     def log(self, start: int = 0) -> str:
-        """The log from a byte on, one message a line."""
+        """Return the log from a byte on, with one message a line."""
         lines = self.log_path.read_bytes()[start:].decode(errors="replace").splitlines()
         return "\n".join(map(_readable, lines))
 
     def temporary_files(self) -> list[str]:
-        """Names of all files in the folder of temporary files, sorted."""
+        """Return the sorted names of all temporary files."""
         return sorted(path.name for path in self.temporary.rglob("*") if path.is_file())
 
     def anonymous_bytes(self) -> int:
-        """Memory that the server and its children hold."""
+        """Return the memory of the server and its children."""
         return anonymous_bytes(self.process.pid)
 
 
 @contextlib.contextmanager
 def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Iterator[CogServer]:
-    """Starts `scripts/serve` in a copy of the project that has this Python in place of `.venv`; kills it at the end.
+    """Start `scripts/serve` in a copy of the project with this Python in place of `.venv`, and kill it at the end.
 
     Args:
         folder: An empty folder for the copy, the log and all temporary files.
         arguments: Arguments of `scripts/serve`.
-        environment: More environment variables; the `SHARP_*` and `COG_*` ones that are set here are left out.
+        environment: More environment variables. The tests' own `SHARP_*` and `COG_*` variables are left out.
     """
     for name in ("predict.py", "openapi_schema.json", "sharp_cog"):
         (folder / name).symlink_to(ROOT / name)
@@ -132,7 +132,7 @@ def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Ite
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a process group of its own, so that killing it takes the worker along
+            start_new_session=True,  # Killing the process group ends the worker, too.
         )
     try:
         yield CogServer(url=f"http://127.0.0.1:{port}", process=process, log_path=log_path, temporary=temporary)
@@ -163,13 +163,13 @@ class Upload:
 
 @dataclass(kw_only=True)
 class Outside:
-    """A web server that offers pictures (GET), takes uploads (PUT) and webhooks (POST).
+    """A web server that offers images (GET), takes uploads (PUT) and webhooks (POST).
 
     Attributes:
-        url: Where it listens, without a slash at the end.
-        files: What GET finds, by path.
-        uploads: What was sent by PUT, in order; the content itself is dropped.
-        webhooks: The JSON of what was sent by POST.
+        url: Address of the server, without a slash at the end.
+        files: Content of the files for GET, by path.
+        uploads: Files that were sent by PUT, in order, without their content.
+        webhooks: JSON that was sent by POST.
     """
 
     url: str = ""
@@ -178,7 +178,7 @@ class Outside:
     webhooks: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
 
     def offer(self, content: bytes) -> str:
-        """Offers a file; returns its address, the same one for the same content."""
+        """Offer a file and return its URL, which is the same for the same content."""
         path = f"/{hashlib.sha256(content).hexdigest()}"
         self.files[path] = content
         return f"{self.url}{path}"
@@ -189,7 +189,7 @@ class Outside:
 
 @contextlib.contextmanager
 def started_outside() -> Iterator[Outside]:
-    """Runs an `Outside` in a thread."""
+    """Run an `Outside` in a thread."""
     outside = Outside()
 
     class Handler(BaseHTTPRequestHandler):
@@ -220,7 +220,7 @@ def started_outside() -> Iterator[Outside]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Says nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     outside.url = f"http://127.0.0.1:{server.server_port}"
@@ -235,7 +235,7 @@ def started_outside() -> Iterator[Outside]:
 
 
 def _readable(line: str) -> str:
-    """The message in one of the server's JSON lines; any other line as it is."""
+    """Return the message in one of the server's JSON lines, or any other line as it is."""
     try:
         record = json.loads(line)
         fields = record["fields"]

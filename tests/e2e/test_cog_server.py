@@ -31,8 +31,10 @@ from tests.e2e.cog_server import (
     started_cog_server,
     started_outside,
 )
+from tests.parity import small_state
 
-NUM_GAUSSIANS = 2 * 768 * 768
+NUM_GAUSSIANS = 2 * 256 * 256
+"""Number of Gaussians of the small network."""
 STAGES = ("decode", "preprocess", "network", "unproject", "write")
 
 
@@ -43,7 +45,7 @@ def encoded(pixels: np.ndarray, image_format: str) -> bytes:
 
 
 PHOTOGRAPH = encoded(synthetic.photograph(480, 320), "JPEG")
-DEPTH = encoded(np.linspace(1000, 5000, 480 * 320).reshape(320, 480).astype(np.uint16), "PNG")  # millimetres
+DEPTH = encoded(np.linspace(1000, 5000, 480 * 320).reshape(320, 480).astype(np.uint16), "PNG")  # Millimetres.
 INPUTS = {"image": data_uri(PHOTOGRAPH, "image/jpeg"), "depth": data_uri(DEPTH, "image/png")}
 
 
@@ -54,59 +56,46 @@ def outside() -> Iterator[Outside]:
 
 
 @pytest.fixture(scope="module")
-def lift_server(outside: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
-    """The predictor without weights, uploading its splats to `outside`."""
-    folder = tmp_path_factory.mktemp("lift")
-    arguments = ("--model", "lift", "--upload-url", f"{outside.url}/splats/")
-    # Freed blocks of 128 kB or more go back to the system at once, so that resident memory is what is still held. The
-    # temporaries of a chunk of Gaussians have 512 kB: in the heap, each thread that Cog moves a prediction to would
-    # leave another 50 MB of holes behind.
-    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "PYTHONWARNINGS": "default"}
-    with started_cog_server(folder, *arguments, **environment) as server:
-        server.wait_until_ready()
-        yield server
-
-
-@pytest.fixture(scope="module")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the tiny network with made-up weights."""
-    shapes = json.loads((ROOT / "tests" / "data" / "parity" / "parameters_tiny.json").read_text(encoding="utf-8"))
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    torch.save({name: torch.from_numpy(value) for name, value in synthetic.state(shapes).items()}, path)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small network."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pt"
+    torch.save(small_state(), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def tiny_server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
-    """The tiny network, inlining its splats in the answers."""
-    environment = {"SHARP_CHECKPOINT": str(tiny_checkpoint), "SHARP_CHECKPOINT_SHA256": "none"}
-    with started_cog_server(tmp_path_factory.mktemp("tiny"), **environment) as server:
+def running(checkpoint: Path, outside: Outside, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CogServer]:
+    """The predictor with the small network, which uploads its splats to `outside`."""
+    # With this threshold freed blocks of 128 kB or more go back to the system at once, so that resident memory is the
+    # memory in use. Temporary arrays of a chunk of Gaussians have 512 kB. In the heap, each thread that Cog moves a
+    # prediction to would leave another 50 MB of holes behind.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "PYTHONWARNINGS": "default"}
+    environment |= {"SHARP_CHECKPOINT": str(checkpoint), "SHARP_PRECISION": "float32"}
+    arguments = ("--upload-url", f"{outside.url}/splats/")
+    with started_cog_server(tmp_path_factory.mktemp("server"), *arguments, **environment) as server:
         server.wait_until_ready()
         yield server
 
 
 @pytest.fixture
-def lift(lift_server: CogServer, outside: Outside) -> Iterator[CogServer]:
-    """`lift_server`, with nothing in the mailboxes; what it logs during the test is shown if the test fails."""
+def server(running: CogServer, outside: Outside) -> Iterator[CogServer]:
+    """The running server without earlier uploads; its log during the test is shown if the test fails."""
     outside.uploads.clear()
-    lift_server.wait_until_ready()
-    start = lift_server.log_path.stat().st_size
-    yield lift_server
-    print(lift_server.log(start))
+    running.wait_until_ready()
+    start = running.log_path.stat().st_size
+    yield running
+    print(running.log(start))
 
 
-@pytest.fixture
-def tiny(tiny_server: CogServer) -> Iterator[CogServer]:
-    """`tiny_server`; what it logs during the test is shown if the test fails."""
-    start = tiny_server.log_path.stat().st_size
-    yield tiny_server
-    print(tiny_server.log(start))
+@pytest.fixture(scope="module")
+def settings(checkpoint: Path) -> Settings:
+    """The settings of the server."""
+    return Settings(checkpoint=checkpoint, device="cpu", precision="float32")
 
 
-def directly_predicted(settings: Settings, options: PredictOptions, folder: Path, *, depth: bytes | None) -> Path:
-    """The file that the pipeline itself writes, without a server."""
-    prediction = SharpPipeline.load(settings)(PHOTOGRAPH, options, depth_bytes=depth)
-    return prediction.write(folder / "direct.ply")
+def directly_predicted(settings: Settings, options: PredictOptions, folder: Path) -> Path:
+    """Return the file that the pipeline itself writes, without a server."""
+    return SharpPipeline.load(settings)(PHOTOGRAPH, options, depth=DEPTH).write(folder / "direct")
 
 
 def assert_metrics(metrics: dict[str, Any], *, focal_length_px: float) -> None:
@@ -115,13 +104,12 @@ def assert_metrics(metrics: dict[str, Any], *, focal_length_px: float) -> None:
     assert all(metrics[f"{stage}_seconds"] > 0 for stage in STAGES)
 
 
-def test_uploaded_file_becomes_the_splat_that_the_pipeline_writes(
-    lift: CogServer, outside: Outside, tmp_path: Path
+def test_an_uploaded_file_becomes_the_splat_that_the_pipeline_writes(
+    server: CogServer, outside: Outside, settings: Settings, tmp_path: Path
 ) -> None:
-    answer = lift.predict({**INPUTS, "focal_length_px": 400})
+    answer = server.predict({**INPUTS, "focal_length_px": 400})
     assert answer["status"] == "succeeded", answer
-    settings = Settings(model="lift", device="cpu")
-    expected = directly_predicted(settings, PredictOptions(focal_length_px=400.0), tmp_path, depth=DEPTH)
+    expected = directly_predicted(settings, PredictOptions(focal_length_px=400.0), tmp_path)
     (upload,) = outside.uploads
     assert (upload.path, upload.num_bytes) == ("/splats/splat.ply", expected.stat().st_size)
     assert upload.sha256 == hashlib.sha256(expected.read_bytes()).hexdigest()
@@ -131,52 +119,22 @@ def test_uploaded_file_becomes_the_splat_that_the_pipeline_writes(
     assert "Gaussians" in answer["logs"]
 
 
-def test_network_with_weights_answers_with_its_splat_inlined(
-    tiny: CogServer, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    answer = tiny.predict({"image": INPUTS["image"], "focal_length_mm": 28, "output_format": "apple_ply"})
-    assert answer["status"] == "succeeded", answer
-    splat = tmp_path / "answer.ply"
-    splat.write_bytes(content_of_data_uri(answer["output"]))
-    settings = Settings(checkpoint=tiny_checkpoint, checkpoint_sha256=None, device="cpu")
-    options = PredictOptions(focal_length_mm=28, output_format="apple_ply")
-    expected = directly_predicted(settings, options, tmp_path, depth=None)
-    assert splat.read_bytes() == expected.read_bytes()
-    ply = PlyData.read(splat)
-    assert ply["vertex"].count == NUM_GAUSSIANS
-    assert len(ply.elements) > 1
-    assert_metrics(answer["metrics"], focal_length_px=28 * np.hypot(480, 320) / np.hypot(36, 24))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("output_format", ["compressed_ply", "splat", "spz", "sog", "glb"])
-def test_every_format_is_what_the_pipeline_writes(
-    output_format: str, lift: CogServer, outside: Outside, tmp_path: Path
-) -> None:
-    asked = {"output_format": output_format, "max_gaussians": 1000, "min_opacity": 0.2}
-    answer = lift.predict({**INPUTS, **asked})
+def test_without_an_upload_url_the_splat_is_in_the_answer(checkpoint: Path, settings: Settings, tmp_path: Path) -> None:
+    asked = {"focal_length_mm": 28, "output_format": "apple_ply"}
+    (tmp_path / "server").mkdir()
+    with started_cog_server(tmp_path / "server", SHARP_CHECKPOINT=str(checkpoint), SHARP_PRECISION="float32") as server:
+        answer = server.predict({**INPUTS, **asked})
     assert answer["status"] == "succeeded", answer
-    settings, options = Settings(model="lift", device="cpu"), PredictOptions.from_mapping(asked)
-    expected = directly_predicted(settings, options, tmp_path, depth=DEPTH)
-    (upload,) = outside.uploads
-    assert upload.path == f"/splats/splat{FORMATS[output_format].suffix}"
-    assert upload.sha256 == hashlib.sha256(expected.read_bytes()).hexdigest()
-    assert answer["metrics"]["num_gaussians"] == 1000
-
-
-@pytest.mark.slow
-def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
-    answer = lift.predict({**INPUTS, "output_format": "mp4", "max_gaussians": 1000})
-    assert answer["status"] == "succeeded", answer
-    (upload,) = outside.uploads
-    assert upload.path == "/splats/splat.mp4"
-    assert upload.num_bytes > 1000
+    expected = directly_predicted(settings, PredictOptions.from_mapping(asked), tmp_path)
+    assert content_of_data_uri(answer["output"]) == expected.read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [
+        *({"output_format": name, "min_opacity": 0.2} for name in ("compressed_ply", "splat", "spz", "sog", "glb")),
         {"depth_mode": "fixed", "back_surface_factor": 1.3, "depth_scale": 2.0, "depth_offset": 0.25},
         {"depth_mode": "align"},
         {"depth_fit": "affine"},
@@ -184,39 +142,50 @@ def test_a_film_is_answered_as_mp4(lift: CogServer, outside: Outside) -> None:
     ],
     ids=str,
 )
-def test_options_of_depth_reach_the_network(
-    asked: dict[str, object], tiny: CogServer, tiny_checkpoint: Path, tmp_path: Path
+def test_formats_and_options_of_depth_give_what_the_pipeline_writes(
+    asked: dict[str, object], server: CogServer, outside: Outside, settings: Settings, tmp_path: Path
 ) -> None:
-    answer = tiny.predict({**INPUTS, **asked, "max_gaussians": 2000})
+    answer = server.predict({**INPUTS, **asked, "max_gaussians": 1000})
     assert answer["status"] == "succeeded", answer
-    settings = Settings(checkpoint=tiny_checkpoint, checkpoint_sha256=None, device="cpu")
-    options = PredictOptions.from_mapping({**asked, "max_gaussians": 2000})
-    expected = directly_predicted(settings, options, tmp_path, depth=DEPTH)
-    assert content_of_data_uri(answer["output"]) == expected.read_bytes()
+    options = PredictOptions.from_mapping({**asked, "max_gaussians": 1000})
+    expected = directly_predicted(settings, options, tmp_path)
+    (upload,) = outside.uploads
+    assert upload.path == f"/splats/splat{FORMATS[options.output_format].suffix}"
+    assert upload.sha256 == hashlib.sha256(expected.read_bytes()).hexdigest()
+    assert answer["metrics"]["num_gaussians"] == 1000
 
 
-def test_options_that_exclude_each_other_fail_with_a_reason(lift: CogServer) -> None:
-    answer = lift.predict({**INPUTS, "output_format": "glb", "axes": "opencv"})
+@pytest.mark.slow
+def test_a_film_is_answered_as_mp4(server: CogServer, outside: Outside) -> None:
+    answer = server.predict({**INPUTS, "output_format": "mp4", "max_gaussians": 1000})
+    assert answer["status"] == "succeeded", answer
+    (upload,) = outside.uploads
+    assert upload.path == "/splats/splat.mp4"
+    assert upload.num_bytes > 1000
+
+
+def test_options_that_exclude_each_other_fail_with_a_reason(server: CogServer) -> None:
+    answer = server.predict({**INPUTS, "output_format": "glb", "axes": "opencv"})
     assert answer["status"] == "failed"
     assert "invalid_option: axes is 'opencv', but glb always has opengl" in answer["error"]
 
 
-def test_addresses_are_fetched_and_the_splat_is_named_after_the_picture(lift: CogServer, outside: Outside) -> None:
+def test_urls_are_fetched_and_the_splat_is_named_after_the_image(server: CogServer, outside: Outside) -> None:
     outside.files = {"/photos/summer%20beach": PHOTOGRAPH, "/depth": DEPTH}
-    answer = lift.predict({"image": f"{outside.url}/photos/summer%20beach", "depth": f"{outside.url}/depth"})
+    answer = server.predict({"image": f"{outside.url}/photos/summer%20beach", "depth": f"{outside.url}/depth"})
     assert answer["status"] == "succeeded", answer
     assert [upload.path for upload in outside.uploads] == ["/splats/summer_beach.ply"]
 
 
-def test_put_runs_a_prediction_under_the_id_of_the_caller(lift: CogServer) -> None:
-    response = requests.put(f"{lift.url}/predictions/of-my-own", json={"input": INPUTS}, timeout=120)
+def test_put_runs_a_prediction_under_the_callers_id(server: CogServer) -> None:
+    response = requests.put(f"{server.url}/predictions/of-my-own", json={"input": INPUTS}, timeout=120)
     assert response.status_code == 200
     assert (response.json()["id"], response.json()["status"]) == ("of-my-own", "succeeded")
 
 
-def test_asynchronous_prediction_reports_to_the_webhook(lift: CogServer, outside: Outside) -> None:
+def test_asynchronous_prediction_reports_to_the_webhook(server: CogServer, outside: Outside) -> None:
     webhook = f"{outside.url}/hook"
-    response = lift.post(INPUTS, respond_async=True, id="later", webhook=webhook, webhook_events_filter=["completed"])
+    response = server.post(INPUTS, respond_async=True, id="later", webhook=webhook, webhook_events_filter=["completed"])
     assert response.status_code == 202
     event = outside.next_webhook()
     assert (event["id"], event["status"]) == ("later", "succeeded")
@@ -225,24 +194,24 @@ def test_asynchronous_prediction_reports_to_the_webhook(lift: CogServer, outside
     assert len(outside.uploads) == 1
 
 
-def test_cancelled_prediction_stops_and_the_next_one_works(lift: CogServer, outside: Outside) -> None:
-    assert lift.predict(INPUTS)["status"] == "succeeded"
+def test_cancelled_prediction_stops_and_the_next_one_works(server: CogServer, outside: Outside) -> None:
+    assert server.predict(INPUTS)["status"] == "succeeded"
     outside.uploads.clear()
-    lift.wait_until_ready()
+    server.wait_until_ready()
     webhook = f"{outside.url}/hook"
-    response = lift.post(
+    response = server.post(
         INPUTS, respond_async=True, id="unwanted", webhook=webhook, webhook_events_filter=["completed"]
     )
     assert response.status_code == 202
-    assert lift.post(INPUTS).status_code == 409
-    # Cog 0.23.1 hangs for good when it is told to cancel while it fetches the inputs. Deleting the previous splat is
-    # the first thing that the predictor itself does.
-    lift.wait_until_gone("splat.ply")
-    assert requests.post(f"{lift.url}/predictions/unwanted/cancel", timeout=10).status_code == 200
+    assert server.post(INPUTS).status_code == 409
+    # Cog 0.23.1 hangs for ever if it is cancelled while it fetches the inputs. The predictor deletes the previous splat
+    # first, so afterwards cancelling is safe.
+    server.wait_until_gone("splat.ply")
+    assert requests.post(f"{server.url}/predictions/unwanted/cancel", timeout=10).status_code == 200
     assert outside.next_webhook()["status"] == "canceled"
-    lift.wait_until_ready()
+    server.wait_until_ready()
     assert outside.uploads == []
-    assert lift.predict(INPUTS)["status"] == "succeeded"
+    assert server.predict(INPUTS)["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -261,14 +230,14 @@ def test_cancelled_prediction_stops_and_the_next_one_works(lift: CogServer, outs
         pytest.param({"output_format": "obj"}, "output_format", id="unknown format"),
     ],
 )
-def test_inputs_that_the_schema_excludes_are_refused(lift: CogServer, changed: dict[str, object], field: str) -> None:
-    response = lift.post({**INPUTS, **changed})
+def test_inputs_that_the_schema_excludes_are_refused(server: CogServer, changed: dict[str, object], field: str) -> None:
+    response = server.post({**INPUTS, **changed})
     assert response.status_code == 422
     assert [detail["loc"] for detail in response.json()["detail"]] == [["body", "input", field]]
 
 
-def test_a_missing_image_is_refused(lift: CogServer) -> None:
-    response = lift.post({"depth": INPUTS["depth"]})
+def test_a_missing_image_is_refused(server: CogServer) -> None:
+    response = server.post({"depth": INPUTS["depth"]})
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["body", "input", "image"]
 
@@ -283,63 +252,58 @@ def test_a_missing_image_is_refused(lift: CogServer) -> None:
         pytest.param({"image": data_uri(b"")}, "invalid_input: image has 0 bytes", id="zero bytes"),
         pytest.param({"image": "data:image/jpeg;base64,!!!"}, "invalid_input: image has 0 bytes", id="bad base64"),
         pytest.param({"depth": data_uri(b"")}, "invalid_input: depth has 0 bytes", id="depth with zero bytes"),
-        pytest.param({"image": data_uri(b"a letter, not a picture")}, "invalid_image: ", id="text file"),
+        pytest.param({"image": data_uri(b"a letter, not an image")}, "invalid_image: ", id="text file"),
         pytest.param({"image": data_uri(PHOTOGRAPH[: len(PHOTOGRAPH) // 2])}, "invalid_image: ", id="truncated"),
         pytest.param({"depth": data_uri(b"a letter, not a map")}, "invalid_depth: ", id="depth is text"),
         pytest.param({"focal_length_px": 400, "focal_length_mm": 28}, "invalid_option: focal_", id="both lengths"),
     ],
 )
 def test_inputs_that_cannot_be_used_fail_with_a_reason(
-    lift: CogServer, outside: Outside, changed: dict[str, object], error: str
+    server: CogServer, outside: Outside, changed: dict[str, object], error: str
 ) -> None:
-    answer = lift.predict({**INPUTS, **changed})
+    answer = server.predict({**INPUTS, **changed})
     assert answer["status"] == "failed"
     assert error in answer["error"]
     assert "output" not in answer
     assert outside.uploads == []
-    assert lift.temporary_files() == []
+    assert server.temporary_files() == []
 
 
-def test_model_without_weights_asks_for_the_depth_map(lift: CogServer) -> None:
-    answer = lift.predict({"image": INPUTS["image"]})
-    assert answer["status"] == "failed"
-    assert "invalid_depth: " in answer["error"]
-
-
-def test_address_that_is_not_there_fails(lift: CogServer, outside: Outside) -> None:
-    answer = lift.predict({**INPUTS, "image": f"{outside.url}/nothing-here"})
+def test_a_url_without_a_file_fails_and_its_leftovers_are_cleared(server: CogServer, outside: Outside) -> None:
+    answer = server.predict({**INPUTS, "image": f"{outside.url}/nothing-here"})
     assert answer["status"] == "failed"
     assert "404" in answer["error"]
-    assert len(lift.temporary_files()) > 0  # Cog leaves behind what it has fetched so far,
-    assert lift.predict(INPUTS)["status"] == "succeeded"
-    assert lift.temporary_files() == ["splat.ply"]  # and the next prediction clears it away.
+    assert len(server.temporary_files()) > 0  # Cog leaves the inputs that it has fetched,
+    assert server.predict(INPUTS)["status"] == "succeeded"
+    assert server.temporary_files() == ["splat.ply"]  # and the next prediction deletes them.
 
 
-def test_schema_that_the_server_publishes_is_ours(lift: CogServer) -> None:
-    published = requests.get(f"{lift.url}/openapi.json", timeout=10).json()
+def test_the_server_publishes_our_schema(server: CogServer) -> None:
+    published = requests.get(f"{server.url}/openapi.json", timeout=10).json()
     assert published == json.loads((ROOT / "openapi_schema.json").read_text(encoding="utf-8"))
 
 
-def test_cog_has_nothing_to_deprecate_and_setup_reports_its_time(lift: CogServer) -> None:
-    log = lift.log()
-    assert "lift on cpu: ready after" in log
+def test_setup_reports_its_time_and_uses_nothing_deprecated(server: CogServer) -> None:
+    log = server.log()
+    assert "sharp on cpu: ready after" in log
     assert "deprecated; use" not in log
 
 
 @pytest.mark.slow
-def test_thirty_predictions_in_a_row_leave_disk_and_memory_as_they_were(lift: CogServer, outside: Outside) -> None:
+def test_thirty_predictions_in_a_row_leave_disk_and_memory_as_they_were(server: CogServer, outside: Outside) -> None:
     anonymous_bytes = []
     for number in range(1, 31):
-        answer = lift.predict(INPUTS)
+        answer = server.predict(INPUTS)
         assert answer["status"] == "succeeded", answer
-        assert lift.temporary_files() == ["splat.ply"], f"after prediction {number}"
-        anonymous_bytes.append(lift.anonymous_bytes())
+        assert server.temporary_files() == ["splat.ply"], f"after prediction {number}"
+        anonymous_bytes.append(server.anonymous_bytes())
     assert len({upload.sha256 for upload in outside.uploads}) == 1
     assert len(outside.uploads) == 30
     print(f"MB after each: {[number // 10**6 for number in anonymous_bytes]}")
     assert min(anonymous_bytes[25:]) < 1.05 * min(anonymous_bytes[5:10]), anonymous_bytes
 
 
+@pytest.mark.slow
 def test_failed_setup_shows_why_in_the_log(tmp_path: Path) -> None:
     with started_cog_server(tmp_path, "--model", "sharp", SHARP_CHECKPOINT=str(tmp_path / "missing.pt")) as server:
         with pytest.raises(RuntimeError, match="SETUP_FAILED"):
@@ -350,7 +314,7 @@ def test_failed_setup_shows_why_in_the_log(tmp_path: Path) -> None:
         log = server.log()
         assert "Traceback (most recent call last)" in log
         assert "predict.py" in log
-        assert "INFO coglet::setup: sharp_cog.errors.CheckpointMissingError: " in log  # the last line of the traceback
+        assert "INFO coglet::setup: sharp_cog.errors.CheckpointMissingError: " in log  # The last line of the traceback.
         assert server.post({"image": "data:,"}).status_code == 503
 
 
@@ -369,7 +333,5 @@ def test_failed_setup_shows_why_in_the_log(tmp_path: Path) -> None:
         (f"tmpab12_d34{'long' * 40}.jpg", f"{'long' * 25}.ply"),
     ],
 )
-def test_splat_is_named_after_the_input_without_what_a_file_system_or_an_address_minds(
-    downloaded: str, output: str
-) -> None:
+def test_a_splat_is_named_after_the_input_in_safe_characters(downloaded: str, output: str) -> None:
     assert predict._output_name(cog.Path(f"/tmp/{downloaded}"), ".ply") == output

@@ -1,4 +1,4 @@
-"""The worker as RunPod's documentation tests it: its own package serves the API on this machine."""
+"""The worker behind RunPod's own package, which serves the API on this machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline
+from tests.parity import small_state
 
 ROOT = Path(__file__).parents[2]
 ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))
@@ -23,12 +25,15 @@ ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Its address and its log."""
+    """A worker with the small network: its URL and its log."""
     folder = tmp_path_factory.mktemp("runpod")
+    torch.save(small_state(), folder / "small.pt")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "sharp_cog.serving.runpod", "--rp_serve_api", "--rp_api_port", str(port)]
-    environment = {**os.environ, "SHARP_MODEL": "lift", "SHARP_DEVICE": "cpu", "TMPDIR": str(folder)}
+    settings = {"CHECKPOINT": str(folder / "small.pt"), "DEVICE": "cpu", "PRECISION": "float32"}
+    settings["RUNPOD_SYNC_MEGABYTES"] = settings["RUNPOD_ASYNC_MEGABYTES"] = "5"
+    environment = {**os.environ, "TMPDIR": str(folder), **{f"SHARP_{name}": value for name, value in settings.items()}}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
@@ -59,22 +64,22 @@ def run(url: str, **values: object) -> dict[str, Any]:
     return found
 
 
-def test_a_picture_becomes_the_splat_that_the_pipeline_makes(worker: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_image_becomes_the_splat_that_the_pipeline_makes(worker: tuple[str, Path], tmp_path: Path) -> None:
     answer = run(worker[0], image=b64(ROOM), depth=b64(DEPTH), max_gaussians=20_000)
     assert answer["status"] == "COMPLETED"
     output = answer["output"]
     assert output["status"] == "success"
     assert output["num_gaussians"] == 20_000
     assert output["image_size"] == {"width": 1200, "height": 800}
-    pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
-    own = pipeline(ROOM, PredictOptions(max_gaussians=20_000), depth_bytes=DEPTH)
+    settings = Settings(checkpoint=worker[1].with_name("small.pt"), device="cpu", precision="float32")
+    own = SharpPipeline.load(settings)(ROOM, PredictOptions(max_gaussians=20_000), depth=DEPTH)
     assert base64.b64decode(output["ply"]) == own.write(tmp_path / "own.ply").read_bytes()
 
 
 def test_a_whole_splat_is_too_large_for_runpod(worker: tuple[str, Path]) -> None:
     answer = run(worker[0], image=b64(ROOM), depth=b64(DEPTH))
     assert answer["status"] == "FAILED"
-    assert "66.1 MB, 88.1 MB as base64, and 10.0 MB can be passed back" in answer["error"]
+    assert "7.3 MB, 9.8 MB as base64, and 5.0 MB can be passed back" in answer["error"]
 
 
 def test_the_documented_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:
@@ -89,7 +94,7 @@ def test_the_documented_client_gets_a_splat(worker: tuple[str, Path], tmp_path: 
     assert (tmp_path / "photo.spz").read_bytes().startswith(b"\x1f\x8b")
 
 
-def test_a_broken_picture_fails_the_job(worker: tuple[str, Path]) -> None:
+def test_a_broken_image_fails_the_job(worker: tuple[str, Path]) -> None:
     answer = run(worker[0], image=b64(b"text"))
     assert answer["status"] == "FAILED"
     assert answer["error"].startswith("the bytes are not an image")
@@ -97,10 +102,10 @@ def test_a_broken_picture_fails_the_job(worker: tuple[str, Path]) -> None:
     answer = run(worker[0], images=[{"image": b64(b"text")}])
     assert answer["status"] == "FAILED"
     log = worker[1].read_text()
-    assert b64(ROOM)[:100] not in log, "no picture goes into the log"
+    assert b64(ROOM)[:100] not in log, "no image goes into the log"
 
 
-def test_a_job_that_is_asked_for_later(worker: tuple[str, Path]) -> None:
+def test_the_result_of_an_asynchronous_job_is_in_its_status(worker: tuple[str, Path]) -> None:
     values = {"image": b64(ROOM), "depth": b64(DEPTH), "format": "sog", "max_gaussians": 1000}
     job = requests.post(f"{worker[0]}/run", json={"input": values}, timeout=30).json()
     answer = requests.post(f"{worker[0]}/status/{job['id']}", timeout=60).json()

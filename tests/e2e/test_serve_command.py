@@ -1,35 +1,34 @@
-"""`sharp-cog serve --http` as a person starts and stops it: a real process, real signals."""
+"""`sharp-cog serve --http` as a person starts and stops it: a real process and real signals."""
 
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
+import torch
 
 from tests.e2e.http_server import HttpServer, started_http_server
+from tests.images import png
+from tests.parity import small_state
 
-ROOT = Path(__file__).parents[2]
-ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))
 
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_stopped_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    with started_http_server(tmp_path, "--model", "lift", "--device", "cpu") as server:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_the_service_runs_until_it_is_stopped_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    torch.save(small_state(), tmp_path / "small.pt")
+    flags = ("--checkpoint", str(tmp_path / "small.pt"), "--device", "cpu", "--precision", "float32")
+    with started_http_server(tmp_path / "server", *flags) as server:
         server.wait_until_ready()
         answer = requests.post(
-            f"{server.url}/predict/splat", files={"file": ROOM, "depth": DEPTH}, data={"max_gaussians": 100}, timeout=60
+            f"{server.url}/predict/splat", files={"file": png()}, data={"max_gaussians": 100}, timeout=60
         )
         assert len(answer.content) == 3200
         server.process.send_signal(number)
         log = log_of_the_end(server)
     assert server.process.returncode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[number], log
     assert f"open {server.url} in a browser" in log
-    assert "lift on cpu: ready after" in log
+    assert "sharp on cpu: ready after" in log
     assert "/predict/splat: ok after" in log
     assert "Traceback" not in log
     assert not list(server.temporary.iterdir())
@@ -40,14 +39,16 @@ def log_of_the_end(server: HttpServer) -> str:
     return server.log()
 
 
-def test_a_bad_setting_is_told_before_anything_is_served(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_bad_setting_is_reported_before_anything_is_served(tmp_path: Path) -> None:
     with started_http_server(tmp_path, SHARP_QUEUE_SIZE="many") as server:
         log = log_of_the_end(server)
     assert server.process.returncode == 1
     assert log.strip() == "error: SHARP_QUEUE_SIZE is 'many': give a whole number [invalid_setting]"
 
 
-def test_a_missing_checkpoint_is_told_in_the_log_and_by_health(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_missing_checkpoint_is_reported_in_the_log_and_by_health(tmp_path: Path) -> None:
     with started_http_server(tmp_path, "--checkpoint", str(tmp_path / "none.pt")) as server:
         with pytest.raises(RuntimeError, match="the model cannot be loaded"):
             server.wait_until_ready()
@@ -56,12 +57,3 @@ def test_a_missing_checkpoint_is_told_in_the_log_and_by_health(tmp_path: Path) -
         log = log_of_the_end(server)
     assert f"{tmp_path / 'none.pt'}" in log
     assert "Traceback" not in log
-
-
-def test_a_port_in_use_is_told(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "sharp_cog", "serve", "--http", "--model", "lift", "--port", str(port)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 1
-    assert f"port {port}: Address already in use: choose another --host or --port [invalid_setting]" in result.stderr
