@@ -1,9 +1,9 @@
-"""Renders the example: `room.jpg`, a photograph-like picture, and `room.depth.png`, its exact depth in millimetres.
+"""Renders the example: `room.jpg`, a realistic image, and `room.depth.png`, its exact depth in millimetres.
 
     python -m examples.make_room [--output-dir examples]
 
-A small ray tracer on analytic shapes: what a pixel shows and how far it is come from the same equations, so the depth
-is exact. Frame: OpenCV (x right, y down, z forward), metres; the camera sits at the origin and looks along +z.
+A small ray tracer for analytic shapes: colour and depth of a pixel follow from the same equations, so the depth is
+exact. Frame: OpenCV (x right, y down, z forward), metres; the camera is at the origin and looks along +z.
 """
 
 from __future__ import annotations
@@ -24,20 +24,30 @@ from examples.room_shapes import LEFT_X, RIGHT_X, WINDOW, Floats, Shape, unit
 
 WIDTH, HEIGHT = 1200, 800
 FOCAL_LENGTH_MM = 28.0
-"""35 mm equivalent."""
+"""Focal length as a 35 mm equivalent."""
 FOCAL_LENGTH_SHARE = FOCAL_LENGTH_MM / math.hypot(36, 24)
-"""Focal length over the picture's diagonal, both in pixels."""
+"""Focal length relative to the image's diagonal, both in pixels."""
 
 SUN_RADIUS = 0.015
-"""In radians, three times the real one: soft shadows."""
+"""Angular radius of the sun in radians; three times the real one, for soft shadows."""
 LENS_BLUR_PX = 0.6
-"""Standard deviation of what a lens, and the filter before the sensor, make of a point."""
+"""Standard deviation of the blur of a point by the lens and the filter in front of the sensor."""
 
 SUN = np.array([-0.80, -0.47, -0.16]) / np.linalg.norm([-0.80, -0.47, -0.16])
+"""Direction to the sun."""
+SKY = np.array([0.75, 0.92, 1.25])
+"""Linear RGB of the sky."""
+SUNLIGHT = np.array([9.0, 7.0, 4.8])
+"""Linear RGB of the sun's light on a surface that faces the sun."""
+LAMPLIGHT = np.array([1.0, 0.62, 0.30])
+"""Linear RGB of the lamp's light."""
+
+_RUN = 8
+"""Number of shapes that share a bounding sphere."""
 
 
 def trace(shapes: list[Shape], origin: Floats, direction: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Distance to the first surface along each ray, and which shape it is (-1 for none)."""
+    """Return the distance to the first surface along each ray, and the index of its shape (-1 for none)."""
     nearest = np.full(len(origin), np.inf)
     which = np.full(len(origin), -1)
     for rays, members in _near(shapes, origin, direction):
@@ -50,7 +60,7 @@ def trace(shapes: list[Shape], origin: Floats, direction: Floats) -> tuple[Float
 
 
 def _near(shapes: list[Shape], origin: Floats, direction: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
-    """Pairs of rays and shapes that may meet: runs of small shapes share a sphere that a ray must pass."""
+    """Yield pairs of rays and shapes that may meet: small shapes next to each other share a bounding sphere."""
     every = np.arange(len(origin))
     for first in range(0, len(shapes), _RUN):
         members = list(range(first, min(first + _RUN, len(shapes))))
@@ -68,20 +78,14 @@ def _near(shapes: list[Shape], origin: Floats, direction: Floats) -> Iterator[tu
             yield np.flatnonzero((miss * miss).sum(1) <= radius * radius), [index for index, _ in small]
 
 
-_RUN = 8
-
-
 def blocked(shapes: list[Shape], origin: Floats, direction: Floats, limit: Floats | float) -> NDArray[np.bool_]:
-    """Whether something stands within `limit` along each ray."""
+    """Return whether a surface lies within `limit` along each ray."""
     return trace(shapes, origin, direction)[0] < limit
 
 
 def radiance(shapes: list[Shape], direction: Floats, rng: np.random.Generator, *, bounces: int = 1) -> Floats:
-    """Linear RGB seen along rays from the camera."""
+    """Return the linear RGB along rays from the camera."""
     return _shade(shapes, np.zeros_like(direction), direction, rng, bounces)
-
-
-SKY, SUNLIGHT, LAMPLIGHT = np.array([0.75, 0.92, 1.25]), np.array([9.0, 7.0, 4.8]), np.array([1.0, 0.62, 0.30])
 
 
 def _shade(shapes: list[Shape], origin: Floats, direction: Floats, rng: np.random.Generator, bounces: int) -> Floats:
@@ -115,7 +119,7 @@ def _shade(shapes: list[Shape], origin: Floats, direction: Floats, rng: np.rando
 
 
 def _direct(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.Generator) -> Floats:
-    """Sun through the window, the window's sky as an area light, and the lamp; each by one jittered ray."""
+    """Return the light of the sun, the sky in the window and the lamp, each sampled by one random ray."""
     sun = unit(SUN + SUN_RADIUS * rng.normal(size=start.shape))
     to_window = (LEFT_X - 0.1 - start[:, 0]) / np.minimum(sun[:, 0], -1e-3)
     facing = np.maximum((normals * sun).sum(1, keepdims=True), 0)
@@ -141,7 +145,7 @@ def _direct(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.
 
 
 def _ambient(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random.Generator) -> Floats:
-    """What the room itself sends back: a warm floor, pale walls, darker in corners and under things."""
+    """Return the light reflected by the room: warm from the floor, pale from the walls, darker in corners."""
     toward = unit(normals + unit(rng.normal(size=start.shape)) * 0.999)
     distance, _ = trace(shapes, start, toward)
     openness = (np.minimum(distance, 1.4) / 1.4)[:, None] ** 0.8
@@ -152,13 +156,13 @@ def _ambient(shapes: list[Shape], start: Floats, normals: Floats, rng: np.random
 
 
 def camera_rays(width: int, height: int, columns: Floats, rows: Floats) -> Floats:
-    """Directions with z = 1 through positions in pixels, (n, 3)."""
+    """Return directions with z = 1 through positions in pixels, (n, 3)."""
     focal = FOCAL_LENGTH_SHARE * math.hypot(width, height)
     return np.stack([(columns - width / 2) / focal, (rows - height / 2) / focal, np.ones_like(columns)], axis=1)
 
 
 def render_depth(width: int, height: int) -> Floats:
-    """Depth along the optical axis in metres at the centres of the pixels, (height, width)."""
+    """Return the depth along the optical axis in metres at the centres of the pixels, (height, width)."""
     shapes = build_room()
     rows, columns = (grid.ravel() + 0.5 for grid in np.mgrid[:height, :width].astype(np.float64))
     depth = np.empty(width * height)
@@ -170,7 +174,7 @@ def render_depth(width: int, height: int) -> Floats:
 
 
 def render_color(width: int, height: int, *, samples: int, seed: int = 0) -> Floats:
-    """Linear RGB, (height, width, 3), with `samples` jittered rays a pixel; the same for any number of processors."""
+    """Return linear RGB, (height, width, 3), from `samples` random rays per pixel, the same for any number of cores."""
     bands = np.array_split(np.arange(height), max(1, width * height // 60_000))
     render = partial(_render_band, width, height, samples, seed)
     with ProcessPoolExecutor() as executor:
@@ -178,7 +182,7 @@ def render_color(width: int, height: int, *, samples: int, seed: int = 0) -> Flo
 
 
 def _render_band(width: int, height: int, samples: int, seed: int, band: NDArray[np.int64]) -> Floats:
-    """Some whole rows of the picture, (len(band), width, 3)."""
+    """Return the rows `band` of the image, (len(band), width, 3)."""
     shapes, rng = build_room(), np.random.default_rng([seed, int(band[0])])
     rows, columns = (
         grid.ravel() for grid in np.meshgrid(band.astype(float), np.arange(width, dtype=float), indexing="ij")
@@ -192,7 +196,7 @@ def _render_band(width: int, height: int, samples: int, seed: int, band: NDArray
 
 
 def through_lens(linear: Floats) -> Floats:
-    """Linear RGB (height, width, 3), blurred by `LENS_BLUR_PX` at the full size and by less at a smaller one."""
+    """Blur linear RGB (height, width, 3) by `LENS_BLUR_PX` at the full size, and by less at a smaller one."""
     sigma = LENS_BLUR_PX * linear.shape[1] / WIDTH
     weights = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
     weights /= weights.sum()
@@ -204,7 +208,7 @@ def through_lens(linear: Floats) -> Floats:
 
 
 def develop(linear: Floats) -> NDArray[np.uint8]:
-    """Exposure, a slight vignette, a film's shoulder, the sRGB curve."""
+    """Convert to 8-bit sRGB, with exposure, a slight vignette, and a soft limit of the highlights."""
     height, width = linear.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     exposed = through_lens(linear) * 1.05 * (1 - 0.16 * ((x * x + y * y) / 2) ** 1.2)[..., None]
@@ -215,7 +219,7 @@ def develop(linear: Floats) -> NDArray[np.uint8]:
 
 
 def exif() -> Image.Exif:
-    """What a camera with a 28 mm-equivalent lens writes."""
+    """Return the EXIF block of a camera with a 28 mm-equivalent lens."""
     block = Image.Exif()
     block[0x010F], block[0x0110] = "sharp_cog", "example room"
     block[0x8769] = {0x920A: FOCAL_LENGTH_MM, 0xA405: int(FOCAL_LENGTH_MM)}
@@ -226,13 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Renders examples/room.jpg and examples/room.depth.png.")
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent)
     parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--samples", type=int, default=36, help="rays a pixel, a square number")
+    parser.add_argument("--samples", type=int, default=36, help="rays per pixel, a square number")
     arguments = parser.parse_args()
     width, height = arguments.width, arguments.width * HEIGHT // WIDTH
     depth_mm = np.round(render_depth(width, height) * 1000).astype(np.uint16)
     Image.fromarray(depth_mm).save(arguments.output_dir / "room.depth.png", optimize=True)
-    picture = develop(render_color(width, height, samples=arguments.samples))
-    Image.fromarray(picture).save(arguments.output_dir / "room.jpg", quality=88, subsampling=0, exif=exif())
+    pixels = develop(render_color(width, height, samples=arguments.samples))
+    Image.fromarray(pixels).save(arguments.output_dir / "room.jpg", quality=88, subsampling=0, exif=exif())
 
 
 if __name__ == "__main__":

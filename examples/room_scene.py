@@ -1,4 +1,4 @@
-"""What is in the example room, and what it is made of."""
+"""The furniture of the example room, and its materials."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from examples.room_shapes import (
 )
 
 LAMP = np.array([1.62, -0.42, 4.35])
+"""Position of the lamp's bulb."""
 
 
 def _hash(cells: Floats) -> Floats:
-    """Repeatable noise in [0, 1) for cells (n, d)."""
+    """Return reproducible noise in [0, 1) for cells (n, d)."""
     weights = np.array([127.1, 311.7, 74.7])[: cells.shape[1]]
     noise: Floats = np.mod(np.abs(np.sin(cells @ weights) * 43758.5453), 1.0)
     return noise
 
 
 def _noise(points: Floats) -> Floats:
-    """Smooth noise in [0, 1] at points (n, 2)."""
+    """Return smooth noise in [0, 1] at points (n, 2)."""
     cell = np.floor(points)
     fraction = points - cell
     blend = fraction * fraction * (3 - 2 * fraction)
@@ -52,7 +53,7 @@ def _cloud(points: Floats) -> Floats:
 
 
 def plain(red: float, green: float, blue: float, *, grain: float = 0.06, size: float = 0.02) -> Texture:
-    """One colour with a fine grain."""
+    """Return a texture of one colour with a fine grain."""
 
     def texture(points: Floats) -> Floats:
         grains = _cloud(points[:, :2] / size + points[:, 2:] / size * np.array([0.7, 0.4]))
@@ -62,7 +63,7 @@ def plain(red: float, green: float, blue: float, *, grain: float = 0.06, size: f
 
 
 def planks(points: Floats) -> Floats:
-    """An oak floor: boards along z with joints, grain and shades of their own."""
+    """Return the colours of an oak floor: boards along z with joints, grain and different shades."""
     width, length = 0.14, 1.3
     row = np.floor(points[:, 0] / width)
     z = points[:, 2] + length * _hash(row[:, None])
@@ -77,13 +78,13 @@ def planks(points: Floats) -> Floats:
 
 
 def wood(points: Floats) -> Floats:
-    """Walnut."""
+    """Return the colours of walnut."""
     grain = _cloud(np.stack([points[:, 0] * 9 + points[:, 1] * 40, points[:, 2] * 34 + points[:, 1] * 10], axis=1))
     return np.array([0.20, 0.105, 0.055]) * (0.6 + 0.9 * grain)[:, None]
 
 
 def rug(points: Floats) -> Floats:
-    """A woven rug with a border and diamonds, their edges as soft as the pile."""
+    """Return the colours of a woven rug with a border and diamonds."""
     x, z = points[:, 0] - 0.05, points[:, 2] - 3.1
     edge = np.maximum(np.abs(x) / 1.15, np.abs(z) / 0.85)
     along, across = (np.abs(x) + np.abs(z)) / 0.27, (np.abs(x) - np.abs(z)) / 0.27
@@ -97,7 +98,7 @@ def rug(points: Floats) -> Floats:
 
 
 def _soft(value: Floats, width: float) -> Floats:
-    """From 0 to 1 where a value crosses 0, within plus and minus `width`; (n, 1)."""
+    """Return a smooth step (n, 1) from 0 to 1 as the value goes from minus to plus `width`."""
     share = np.clip(0.5 + 0.5 * value / width, 0, 1)
     step: Floats = (share * share * (3 - 2 * share))[:, None]
     return step
@@ -109,14 +110,14 @@ def _mix(color: Floats, other: list[float], share: Floats) -> Floats:
 
 
 def wall(points: Floats) -> Floats:
-    """Plaster, a little uneven."""
+    """Return the colours of plaster, which is slightly uneven."""
     uneven = _cloud(points[:, [0, 1]] * 3 + points[:, [2, 2]] * 2.3)
     fine = _noise(points[:, [0, 1]] * 130 + points[:, [2, 2]] * 97)
     return np.array([0.60, 0.575, 0.52]) * (0.93 + 0.08 * uneven + 0.035 * fine)[:, None]
 
 
 def painting(points: Floats) -> Floats:
-    """A small landscape: sky, hills and water."""
+    """Return the colours of a small landscape: sky, hills and water."""
     u, v = (points[:, 0] + 0.42) / 0.5, (points[:, 1] + 0.36) / 0.36
     ridge = -0.1 + 0.35 * (_cloud(np.stack([u * 1.7 + 4, np.zeros_like(u)], axis=1)) - 0.5)
     nearer = 0.25 + 0.3 * (_cloud(np.stack([u * 2.3 + 11, np.ones_like(u)], axis=1)) - 0.5)
@@ -130,7 +131,7 @@ def painting(points: Floats) -> Floats:
 
 
 def stripes(points: Floats) -> Floats:
-    """A ceramic glaze in bands."""
+    """Return the colours of a ceramic glaze in bands."""
     bands = np.mod(points[:, 1] * 26 + 0.4 * _noise(points[:, [0, 2]] * 20), 2.0)
     base = np.where((bands < 1.0)[:, None], [0.05, 0.14, 0.22], [0.62, 0.60, 0.54])
     glazed: Floats = base * (0.9 + 0.2 * _cloud(points[:, :2] * 60))[:, None]
@@ -138,7 +139,7 @@ def stripes(points: Floats) -> Floats:
 
 
 def ball(points: Floats) -> Floats:
-    """Six coloured segments."""
+    """Return the colours of a ball with six segments."""
     angle = np.arctan2(points[:, 2] - 2.75, points[:, 0] + 0.86)
     segment = np.floor(np.mod(angle / math.pi * 3 + points[:, 1] * 0.6, 6)).astype(int)
     colors = np.array([[0.70, 0.06, 0.05], [0.75, 0.72, 0.66], [0.06, 0.20, 0.50]] * 2)
@@ -147,7 +148,7 @@ def ball(points: Floats) -> Floats:
 
 
 def garden(points: Floats) -> Floats:
-    """What stands outside: a hedge below a bright sky."""
+    """Return the colours of the view outside: a hedge below a bright sky."""
     leaves = _cloud(points[:, [2, 1]] * 2.5)
     hedge = np.array([0.10, 0.22, 0.05]) * (0.4 + 1.5 * leaves)[:, None]
     is_hedge = points[:, 1] > -0.5 + 0.8 * (_cloud(points[:, [2, 2]] * 0.9) - 0.5)
@@ -156,7 +157,7 @@ def garden(points: Floats) -> Floats:
 
 
 def build_room() -> list[Shape]:
-    """Everything that is in the picture."""
+    """Return all shapes of the scene."""
     white, steel = plain(0.72, 0.70, 0.66), plain(0.10, 0.10, 0.105)
     shapes: list[Shape] = [
         Plane(axis=1, offset=FLOOR_Y, facing=-1, color=planks, shine=0.18),
@@ -167,7 +168,7 @@ def build_room() -> list[Shape]:
         Plane(axis=2, offset=BEHIND_Z, facing=1, color=wall),
         Box(centre=(0.05, FLOOR_Y - 0.006, 3.1), half=(1.15, 0.006, 0.85), color=rug),
         Box(centre=(0.1, FLOOR_Y - 0.05, BACK_Z - 0.01), half=(2.2, 0.05, 0.01), color=white),
-        # The picture on the wall.
+        # A painting on the wall.
         Box(centre=(-0.42, -0.36, BACK_Z - 0.02), half=(0.56, 0.42, 0.02), color=wood, shine=0.1),
         Box(centre=(-0.42, -0.36, BACK_Z - 0.03), half=(0.5, 0.36, 0.025), color=painting),
     ]
@@ -178,7 +179,7 @@ def build_room() -> list[Shape]:
     shapes += [Box(centre=(LEFT_X, y, middle_z), half=across, color=white) for y in (y0, middle_y, y1)]
     shapes += [Box(centre=(LEFT_X, middle_y, z), half=upright, color=white) for z in (z0, middle_z, z1)]
     shapes.append(Box(centre=(LEFT_X + 0.08, y1 + 0.04, middle_z), half=(0.12, 0.018, 0.9), color=white))
-    # A low table with what lies on it.
+    # A low table with books.
     shapes.append(Box(centre=(0.25, 0.66, 3.2), half=(0.62, 0.022, 0.36), turn_degrees=8, color=wood, shine=0.25))
     for x, z in ((-0.29, 2.95), (0.71, 2.82), (-0.20, 3.60), (0.79, 3.46)):
         foot = (x + 0.05 * np.sign(x - 0.25), FLOOR_Y, z)

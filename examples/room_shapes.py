@@ -1,4 +1,4 @@
-"""The shapes of the example room: where a ray meets each of them, and how the surface stands there."""
+"""The shapes of the example room: their intersections with rays, and their normals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Texture = Callable[[Floats], Floats]
-"""Points (n, 3) to linear RGB (n, 3)."""
+"""Function from points (n, 3) to linear RGB (n, 3)."""
 
 
-FLOOR_Y, CEILING_Y, LEFT_X, RIGHT_X, BACK_Z, BEHIND_Z = 1.15, -1.45, -2.1, 2.3, 5.2, -1.0
+# The planes of the room, in metres.
+FLOOR_Y = 1.15
+CEILING_Y = -1.45
+LEFT_X = -2.1
+RIGHT_X = 2.3
+BACK_Z = 5.2
+BEHIND_Z = -1.0
 ROOM = np.array([[LEFT_X, CEILING_Y, BEHIND_Z], [RIGHT_X, FLOOR_Y, BACK_Z]])
 WINDOW = (-0.75, 0.35, 2.3, 3.9)
-"""The opening in the left wall: from y to y, from z to z."""
+"""Extent of the opening in the left wall: lowest and highest y, then z."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A surface: distances along rays (inf where missed), and normals and colours at points."""
+    """A surface: distances along rays (infinite without a hit), and normals and colours at points."""
 
     color: Texture
     shine: float = 0.0
@@ -35,7 +41,7 @@ class Shape:
         raise NotImplementedError
 
     def bounds(self) -> tuple[Floats, float] | None:
-        """Centre and radius of a sphere around it; None for a wall."""
+        """Return centre and radius of a bounding sphere; None for a wall."""
         return None
 
 
@@ -51,12 +57,12 @@ class Plane(Shape):
     def hit(self, origin: Floats, direction: Floats) -> Floats:
         distance = (self.offset - origin[:, self.axis]) / _nonzero(direction[:, self.axis])
         point = origin + distance[:, None] * direction
-        # Walls end where the room does: what leaves by the window must not meet one outside.
-        is_there = (distance > 1e-6) & (point > ROOM[0] - 1e-6).all(axis=1) & (point < ROOM[1] + 1e-6).all(axis=1)
+        # Walls end at the corners of the room: rays through the window must not hit one outside.
+        is_hit = (distance > 1e-6) & (point > ROOM[0] - 1e-6).all(axis=1) & (point < ROOM[1] + 1e-6).all(axis=1)
         if self.window is not None:
             y0, y1, z0, z1 = self.window
-            is_there &= ~((point[:, 1] > y0) & (point[:, 1] < y1) & (point[:, 2] > z0) & (point[:, 2] < z1))
-        return np.where(is_there, distance, np.inf)
+            is_hit &= ~((point[:, 1] > y0) & (point[:, 1] < y1) & (point[:, 2] > z0) & (point[:, 2] < z1))
+        return np.where(is_hit, distance, np.inf)
 
     def normal(self, points: Floats) -> Floats:
         normals = np.zeros_like(points)
@@ -66,7 +72,7 @@ class Plane(Shape):
 
 @dataclass(frozen=True, kw_only=True)
 class Box(Shape):
-    """A box turned about the vertical axis."""
+    """A box, rotated about the vertical axis."""
 
     centre: tuple[float, float, float]
     half: tuple[float, float, float]
@@ -104,7 +110,7 @@ class Box(Shape):
 
 @dataclass(frozen=True, kw_only=True)
 class Ellipsoid(Shape):
-    """An ellipsoid along the axes."""
+    """An ellipsoid whose axes are those of the room."""
 
     centre: tuple[float, float, float]
     radii: tuple[float, float, float]
@@ -125,7 +131,7 @@ class Ellipsoid(Shape):
 
 @dataclass(frozen=True, kw_only=True)
 class Rod(Shape):
-    """A cone frustum from one point to another, such as a leg, a stem or a lampshade; open at its ends."""
+    """A cone frustum without ends, such as a leg, a stem or a lampshade."""
 
     start: tuple[float, float, float]
     end: tuple[float, float, float]
@@ -172,6 +178,6 @@ def _nonzero(values: Floats) -> Floats:
 
 
 def unit(vectors: Floats) -> Floats:
-    """Vectors (n, 3) of length one."""
+    """Return the vectors (n, 3), normalised."""
     lengths: Floats = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
