@@ -1,4 +1,4 @@
-"""Times the writing of every format: 1,179,648 Gaussians of the example, and the same made as uneven as a network's.
+"""Times the writing of every format: the 1,179,648 Gaussians of the example, and the same with a network's noise.
 
 python -m benchmarks.formats [--repeat 5] [--format NAME ...]
 """
@@ -16,16 +16,17 @@ import torch
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline, formats
 from sharp_cog.config.options import OutputOptions
-from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import NotInstalledError
+from sharp_cog.formats import CODECS
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import canonicalize
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def roughened(gaussians: Gaussians) -> Gaussians:
-    """Noise on everything, so that nothing compresses better than it would in what SHARP predicts."""
+    """Add noise to all fields, so that nothing compresses better than in a prediction of SHARP."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*size: int) -> torch.Tensor:
@@ -37,7 +38,7 @@ def roughened(gaussians: Gaussians) -> Gaussians:
         gaussians,
         means=gaussians.means * (1 + 0.01 * noise(num, 1)),
         scales=gaussians.scales * (0.5 * noise(num, 3)).exp(),
-        quaternions_wxyz=quaternions * torch.where(quaternions[:, :1] < 0, -1.0, 1.0),
+        quaternions_wxyz=canonicalize(quaternions),
         colors_linear=(gaussians.colors_linear * (1 + 0.1 * noise(num, 3))).clamp(0, 1),
         opacities=torch.sigmoid(1.5 * noise(num) + 1),
     )
@@ -46,11 +47,10 @@ def roughened(gaussians: Gaussians) -> Gaussians:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--format", nargs="+", choices=OUTPUT_FORMATS, default=[*OUTPUT_FORMATS[:-1]])
+    parser.add_argument("--format", nargs="+", choices=CODECS, default=[*CODECS])
     arguments = parser.parse_args()
     pipeline = SharpPipeline.load(Settings(model="lift", device="cpu"))
-    depth_bytes = (EXAMPLES / "room.depth.png").read_bytes()
-    prediction = pipeline((EXAMPLES / "room.jpg").read_bytes(), PredictOptions(), depth_bytes=depth_bytes)
+    prediction = pipeline(EXAMPLES / "room.jpg", PredictOptions(), depth=EXAMPLES / "room.depth.png")
     print(f"{len(prediction.gaussians):,} Gaussians, {torch.get_num_threads()} threads, median of {arguments.repeat}")
     scenes = {"example": prediction.gaussians, "roughened": roughened(prediction.gaussians)}
     print(f"{'':<16}" + "".join(f"{name:>24}" for name in scenes))
