@@ -65,6 +65,17 @@ def test_an_assumed_focal_length_is_reported(
     assert "(assumed, 30 mm equivalent)" in capsys.readouterr().out
 
 
+def test_a_focal_length_that_is_given_is_used(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_image(tmp_path / "photo.jpg", width=360, height=240, equivalent_mm=50)
+    assert predict(photo, "--focal-length-px", 321) == 0
+    assert "321 px (as given)" in capsys.readouterr().out
+    # 43.27 mm is the diagonal of a full frame, and 432.7 px that of the image.
+    assert predict(photo, "--focal-length-mm", 30) == 0
+    assert "300 px (as given)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["room.sog", "room.spz", "room.glb", "room.compressed.ply", "room.splat"])
 def test_the_suffix_of_the_output_selects_the_format(predictor: StubPredictor, tmp_path: Path, name: str) -> None:
     target = tmp_path / name

@@ -33,6 +33,18 @@ def test_a_video_is_written_beside_the_splat(splat: Path, tmp_path: Path, capsys
     assert "room.mp4: 3 frames" in capsys.readouterr().out
 
 
+def test_the_camera_path_its_range_and_the_axes_change_the_video(splat: Path, tmp_path: Path) -> None:
+    variants: dict[str, tuple[object, ...]] = {
+        "plain": (),
+        "path": ("--path", "swipe"),
+        "range": ("--range", 0.2),
+        "axes": ("--input-axes", "opengl"),
+    }
+    for name, flags in variants.items():
+        assert run("render", splat, "-o", tmp_path / f"{name}.webp", *SHORT, *flags) == 0
+    assert len({(tmp_path / f"{name}.webp").read_bytes() for name in variants}) == len(variants)
+
+
 def test_stereo_and_depth(splat: Path, tmp_path: Path) -> None:
     assert run("render", splat, "-o", tmp_path / "room.webp", *SHORT, "--stereo", "--depth") == 0
     assert names(tmp_path) == ["room.depth.webp", "room.ply", "room.webp"]

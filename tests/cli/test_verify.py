@@ -1,7 +1,9 @@
 """`sharp-cog verify` around the comparison; `tests/runtime/test_verify.py` has the comparison itself."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from sharp_cog.cli import verify
 from sharp_cog.config.settings import Settings
 from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.runtime.preprocess import ModelInput
 from sharp_cog.runtime.verify import Difference
 from tests.cli.commands import run, write_image
 
@@ -28,15 +31,23 @@ def test_the_worst_stage_decides(
         predictor = SimpleNamespace(image_size=64, network=None, model=None)
         return SimpleNamespace(predictor=predictor, device=torch.device("cpu"))
 
+    inputs: list[ModelInput] = []
+
+    def compare(*arguments: Any) -> list[Difference]:
+        inputs.append(arguments[-1])
+        return [Difference(stage="encoder", relative=relative, maximum=relative)]
+
     monkeypatch.setattr(SharpPipeline, "load", load)
-    differences = [Difference(stage="encoder", relative=relative, maximum=relative)]
-    monkeypatch.setattr(verify, "compare", lambda *arguments: differences)
+    monkeypatch.setattr(verify, "compare", compare)
     monkeypatch.setenv("SHARP_PRECISION", "float16")
-    assert run("verify", write_image(tmp_path / "a.jpg")) == exit_code
+    photo = write_image(tmp_path / "a.jpg", width=96)
+    assert run("verify", photo, "--focal-length-px", 48) == exit_code
+    assert inputs[0].disparity_factor.item() == 0.5
     assert [(settings.model, settings.precision) for settings in loaded][1] == ("sharp", "float32")
     printed = capsys.readouterr().out
     assert ("over the tolerance" in printed) == (exit_code == 1)
     assert printed.splitlines()[-1].startswith("the same within 0.001" if exit_code == 0 else "NOT the same")
+    assert run("verify", photo, "--tolerance", 0.1) == (1 if math.isnan(relative) else 0)
 
 
 def test_a_missing_checkpoint_or_image_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
