@@ -179,7 +179,8 @@ def from_array(
             f"image is a numpy array of shape {rgb.shape} and type {rgb.dtype}: give (height, width, 3) uint8 in sRGB"
         )
     _check_size(rgb.shape[1], rgb.shape[0], max_pixels)
-    return _source_image(np.ascontiguousarray(rgb), {}, options, image_format="array", orientation=None)
+    # A copy, since torch warns about read-only arrays, and the caller may change the array while the request is queued.
+    return _source_image(np.array(rgb, order="C"), {}, options, image_format="array", orientation=None)
 
 
 def _upright_pixels(image: Image.Image, exif: dict[int, object]) -> tuple[NDArray[np.uint8], Image.Transpose | None]:

@@ -279,7 +279,7 @@ class SharpPipeline:
         return time.perf_counter() - start
 
     def _decode_depth(self, depth: bytes | NDArray[Any], source: SourceImage, options: PredictOptions) -> DepthMap:
-        return decode_depth(depth, source, options, fills_unknown=self.predictor.has_own_depth)
+        return decode_depth(depth, source, options, fills_unknown=self.predictor.has_monodepth)
 
     def _estimate_depth(self, request: Request, estimator: Estimator) -> Request:
         """Run the estimator on the device, which the caller must have locked."""
@@ -322,16 +322,16 @@ class SharpPipeline:
         Raises:
             DepthError: The options need a monodepth or an external depth map, and there is none.
         """
-        model, has_own_depth = self.settings.model, self.predictor.has_own_depth
-        if options.save_internal_depth and not has_own_depth:
+        model, has_monodepth = self.settings.model, self.predictor.has_monodepth
+        if options.save_internal_depth and not has_monodepth:
             raise DepthError(
-                f"save_internal_depth is given, but the model {model!r} has no depth of its own: leave it out"
+                f"save_internal_depth is given, but the model {model!r} has no monodepth: leave it out"
             )
         if self.predictor.needs_depth and depth_map is None:
             raise DepthError(f"the model {model!r} needs a depth map: give one as depth, or choose the model 'sharp'")
         fit = options.depth_fit
         if fit == "auto":
-            needs_fit = depth_map is not None and not depth_map.is_metric and has_own_depth
+            needs_fit = depth_map is not None and not depth_map.is_metric and has_monodepth
             fit = "affine" if needs_fit else "none"
         return DepthUse(
             mode="fixed" if options.back_surface_factor > 1 else options.depth_mode,

@@ -22,7 +22,7 @@ class LiftPredictor:
     image_size: int = IMAGE_SIZE
     counters: Counters = field(default_factory=Counters)
     needs_depth = True
-    has_own_depth = False
+    has_monodepth = False
 
     def predict(self, model_input: ModelInput) -> Predicted:
         """Place Gaussians on the depth map.

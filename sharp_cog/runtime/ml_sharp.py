@@ -33,7 +33,7 @@ class MLSharp:
 
     image_size = IMAGE_SIZE
     needs_depth = False
-    has_own_depth = False
+    has_monodepth = False
     """Apple's package estimates monodepth, but does not return it."""
 
     def __init__(self, state: Mapping[str, Tensor], *, device: torch.device) -> None:

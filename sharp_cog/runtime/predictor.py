@@ -53,12 +53,12 @@ class Predictor(Protocol):
     Attributes:
         image_size: Width and height in pixels, S, of the square image that it takes.
         needs_depth: Whether it requires an external depth map.
-        has_own_depth: Whether it estimates and returns monodepth.
+        has_monodepth: Whether it estimates and returns monodepth.
         counters: Events so far.
     """
 
     needs_depth: bool
-    has_own_depth: bool
+    has_monodepth: bool
     counters: Counters
 
     @property

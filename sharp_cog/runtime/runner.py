@@ -54,7 +54,7 @@ class SharpRunner:
     """
 
     needs_depth = False
-    has_own_depth = True
+    has_monodepth = True
 
     def __init__(
         self,

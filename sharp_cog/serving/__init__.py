@@ -1,1 +1,1 @@
-"""Doors and what they share."""
+"""Frontends over HTTP, on RunPod and on Modal, and their shared parts."""

@@ -144,7 +144,7 @@ def create_app(
         openapi_extra=openapi.form(),
         responses=openapi.responses(
             {"application/json": openapi.ARRAYS, NPZ: openapi.FILE},
-            description="the Gaussians as arrays; `Accept: application/x-npz` gives numpy's format",
+            description="the Gaussians as arrays; `Accept: application/x-npz` returns numpy's format",
         ),
     )
     async def predict(request: Request) -> Response:

@@ -47,7 +47,7 @@ class StubPredictor:
 
     image_size = 64
     needs_depth = False
-    has_own_depth = True
+    has_monodepth = True
 
     def __init__(self) -> None:
         self.counters = Counters()
