@@ -13,18 +13,18 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
 
 
 @dataclass(kw_only=True)
 class Service:
-    """A service that listens.
+    """A running service.
 
     Attributes:
-        url: Where.
-        server: To stop it before the block ends.
+        url: Address of the service.
+        server: Server, by which a test can stop the service early.
     """
 
     url: str
@@ -45,11 +45,11 @@ class Service:
 def serving(
     load: Callable[[], SharpPipeline], settings: ServiceSettings | None = None, *, is_ready: bool = True
 ) -> Iterator[Service]:
-    """Serves until the block ends.
+    """Serve until the block ends.
 
     Args:
-        load: Gets the pipeline.
-        settings: None lets URLs lead to loopback, and is otherwise the defaults.
+        load: Loads the pipeline.
+        settings: None means the defaults, with private URLs allowed.
         is_ready: Whether to wait until the pipeline is loaded.
     """
     with listening(create_app(load, settings or ServiceSettings(fetch_private=True))) as service:
@@ -60,7 +60,7 @@ def serving(
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[Service]:
-    """Serves an application until the block ends."""
+    """Serve an application until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=60))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -20,7 +20,7 @@ from sharp_cog import Settings, SharpPipeline
 from tests.e2e.test_page import ROOT, Picture, browser, photograph, psnr
 from tests.service import Service, serving
 
-__all__ = ["browser"]  # A fixture.
+__all__ = ["browser"]  # A fixture of this module, too.
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -43,7 +43,7 @@ def opened(browser: Browser, service: Service, *, width: int = 900, height: int 
 
 
 def make(page: Page) -> None:
-    """Chooses the example and its depth map, and waits for the splat."""
+    """Choose the example and its depth map, and wait for the splat."""
     page.set_input_files("#file", ROOM)
     page.set_input_files("#depth", DEPTH)
     page.click("#go")
@@ -51,7 +51,7 @@ def make(page: Page) -> None:
 
 
 def shown(page: Page) -> Picture:
-    """What the viewer shows, once it shows something, without its own controls."""
+    """Return the viewer's image, once it shows something, without its own controls."""
     frame = page.locator("#viewer").element_handle().content_frame()
     assert frame is not None
     frame.wait_for_load_state()
@@ -73,7 +73,7 @@ def page(browser: Browser, service: Service) -> Iterator[Page]:
     found.close()
 
 
-def test_a_chosen_photograph_is_seen_as_a_splat(page: Page) -> None:
+def test_a_chosen_photograph_is_shown_as_a_splat(page: Page) -> None:
     seen, expected = shown(page), photograph()
     right, wrong = psnr(seen, expected), max(psnr(seen[:, ::-1], expected), psnr(seen[::-1], expected))
     print(f"{right:.1f} dB, mirrored or upside down at most {wrong:.1f} dB")
@@ -100,7 +100,7 @@ def test_every_format_is_offered(page: Page) -> None:
     assert offered == ["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4"]
 
 
-def test_a_text_file_is_refused_in_words(browser: Browser, service: Service) -> None:
+def test_a_text_file_is_refused_with_a_message(browser: Browser, service: Service) -> None:
     page = opened(browser, service)
     page.set_input_files("#file", ROOT / "README.md")
     page.click("#go")
@@ -130,7 +130,7 @@ def test_a_photograph_can_be_dropped(browser: Browser, service: Service) -> None
     page.close()
 
 
-def test_it_fits_a_phone(browser: Browser, service: Service) -> None:
+def test_the_page_fits_a_phone(browser: Browser, service: Service) -> None:
     page = opened(browser, service, width=360, height=740)
     make(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -146,7 +146,7 @@ def test_it_fits_a_phone(browser: Browser, service: Service) -> None:
     page.close()
 
 
-def test_nothing_is_asked_of_any_other_host(browser: Browser, service: Service) -> None:
+def test_the_page_asks_no_other_host(browser: Browser, service: Service) -> None:
     page = browser.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -35,11 +35,11 @@ Picture = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The whole example, 1,179,648 Gaussians, as a page."""
+    """The whole example, 1,179,648 Gaussians, as an html page."""
     subprocess.run([ROOT / "scripts" / "viewer"], check=True, timeout=300)
     pipeline = SharpPipeline.load(Settings(model="lift"))
     photograph, depth = (ROOT / "examples" / name for name in ("room.jpg", "room.depth.png"))
-    prediction = pipeline(photograph.read_bytes(), PredictOptions(output_format="html"), depth_bytes=depth.read_bytes())
+    prediction = pipeline(photograph.read_bytes(), PredictOptions(output_format="html"), depth=depth.read_bytes())
     assert len(prediction.gaussians) == 1_179_648
     return prediction.write(tmp_path_factory.mktemp("page") / "room.html")
 
@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Shown:
-    """The page once the splat is seen, and what it did on the way."""
+    """A page that shows its splat, and its requests and errors until then."""
 
     def __init__(self, browser: Browser, path: Path, *, width: int, height: int) -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": height})
@@ -65,7 +65,7 @@ class Shown:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         start = time.monotonic()
         self.page.goto(path.as_uri())
-        # Our hands off the viewer's own words: only what it draws counts.
+        # Hide the viewer's own controls, so that only the splat is compared.
         self.page.add_style_tag(content=".sse-ui { opacity: 0 }")
         while self.picture().std() < 20:
             assert time.monotonic() - start < SECONDS_TO_SHOW, "the splat does not show"
@@ -91,17 +91,17 @@ def psnr(first: Picture, second: Picture) -> float:
 
 
 def test_the_page_shows_the_photograph_upright_and_unmirrored(shown: Shown) -> None:
-    """Measured: 28 dB, less where it has swayed to the side; mirrored or upside down at most 15 dB."""
+    """Measured: 28 dB, less when the camera has swayed to the side; mirrored or upside down at most 15 dB."""
     seen, expected = shown.picture(), photograph()
     right = psnr(seen, expected)
-    wrong = max(psnr(turned, expected) for turned in (seen[:, ::-1], seen[::-1], seen[::-1, ::-1]))
+    wrong = max(psnr(flipped, expected) for flipped in (seen[:, ::-1], seen[::-1], seen[::-1, ::-1]))
     print(f"shown after {shown.seconds:.1f} s, {right:.1f} dB, at best {wrong:.1f} dB the wrong way round")
     assert right > 20
     assert right > wrong + 5
 
 
 def test_the_colours_are_the_photographs(shown: Shown) -> None:
-    """Means of a coarse grid: measured 2 of 255 on average, 17 at most, which is the sway."""
+    """Compares means of a coarse grid. Measured: 2 of 255 on average, and 17 at most because of the sway."""
     cells = [picture.reshape(8, 64, 12, 64, 3).mean(axis=(1, 3)) for picture in (shown.picture(), photograph())]
     differences = np.abs(cells[0] - cells[1])
     print(f"colours differ by {differences.mean():.1f} on average, {differences.max():.1f} at most")
@@ -109,15 +109,15 @@ def test_the_colours_are_the_photographs(shown: Shown) -> None:
     assert differences.max() < 40
 
 
-def test_nothing_is_asked_of_any_other_host(shown: Shown) -> None:
+def test_the_page_asks_no_other_host(shown: Shown) -> None:
     kinds = {request.partition(":")[0] for request in shown.requests}
     assert kinds <= {"file", "data", "blob"}, shown.requests
     assert sum(request.startswith("file:") for request in shown.requests) == 1
     assert shown.errors == []
 
 
-def test_a_hand_cannot_leave_the_photograph(shown: Shown) -> None:
-    """However far it drags, most of what is seen stays covered, measured 95 %: beyond the splat is black."""
+def test_dragging_cannot_leave_the_photograph(shown: Shown) -> None:
+    """However far the mouse drags, 95 % of the view stays covered by the splat (measured); the rest is black."""
     mouse = shown.page.mouse
     for across, down in ((700, 0), (-700, 0), (0, 400), (0, -400)):
         mouse.move(SIZE[0] / 2, SIZE[1] / 2)
