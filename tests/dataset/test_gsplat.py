@@ -220,7 +220,7 @@ def test_service_that_is_down_is_left_alone_for_a_while(
     gsplat, splats = gsplat_of(server), splats_of(tmp_path, random_gaussians(60), "ply")
     told = [gsplat(PHOTO, splats) for _ in range(5)]
     assert len(server.calls) == 12, "three photographs were tried, four times each"
-    assert "not asked for" in told[-1]["gsplat_error"]
+    assert "nothing is sent for another" in told[-1]["gsplat_error"]
     later = time.monotonic() + gsplat_module.OUTAGE_S + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert gsplat(PHOTO, splats)["gsplat_url"]

@@ -15,28 +15,14 @@ from PIL import ExifTags, Image
 
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.dataset.index import read_rows
-from sharp_cog.dataset.journal import Journal
-from tests.dataset.client import run_of
+from tests.dataset.client import REPO, journal_of, run_of
 from tests.dataset.hub_server import HubServer
 from tests.dataset.unsplash_server import ACCESS_KEY, UnsplashServer
-
-REPO = "somebody/splats"
 
 
 @pytest.fixture
 def unsplash() -> Iterator[UnsplashServer]:
     server = UnsplashServer(12, focal_length="35.0")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.close()
 
@@ -50,10 +36,6 @@ def settings_of(tmp_path: Path, unsplash: UnsplashServer, **more: Any) -> Datase
         "per_page": 4,
     }
     return DatasetSettings(**{**values, **more})
-
-
-def journal_of(settings: DatasetSettings) -> Journal:
-    return Journal(settings.run_dir / "journal.sqlite")
 
 
 def downloads(unsplash: UnsplashServer) -> dict[str, int]:
