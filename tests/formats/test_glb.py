@@ -31,7 +31,7 @@ def test_bounds_and_colours_serve_viewers_without_the_extension() -> None:
     document, binary = glb_document(written("glb", gaussians))
     attributes = document["meshes"][0]["primitives"][0]["attributes"]
     positions = document["accessors"][attributes["POSITION"]]
-    means = gaussians.means.numpy() * np.float32([1, -1, -1])
+    means = gaussians.means.numpy() * np.array([1, -1, -1], dtype=np.float32)
     np.testing.assert_array_equal(positions["min"], means.min(axis=0))
     np.testing.assert_array_equal(positions["max"], means.max(axis=0))
     view = document["bufferViews"][document["accessors"][attributes["COLOR_0"]]["bufferView"]]

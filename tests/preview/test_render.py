@@ -99,7 +99,8 @@ def test_depth_and_coverage_belong_to_the_image() -> None:
     view = View.of_photograph(CAMERA, width=96)
     image, depth_m = render(wall(2.0), view)
     covered = coverage(wall(2.0), view)
-    assert (image.shape, image.dtype) == ((64, 96, 3), np.uint8)
+    assert image.shape == (64, 96, 3)
+    assert image.dtype == np.uint8
     assert depth_m[32, 48] == pytest.approx(2.0, rel=1e-3)
     assert covered[32, 48] > 0.99
     away = view.moved(np.diag([-1.0, 1.0, -1.0, 1.0]))
