@@ -1,19 +1,19 @@
-"""Ours in every precision that the device has, beside the same network in plain torch and Apple's own package.
+"""Comparison of this package, in each precision of the device, with plain torch and with Apple's own package.
 
     scripts/benchmark --compare
     scripts/benchmark --compare --device cuda --repeat 10 --json compare.json
     scripts/benchmark --compare --checkpoint sharp_2572gikvuh.pt --image photo.jpg
 
-One process, one picture, one after the other. Without a checkpoint the weights are made up, of the released sizes: the
-splats are noise, time, memory and digits mean something. Rows:
+All rows run in one process, on one image, one after the other. Without a checkpoint, the weights are synthetic, of the
+released sizes: the splats are noise, but time, memory and digits are meaningful. Rows:
 
-    float32, float16, bfloat16   ours, from the bytes of a JPEG to a .ply on disk
-    plain float32                the network unfolded, by torch's own layers, as Apple's code has it; covariances by a
-                                 float64 SVD on the CPU, as Apple's command line does it
-    plain, SVD on the device     the same with a float32 SVD on the device, as public deployments have it
-    apple                        Apple's package from end to end as its command line does it, where it is installed
+    float32, float16, bfloat16   this package, from the bytes of a JPEG to a .ply on disk
+    plain float32                the network without folding, with torch's own layers, the same as in Apple's code;
+                                 covariances by a float64 SVD on the CPU, the same as in Apple's command line
+    plain, SVD on the device     the same with a float32 SVD on the device, the same as in public deployments
+    apple                        Apple's package from end to end, the same as its command line, if installed
 
-The floor is 21.5 TFLOP at the rate that this device multiplies large matrices in that precision, measured here.
+The floor is 21.5 TFLOP at the rate at which this device multiplies large matrices in that precision, measured here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.stages import MeasuredPipeline, device_name, made_picture, peak_rss, reset_peak_rss
+from benchmarks.stages import MeasuredPipeline, device_name, peak_rss, reset_peak_rss, synthetic_image
 from benchmarks.unproject import covariance_svd
 from sharp_cog import PredictOptions, Settings
 from sharp_cog.errors import SettingError
@@ -44,13 +44,13 @@ from sharp_cog.imaging.color import linear_to_srgb
 from sharp_cog.model.config import SharpConfig
 from sharp_cog.model.sharp import UNUSED_PARAMETERS, Sharp
 from sharp_cog.runtime import checkpoint
-from sharp_cog.runtime.device import find_device
+from sharp_cog.runtime.device import find_device, synchronize
 from sharp_cog.runtime.precision import DTYPES, choose, exact_sums
 from sharp_cog.runtime.preprocess import preprocess
 from tests.data.parity import synthetic
 
 TERA_FLOP = 21.5
-"""Of a picture."""
+"""Operations of a prediction, in 10^12."""
 STAGES = ("decode", "preprocess", "network", "unproject", "encode", "write")
 _COLD_START = """
 import time
@@ -65,19 +65,19 @@ print(time.time() - start)
 """
 
 
-def made_checkpoint(folder: Path) -> Path:
-    """A checkpoint with the released names and shapes and made-up weights, 2.8 GB."""
+def synthetic_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint with the released names and shapes and synthetic weights, 2.6 GB."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in Sharp(SharpConfig.released()).state_dict().items()}
-    path = folder / "made.pt"
+    path = folder / "synthetic.pt"
     torch.save({name: torch.from_numpy(synthetic.parameter(name, shape)) for name, shape in shapes.items()}, path)
     return path
 
 
 def matmul_tera_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """How many TFLOP a second the device does in products of large matrices, at best."""
+    """Return the highest rate of products of large matrices on the device, in TFLOP a second."""
     size = 8192 if device.type == "cuda" else 2048
-    # On a CPU torch's own float32 product is slow on some; its convolutions are not.
+    # As 1x1 convolutions, because torch's float32 matrix product is slow on some CPUs.
     a = torch.randn(1, size, size, 1, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     b = torch.randn(size, size, 1, 1, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), exact_sums(device):
@@ -86,7 +86,7 @@ def matmul_tera_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call, waiting for the device on both sides, and what it returned."""
+    """Return the seconds of a call, with the device synchronized before and after, and its result."""
     synchronize(device)
     start = time.perf_counter()
     result = work()
@@ -94,13 +94,8 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class Run:
-    """A row of the table: stages timed over several runs, and memory."""
+    """A row of the table: the times of stages over several runs, and the peak memory."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
@@ -110,7 +105,7 @@ class Run:
         self.gaussians: Gaussians | None = None
 
     def measure(self, once: Callable[[], dict[str, float]], *, repeat: int) -> None:
-        """Runs once without counting, then `repeat` times."""
+        """Run once without counting, then `repeat` times."""
         reset_peak_rss()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -134,7 +129,7 @@ class Run:
 
 
 def ours(path: Path, image: bytes, device: torch.device, precision: str, folder: Path, repeat: int) -> Run:
-    """Our pipeline, from bytes to a file."""
+    """Measure this package, from bytes to a file."""
     run = Run(precision, device)
     settings = Settings(
         checkpoint=path, checkpoint_sha256=None, device=str(device), precision=precision, keep_encoding=False
@@ -146,7 +141,7 @@ def ours(path: Path, image: bytes, device: torch.device, precision: str, folder:
         run.gaussians = prediction.gaussians
         encode_s, _ = timed(lambda: vertex_block(prediction.gaussians), device)
         write_s, _ = timed(lambda: prediction.write(folder / "ours.ply"), device)
-        # Writing lays the rows out once more.
+        # Writing computes the rows once more.
         return {**prediction.timings, "encode": encode_s, "write": max(0.0, write_s - encode_s)}
 
     run.measure(once, repeat=repeat)
@@ -158,7 +153,7 @@ def ours(path: Path, image: bytes, device: torch.device, precision: str, folder:
 
 
 def plain(path: Path, image: bytes, device: torch.device, repeat: int) -> list[Run]:
-    """The network unfolded by torch's own layers; the decomposition by way of covariances, once on each side."""
+    """Measure the unfolded network with torch's own layers, and the SVD of covariances on the CPU and on the device."""
     runs = [Run("plain float32", device), Run("plain, SVD on the device", device)]
     state = checkpoint.load_state(path)
     with torch.device("meta"):
@@ -171,7 +166,8 @@ def plain(path: Path, image: bytes, device: torch.device, repeat: int) -> list[R
     def once() -> dict[str, float]:
         seconds = {}
         seconds["decode"], source = timed(lambda: images.decode(image, PredictOptions(), max_pixels=10**9), device)
-        seconds["preprocess"], given = timed(lambda: preprocess(source, None, device=device), device)
+        size = model.config.image_size
+        seconds["preprocess"], given = timed(lambda: preprocess(source, None, size=size, device=device), device)
         with exact_sums(device):
             seconds["network"], ndc = timed(lambda: model(given.image, given.disparity_factor), device)
         camera = source.camera
@@ -192,9 +188,9 @@ def plain(path: Path, image: bytes, device: torch.device, repeat: int) -> list[R
 
 
 def by_covariances(ndc: NDCGaussians, stretch: tuple[float, float, float], *, svd_on_device: bool) -> Gaussians:
-    """Unprojects by an SVD of covariances: float64 on the CPU, or float32 where they are."""
+    """Unproject by an SVD of covariances: in float64 on the CPU, or in float32 on the device."""
     scales = covariance_svd(ndc.quaternions_wxyz[0], ndc.scales[0], stretch, stays_on_device=svd_on_device)
-    # The quaternion's arithmetic is milliseconds beside this, and the comparison needs none.
+    # The quaternions are not computed: it would take milliseconds, and the comparison does not need them.
     return Gaussians(
         means=ndc.means[0] * ndc.means.new_tensor(stretch),
         scales=scales.to(ndc.scales),
@@ -205,10 +201,10 @@ def by_covariances(ndc: NDCGaussians, stretch: tuple[float, float, float], *, sv
 
 
 def apples(path: Path, image: bytes, device: torch.device, folder: Path, repeat: int) -> Run:
-    """Apple's package as its command line uses it.
+    """Measure Apple's package, used in the same way as by its command line.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: The package is not installed.
     """
     from sharp.cli.predict import predict_image
     from sharp.models import PredictorParams, create_predictor
@@ -219,13 +215,13 @@ def apples(path: Path, image: bytes, device: torch.device, folder: Path, repeat:
     predictor = create_predictor(PredictorParams())
     predictor.load_state_dict(torch.load(path, weights_only=True))
     predictor.eval().to(device)
-    picture = folder / "picture.jpg"
-    picture.write_bytes(image)
+    photo = folder / "photo.jpg"
+    photo.write_bytes(image)
 
     def once() -> dict[str, float]:
         seconds = {}
-        seconds["decode"], (pixels, _, focal_length_px) = timed(lambda: io.load_rgb(picture), device)
-        # Its preprocessing and unprojection are inside.
+        seconds["decode"], (pixels, _, focal_length_px) = timed(lambda: io.load_rgb(photo), device)
+        # This includes preprocessing and unprojection.
         seconds["network"], gaussians = timed(lambda: predict_image(predictor, pixels, focal_length_px, device), device)
         size = pixels.shape[:2]
         seconds["write"], _ = timed(lambda: save_ply(gaussians, focal_length_px, size, folder / "apple.ply"), device)
@@ -236,7 +232,7 @@ def apples(path: Path, image: bytes, device: torch.device, folder: Path, repeat:
 
 
 def digits(run: Run, exact: Run) -> dict[str, float]:
-    """How close a row's splat is to that of another row: PSNR of sRGB colours, shares within 1 %."""
+    """Compare the splats of two rows: PSNR of sRGB colours, and shares of means and scales within 1 %."""
     assert run.gaussians is not None
     assert exact.gaussians is not None
     one, other = run.gaussians, exact.gaussians
@@ -252,7 +248,7 @@ def digits(run: Run, exact: Run) -> dict[str, float]:
 
 
 def precisions(device: torch.device) -> list[str]:
-    """Those that the device can."""
+    """Return the precisions that the device supports."""
     found = []
     for name in DTYPES:
         try:
@@ -264,7 +260,7 @@ def precisions(device: torch.device) -> list[str]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people, as Markdown."""
+    """Format the report as Markdown."""
     lines = [
         f"{report['device_name']} ({report['device']}), torch {report['torch']}, {report['num_threads']} threads, "
         f"{report['date']}, {report['weights']} weights, medians of {report['repeat']}; seconds",
@@ -299,21 +295,23 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measures, prints tables, writes JSON if asked to."""
+    """Measure, print tables, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="Apple's (default: made-up weights)")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: one of 12 MP is made)")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="Apple's checkpoint (default: synthetic weights)"
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image (default: a synthetic one of 12 MP)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="runs that count (default: 5)")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="default: what there is")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="default: the fastest device")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     args = parser.parse_args()
     device = find_device(args.device)
-    image = made_picture() if args.image is None else args.image.read_bytes()
+    image = synthetic_image() if args.image is None else args.image.read_bytes()
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = args.checkpoint or made_checkpoint(folder)
+        path = args.checkpoint or synthetic_checkpoint(folder)
         rows = []
         for precision in precisions(device):
             rows.append(ours(path, image, device, precision, folder, args.repeat))
@@ -330,7 +328,7 @@ def main() -> int:
         "device_name": device_name(device),
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
-        "weights": "Apple's" if args.checkpoint else "made-up",
+        "weights": "Apple's" if args.checkpoint else "synthetic",
         "repeat": args.repeat,
         "rows": [row.report() for row in rows],
         "digits": {row.name: digits(row, exact) for row in rows if row.name in DTYPES},

@@ -1,12 +1,12 @@
-"""Time and peak memory of each stage of a prediction, on whatever device there is.
+"""Time and peak memory of each stage of a prediction, on any device.
 
     scripts/benchmark --model lift
     scripts/benchmark --model sharp --image photo.jpg --repeat 10 --json stages.json
     scripts/benchmark --model random        # SHARP's speed without its checkpoint: random weights of the same sizes
 
-Stages run one after the other in one process, as a prediction runs them, and the device is waited for on both sides.
-Memory is the process's largest resident set during a stage, mapped weights included, and on CUDA the most that torch
-had allocated.
+Stages run one after the other in one process, the same as in a prediction, and the device is synchronized before and
+after each. Memory is the process's largest resident set during a stage, mapped weights included, and on CUDA the
+largest allocation of torch.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from sharp_cog.errors import SharpError
 from sharp_cog.model.config import SharpConfig
 from sharp_cog.model.sharp import Sharp
 from sharp_cog.pipeline.pipeline import SharpPipeline
-from sharp_cog.pipeline.prediction import Decoded
+from sharp_cog.pipeline.request import Request
 from sharp_cog.runtime.device import find_device
 from sharp_cog.runtime.precision import choose
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
 
 RANDOM_MODELS = {"random": SharpConfig.released, "random-tiny": SharpConfig.tiny}
-"""Models with random weights, by name: their splats are noise, their speed is the real one's."""
+"""Models with random weights, by name. Their splats are noise, but their speed is that of the real model."""
 
 WIDTH, HEIGHT = 4032, 3024
-"""Of the picture that is made where none is given: what a phone takes, 12 MP."""
+"""Size in pixels of the synthetic image: 12 MP, as from a phone."""
 
 
 class MeasuredPipeline(SharpPipeline):
-    """The pipeline itself; what it times, it also weighs."""
+    """The pipeline, which also measures the peak memory of each stage."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: {"rss": 0, "device": 0})
 
-    def decode(self, *args: Any, **kwargs: Any) -> Decoded:
+    def decode(self, request: Request) -> Request:
         with self.weighed("decode"):
-            return super().decode(*args, **kwargs)
+            return super().decode(request)
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
@@ -71,7 +71,7 @@ class MeasuredPipeline(SharpPipeline):
 
     @contextmanager
     def weighed(self, stage: str) -> Iterator[None]:
-        """Notes the largest resident set, and the most allocated on a CUDA device, during the block."""
+        """Record the largest resident set, and the largest allocation on a CUDA device, during the block."""
         reset_peak_rss()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -83,7 +83,7 @@ class MeasuredPipeline(SharpPipeline):
 
 
 def reset_peak_rss() -> bool:
-    """Forgets the largest resident set so far, where the system lets us (Linux)."""
+    """Reset the largest resident set, if the system supports it (Linux); return whether it does."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -92,7 +92,7 @@ def reset_peak_rss() -> bool:
 
 
 def peak_rss() -> int:
-    """The largest resident set in bytes since the last reset, or since the start where there is no reset."""
+    """Return the largest resident set in bytes since the last reset, or since the start where there is no reset."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -104,7 +104,7 @@ def peak_rss() -> int:
 
 
 def load(model: str, device: str | None) -> MeasuredPipeline:
-    """Loads a model by name, one of random weights included."""
+    """Load a model by name, or one with random weights."""
     settings = Settings.from_environment()
     if device is not None:
         settings = replace(settings, device=device)
@@ -124,23 +124,23 @@ def load(model: str, device: str | None) -> MeasuredPipeline:
 
 
 def import_seconds() -> float:
-    """Seconds that a fresh interpreter takes to import the pipeline."""
+    """Return the seconds that a new interpreter takes to import the pipeline."""
     module = "sharp_cog.pipeline.pipeline"
     program = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(result.stdout)
 
 
-def made_picture(seed: int = 0) -> bytes:
-    """A JPEG of smooth noise, which compresses about as a photograph does."""
+def synthetic_image(seed: int = 0) -> bytes:
+    """Return a JPEG of smooth noise, which compresses about as well as a photograph."""
     coarse = np.random.default_rng(seed).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
     return file.getvalue()
 
 
-def made_depth() -> bytes:
-    """A depth map for any 4:3 picture: a slope from 4 m at the top to 1 m at the bottom."""
+def synthetic_depth() -> bytes:
+    """Return a depth map for any 4:3 image: a slope from 4 m at the top to 1 m at the bottom."""
     file = io.BytesIO()
     np.save(file, np.repeat(np.linspace(4, 1, 768, dtype=np.float32)[:, None], 1024, axis=1))
     return file.getvalue()
@@ -149,10 +149,10 @@ def made_depth() -> bytes:
 def measure(
     pipeline: MeasuredPipeline, image_bytes: bytes, depth_bytes: bytes | None, *, repeat: int
 ) -> tuple[dict[str, list[float]], float]:
-    """Predicts and writes `repeat` times, after once that does not count.
+    """Predict and write `repeat` times, after a first run that does not count.
 
     Returns:
-        Seconds of each stage in each run, and those of the run that did not count.
+        Seconds of each stage in each run, and seconds of the first run.
     """
     seconds: dict[str, list[float]] = defaultdict(list)
     first_s = 0.0
@@ -175,7 +175,7 @@ def measure(
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called by who made it."""
+    """Return the manufacturer's name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -187,7 +187,7 @@ def device_name(device: torch.device) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report as text."""
     lines = [
         f"{report['model']} on {report['device']} ({report['device_name']}), torch {report['torch']}, "
         f"{report['num_threads']} threads of {report['num_cpus']} CPUs, "
@@ -204,26 +204,28 @@ def table(report: dict[str, Any]) -> str:
             f"{stage['peak_rss_bytes'] / 1e6:9.0f} {device_mb}"
         )
     if not report["rss_is_per_stage"]:
-        lines.append("RSS is the largest since the start: this system does not let a process reset it")
+        lines.append("RSS is the largest since the start: this system cannot reset it")
     if report["model"] in RANDOM_MODELS:
-        lines.append("the weights are random: the splats are noise, only time and memory mean something")
+        lines.append("the weights are random: the splats are noise, only time and memory are meaningful")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Measures, prints a table, writes JSON if asked to."""
+    """Measure, print a table, and write JSON on request."""
     parser = argparse.ArgumentParser(description="Time and peak memory of each stage of a prediction.")
     parser.add_argument("--model", choices=[*MODELS, *RANDOM_MODELS], default="sharp", help="default: sharp")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: one of 12 MP is made)")
-    parser.add_argument("--depth", type=Path, metavar="FILE", help="a depth map (default: made, for lift alone)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image (default: a synthetic one of 12 MP)")
+    parser.add_argument(
+        "--depth", type=Path, metavar="FILE", help="a depth map (default: a synthetic one, for lift alone)"
+    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="predictions that count (default: 5)")
-    parser.add_argument("--device", metavar="DEVICE", help="default: SHARP_DEVICE, else what there is")
+    parser.add_argument("--device", metavar="DEVICE", help="default: SHARP_DEVICE, else the fastest device")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     args = parser.parse_args()
     if args.repeat < 1:
         parser.error(f"--repeat is {args.repeat}: give at least 1")
     if args.model == "lift" and args.image is not None and args.depth is None:
-        parser.error("lift needs a depth map for your picture: give --depth FILE")
+        parser.error("lift needs a depth map for your image: give --depth FILE")
     try:
         report = run(args.model, args.image, args.depth, repeat=args.repeat, device=args.device)
     except SharpError as error:
@@ -237,9 +239,9 @@ def main() -> int:
 
 
 def run(model: str, image: Path | None, depth: Path | None, *, repeat: int, device: str | None) -> dict[str, Any]:
-    """Loads, measures, and returns everything that the table and the JSON say."""
-    image_bytes = made_picture() if image is None else image.read_bytes()
-    depth_bytes = depth.read_bytes() if depth is not None else made_depth() if model == "lift" else None
+    """Load the model, measure, and return the content of the table and the JSON."""
+    image_bytes = synthetic_image() if image is None else image.read_bytes()
+    depth_bytes = depth.read_bytes() if depth is not None else synthetic_depth() if model == "lift" else None
     start = time.perf_counter()
     pipeline = load(model, device)
     load_s = time.perf_counter() - start
@@ -254,7 +256,7 @@ def run(model: str, image: Path | None, depth: Path | None, *, repeat: int, devi
         "python": platform.python_version(),
         "num_threads": torch.get_num_threads(),
         "num_cpus": os.cpu_count(),
-        "image": "made, 4032x3024" if image is None else image.name,
+        "image": "synthetic, 4032x3024" if image is None else image.name,
         "image_bytes": len(image_bytes),
         "repeat": repeat,
         "import_s": import_seconds(),

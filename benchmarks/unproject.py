@@ -1,4 +1,4 @@
-"""Times the decomposition of stretched Gaussians against a float64 SVD of their covariances, as Apple's code does it.
+"""Time of the decomposition of stretched Gaussians, and of Apple's way: a float64 SVD of their covariances.
 
 python -m benchmarks.unproject [--num 1179648] [--repeat 5]
 """
@@ -24,7 +24,7 @@ def covariance_svd(
     *,
     stays_on_device: bool = False,
 ) -> torch.Tensor:
-    """Scales (N, 3) by way of the covariance, in float64 on the CPU, or in float32 where it is."""
+    """Return scales (N, 3) from the covariances, in float64 on the CPU, or in float32 on the device of the tensors."""
     w, x, y, z = torch.nn.functional.normalize(quaternions_wxyz, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -40,7 +40,7 @@ def covariance_svd(
 
 
 def seconds(function: Callable[[], object], repeat: int) -> float:
-    """Median time of a call, after one to warm up."""
+    """Return the median seconds of a call, after a first call that does not count."""
     function()
     times = []
     for _ in range(repeat):
