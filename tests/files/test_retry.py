@@ -10,6 +10,10 @@ from sharp_cog.files.retry import RetryPolicy, TransientError
 EXACT = RetryPolicy(max_tries=4, first_wait_s=1.0, jitter=0.0)
 
 
+def unused(_: float) -> None:
+    pytest.fail("the call waited")
+
+
 def failing(num_times: int, error: Callable[[], Exception] = lambda: TransientError("HTTP 503")) -> Callable[[], str]:
     errors = [error() for _ in range(num_times)]
 
@@ -37,7 +41,7 @@ def test_the_last_error_is_raised_with_the_number_of_tries() -> None:
 
 def test_other_errors_are_not_repeated() -> None:
     with pytest.raises(ValueError, match="HTTP 404"):
-        EXACT.call(failing(1, lambda: ValueError("HTTP 404")), sleep=pytest.fail)
+        EXACT.call(failing(1, lambda: ValueError("HTTP 404")), sleep=unused)
 
 
 def test_waits_grow_to_the_longest_one_and_differ_within_the_jitter() -> None:
@@ -58,13 +62,13 @@ def test_the_server_decides_how_long_to_wait() -> None:
 
 def test_a_server_that_asks_for_too_long_a_wait_ends_the_call() -> None:
     with pytest.raises(TransientError) as caught:
-        EXACT.call(failing(1, lambda: TransientError("HTTP 429", retry_after_s=61.0)), sleep=pytest.fail)
+        EXACT.call(failing(1, lambda: TransientError("HTTP 429", retry_after_s=61.0)), sleep=unused)
     assert caught.value.num_tries == 1
 
 
 def test_no_try_starts_after_the_deadline() -> None:
     with pytest.raises(TransientError):
-        EXACT.call(failing(1), sleep=pytest.fail, deadline=time.monotonic() + 0.9)
+        EXACT.call(failing(1), sleep=unused, deadline=time.monotonic() + 0.9)
     assert EXACT.call(failing(1), sleep=lambda _: None, deadline=time.monotonic() + 60.0) == "done"
 
 

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: `scripts/test -m gpu`. Weights are synthetic, of the released sizes."""
+"""Tests that need a CUDA device: `scripts/test -m gpu`. Weights are synthetic, of the released sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sharp_cog import PredictOptions, Settings, SharpPipeline
+from sharp_cog import Settings, SharpPipeline
 from sharp_cog.errors import PredictionError
 from sharp_cog.formats.ply import _vertex_rows, vertex_block
 from sharp_cog.geometry.camera import Camera
@@ -17,11 +17,12 @@ from sharp_cog.imaging.color import linear_to_srgb
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.runtime.graphs import GraphedCall
 from sharp_cog.runtime.precision import exact_sums
+from sharp_cog.runtime.preprocess import ModelInput
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.unproject import unproject
 from sharp_cog.runtime.weights import Weights
+from tests.images import png
 from tests.parity import Reference, state
-from tests.images import png as picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -46,10 +47,14 @@ def clean() -> Iterator[None]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def predicted(runner: SharpRunner, reference: Reference, **arguments: object) -> NDCGaussians:
-    image, factor = reference.image.to(CUDA), reference.disparity_factor.to(CUDA)
+def predicted(runner: SharpRunner, reference: Reference, image_hash: str | None = None) -> NDCGaussians:
+    model_input = ModelInput(
+        image=reference.image.to(CUDA),
+        disparity_factor=reference.disparity_factor.to(CUDA),
+        image_hash=image_hash,
+    )
     with torch.inference_mode(), exact_sums(CUDA):
-        return runner(image, factor, **arguments)  # type: ignore[arg-type]
+        return runner.predict(model_input).gaussians
 
 
 def pipeline_of(runner: SharpRunner) -> SharpPipeline:
@@ -72,14 +77,14 @@ def test_half_precision_against_apples_float32(weights: Weights, reference: Refe
 
     ours, apples = (linear_to_srgb(colors) for colors in pair("colors_linear", "colors"))
     psnr = -10 * math.log10((ours - apples).square().mean().item())
-    of_means, of_scales = (
+    means_share, scales_share = (
         within(*pair(*names), 0.01) for names in (("means", "ndc_mean_vectors"), ("scales", "ndc_singular_values"))
     )
-    print(f"{dtype}: {psnr:.1f} dB, {of_means:.2%} of means and {of_scales:.2%} of scales within 1 %")
+    print(f"{dtype}: {psnr:.1f} dB, {means_share:.2%} of means and {scales_share:.2%} of scales within 1 %")
     assert psnr >= 50
     if dtype == torch.float16:
-        assert of_means >= 0.999
-        assert of_scales >= 0.999
+        assert means_share >= 0.999
+        assert scales_share >= 0.999
 
 
 def test_float32_against_apples(weights: Weights, reference: Reference) -> None:
@@ -88,21 +93,21 @@ def test_float32_against_apples(weights: Weights, reference: Reference) -> None:
     assert within(gaussians.means[0].cpu()[index], torch.from_numpy(reference.arrays["ndc_mean_vectors"]), 1e-3) == 1
 
 
-def test_graphs_give_what_single_launches_give(weights: Weights, reference: Reference) -> None:
+def test_graphs_compute_the_same_as_single_launches(weights: Weights, reference: Reference) -> None:
     graphed, eager = (
         SharpRunner(weights, device=CUDA, dtype=torch.float16, uses_graphs=uses_graphs) for uses_graphs in (True, False)
     )
-    first = predicted(graphed, reference, image_key="a")
+    first = predicted(graphed, reference, "a")
     kept = {name: getattr(first, name).clone() for name in ("means", "colors_linear", "opacities")}
     other = Reference(arrays={}, camera=reference.camera, image=reference.image.flip(3))
-    predicted(graphed, other, image_key="b")
+    predicted(graphed, other, "b")
     for name, value in kept.items():
-        assert torch.equal(getattr(first, name), value), "a later replay wrote into an earlier result"
-    again = predicted(graphed, reference, image_key="a")
+        assert torch.equal(getattr(first, name), value), "a later replay overwrote an earlier result"
+    again = predicted(graphed, reference, "a")
     assert torch.equal(again.means, first.means)
     torch.testing.assert_close(again.means, predicted(eager, reference).means, rtol=1e-2, atol=1e-3)
     assert graphed.counters.memory_shortages == graphed.counters.graph_failures == 0
-    zoomed = predicted(graphed, reference, image_key="a")
+    zoomed = predicted(graphed, reference, "a")
     assert graphed.counters.reused_encodings == 1
     assert torch.equal(zoomed.means, first.means)
 
@@ -122,7 +127,7 @@ def test_overflow_is_repeated_in_float32(weights: Weights, caplog: pytest.LogCap
     with torch.no_grad():
         for parameter in runner.model.feature_model.fusion.parameters():
             parameter.fill_(6e4)
-    prediction = pipeline_of(runner)(picture())
+    prediction = pipeline_of(runner)(png())
     assert prediction.precision == "float32"
     assert runner.counters.float32_repeats == 1
     assert all(getattr(prediction.gaussians, name).isfinite().all() for name in ("means", "scales", "colors_linear"))
@@ -130,37 +135,37 @@ def test_overflow_is_repeated_in_float32(weights: Weights, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize(("dtype", "limit_gb"), [(torch.float16, 6), (torch.float32, 12)])
-def test_all_of_it_fits_in_little_memory(weights: Weights, dtype: torch.dtype, limit_gb: int) -> None:
+def test_predictions_fit_in_the_promised_memory(weights: Weights, dtype: torch.dtype, limit_gb: int) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction(limit_gb * GB / total)
     pipeline = pipeline_of(SharpRunner(weights, device=CUDA, dtype=dtype))
     for seed in range(3):
-        vertex_block(pipeline(picture(4032, 3024, seed)).gaussians)
+        vertex_block(pipeline(png(4032, 3024, seed)).gaussians)
     print(f"{dtype}: {torch.cuda.max_memory_reserved() / GB:.2f} GB reserved at most")
     assert pipeline.counters.memory_shortages == 0
 
 
-def test_too_little_memory_is_met_with_smaller_parts_or_told(weights: Weights) -> None:
+def test_too_little_memory_leads_to_smaller_parts_and_then_to_an_error(weights: Weights) -> None:
     runner = SharpRunner(weights, device=CUDA, dtype=torch.float16)
     pipeline = pipeline_of(runner)
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction(1.6 * GB / total)
     with pytest.raises(PredictionError, match="ran out of memory"):
-        pipeline(picture())
+        pipeline(png())
     assert runner.counters.memory_shortages > 0
     torch.cuda.set_per_process_memory_fraction(1.0)
-    assert pipeline(picture()).gaussians.means.isfinite().all()
+    assert pipeline(png()).gaussians.means.isfinite().all()
 
 
 def test_the_fused_kernels_are_used_and_agree_with_their_twins(weights: Weights) -> None:
-    gaussians = pipeline_of(SharpRunner(weights, device=CUDA, dtype=torch.float16))(picture()).gaussians
+    gaussians = pipeline_of(SharpRunner(weights, device=CUDA, dtype=torch.float16))(png()).gaussians
     torch.testing.assert_close(
         torch.from_numpy(vertex_block(gaussians)), _vertex_rows(gaussians).cpu(), rtol=1e-5, atol=1e-5
     )
 
 
-def test_unprojection_on_the_device_is_that_of_the_cpu() -> None:
+def test_unprojection_on_the_device_agrees_with_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     num = 100_000
     ndc = NDCGaussians(
@@ -176,12 +181,12 @@ def test_unprojection_on_the_device_is_that_of_the_cpu() -> None:
     torch.testing.assert_close(ours.scales.cpu(), theirs.scales, rtol=4e-6, atol=0)
 
 
-def test_a_stream_of_pictures_gives_what_single_calls_give(weights: Weights) -> None:
+def test_map_computes_the_same_as_single_calls(weights: Weights) -> None:
     pipeline = pipeline_of(SharpRunner(weights, device=CUDA, dtype=torch.float16))
-    pictures = [picture(800, 600, seed) for seed in (1, 2, 3, 1)]
+    images = [png(800, 600, seed) for seed in (1, 2, 3, 1)]
 
     def encode(prediction: Prediction) -> bytes:
         return vertex_block(prediction.gaussians).tobytes()
 
-    for block, image in zip(pipeline.map(pictures, PredictOptions(), encode=encode), pictures, strict=True):
+    for block, image in zip(pipeline.map(images, encode=encode), images, strict=True):
         assert block == encode(pipeline(image))

@@ -1,4 +1,7 @@
-"""A real GPU that is full, or fails: `scripts/test -m gpu`. Simulated ones: tests/faults/test_failing_device.py."""
+"""A real GPU that is full, or fails: `scripts/test -m gpu`.
+
+`tests/faults/test_failing_device.py` has the same for simulated devices.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.errors import DeviceError, PredictionError
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
+from tests.images import png
 from tests.parity import state
-from tests.images import png as picture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -25,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 MB = 1 << 20
 _T = TypeVar("_T")
 
-# As a process of its own: its context is spoilt for good. What it says last is what came of each step.
+# A process of its own, because its CUDA context becomes unusable. It prints a line with the outcome of each step.
 FAILS = """
 import requests, sys, torch
 from pathlib import Path
@@ -47,18 +50,18 @@ handler = runpod.create_handler(pipeline, ServiceSettings())
 with serving(lambda: pipeline) as service:
     def ask():
         answer = requests.post(
-            f"{service.url}/predict/splat", files={"file": picture()}, data={"max_gaussians": 100}, timeout=600
+            f"{service.url}/predict/splat", files={"file": png()}, data={"max_gaussians": 100}, timeout=600
         )
         return answer.json()["code"] if answer.status_code != 200 else "ok"
 
     print("asked:", ask(), flush=True)
-    kept = pipeline(picture(seed=1), PredictOptions(max_gaussians=100))
-    # A kernel that finds an index out of its range: an assertion on the device, heard of later.
+    kept = pipeline(png(seed=1), PredictOptions(max_gaussians=100))
+    # A kernel that finds an index out of range: an assertion on the device, which is reported later.
     torch.zeros(1, device=cuda)[torch.full((1,), 5, device=cuda)]
     for name, work in {
-        "predicted": lambda: pipeline(picture(seed=2)),
-        "again": lambda: pipeline(picture(seed=2)),
-        "placed": lambda: kept.with_output(PredictOptions(max_gaussians=10)),
+        "predicted": lambda: pipeline(png(seed=2)),
+        "again": lambda: pipeline(png(seed=2)),
+        "pruned": lambda: kept.with_options(PredictOptions(max_gaussians=10)).gaussians,
         "written": lambda: kept.write(Path(sys.argv[1]).with_name("kept.ply")),
     }.items():
         try:
@@ -66,17 +69,17 @@ with serving(lambda: pipeline) as service:
             print(f"{name}: nothing", flush=True)
         except DeviceError as error:
             print(f"{name}: {error.code}", flush=True)
-    # It is not the picture of before, whose splat is kept.
-    answer = requests.post(f"{service.url}/predict/splat", files={"file": picture(seed=3)}, timeout=600)
+    # Another image than before, whose splat is kept.
+    answer = requests.post(f"{service.url}/predict/splat", files={"file": png(seed=3)}, timeout=600)
     print("asked after:", answer.json()["code"], flush=True)
     health = requests.get(f"{service.url}/health", timeout=10)
     print("health:", health.status_code, health.json().get("code"), flush=True)
     import base64
-    answer = handler({"id": "job", "input": {"image": base64.b64encode(picture(seed=4)).decode()}})
+    answer = handler({"id": "job", "input": {"image": base64.b64encode(png(seed=4)).decode()}})
     print("runpod:", answer["code"], answer.get("refresh_worker"), runpod.READY.exists(), flush=True)
 sys.stdout.flush()
 import os
-os._exit(0)  # torch's own end would fail too, as everything on the device does.
+os._exit(0)  # torch's own clean-up would fail too.
 """
 
 
@@ -94,7 +97,7 @@ def loaded(*, uses_graphs: bool = True) -> SharpPipeline:
 
 
 def outcome(work: Callable[[], _T]) -> _T | PredictionError:
-    """What comes of it; a shortage of memory is something that may."""
+    """Return the result, or the error if memory runs out."""
     try:
         return work()
     except DeviceError:
@@ -104,48 +107,48 @@ def outcome(work: Callable[[], _T]) -> _T | PredictionError:
 
 
 def filled(left_bytes: int) -> list[torch.Tensor]:
-    """Takes the card's memory but for so much, as another program would."""
+    """Allocate the memory of the GPU except `left_bytes`, as another program would."""
     torch.cuda.empty_cache()
     taken = []
     for block in (1 << 30, 64 * MB, 2 * MB):
         while torch.cuda.mem_get_info()[0] > left_bytes + block:
             try:
                 taken.append(torch.empty(block, dtype=torch.uint8, device=CUDA))
-            except torch.OutOfMemoryError:  # What is free is not always to be had in one piece.
+            except torch.OutOfMemoryError:  # Free memory is not always in one piece.
                 break
     return taken
 
 
 @pytest.mark.parametrize("uses_graphs", [True, False])
 @pytest.mark.parametrize("left_mb", [0, 64, 256, 1024])
-def test_a_card_that_is_full_is_told_or_met_and_the_next_prediction_works(
+def test_a_full_gpu_is_an_error_or_handled_and_the_next_prediction_works(
     left_mb: int, uses_graphs: bool, tmp_path: Path
 ) -> None:
     pipeline, options = loaded(uses_graphs=uses_graphs), PredictOptions(max_gaussians=1000)
-    expected = pipeline(picture(), options).write(tmp_path / "before.ply").read_bytes()
+    expected = pipeline(png(), options).write(tmp_path / "before.ply").read_bytes()
     taken = filled(left_mb * MB)
-    found = outcome(lambda: pipeline(picture(seed=1), options))
+    found = outcome(lambda: pipeline(png(seed=1), options))
     if isinstance(found, PredictionError):
-        assert "ran out of memory: close what else uses it" in str(found)
+        assert "ran out of memory: close other programs" in str(found)
     else:
         assert found.gaussians.means.isfinite().all()
-        assert left_mb > 0, "the picture alone takes 28 MB of the device"
+        assert left_mb > 0, "the image alone takes 28 MB"
     taken.clear()
     torch.cuda.empty_cache()
-    after = pipeline(picture(), options)
+    after = pipeline(png(), options)
     assert len(after.gaussians) == 1000
-    # In smaller parts, or without graphs, sums may be in another order.
+    # In smaller parts, or without graphs, sums may have another order.
     if pipeline.counters.memory_shortages == pipeline.counters.graph_failures == 0:
         assert after.write(tmp_path / "after.ply").read_bytes() == expected
-    assert torch.equal(pipeline(picture(), options).gaussians.means, after.gaussians.means)
+    assert torch.equal(pipeline(png(), options).gaussians.means, after.gaussians.means)
 
 
-def test_writing_on_a_card_that_is_full_is_told_and_works_when_there_is_room(tmp_path: Path) -> None:
-    prediction = loaded()(picture())
+def test_writing_with_a_full_gpu_is_an_error_or_works_and_works_when_there_is_room(tmp_path: Path) -> None:
+    prediction = loaded()(png())
     expected = prediction.write(tmp_path / "before.ply").read_bytes()
     taken = filled(0)
     found = outcome(lambda: prediction.write(tmp_path / "full.ply"))
-    # The few megabytes of a piece may have been to be had.
+    # The few megabytes of a part may have been free.
     assert (tmp_path / "full.ply").exists() == isinstance(found, Path)
     taken.clear()
     torch.cuda.empty_cache()
@@ -153,8 +156,8 @@ def test_writing_on_a_card_that_is_full_is_told_and_works_when_there_is_room(tmp
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_device_that_failed_is_told_by_every_door_until_the_process_is_started_anew(tmp_path: Path) -> None:
-    for _ in range(2):  # The second process works as the first one did: the card itself is well.
+def test_a_failed_device_is_reported_by_every_frontend_until_the_process_restarts(tmp_path: Path) -> None:
+    for _ in range(2):  # The second process works too: the GPU itself is intact.
         result = subprocess.run(
             [sys.executable, "-c", FAILS, str(tmp_path / "ready")],
             cwd=ROOT,
@@ -167,7 +170,7 @@ def test_a_device_that_failed_is_told_by_every_door_until_the_process_is_started
             "asked": "ok",
             "predicted": "device_failed",
             "again": "device_failed",
-            "placed": "device_failed",
+            "pruned": "device_failed",
             "written": "device_failed",
             "asked after": "device_failed",
             "health": "503 device_failed",

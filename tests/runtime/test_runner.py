@@ -69,7 +69,9 @@ def test_a_prediction_that_overflows_is_repeated_in_float32(
     runner = SharpRunner(weights, device=CPU, dtype=torch.bfloat16)
     exact = SharpRunner(weights, device=CPU, dtype=torch.float32)
     with torch.no_grad():
-        runner.model.prediction_head.texture_prediction_head.bias.fill_(torch.inf)  # The checkpoint stays finite.
+        runner.model.get_parameter("prediction_head.texture_prediction_head.bias").fill_(
+            torch.inf
+        )  # The checkpoint stays finite.
     with torch.inference_mode():
         repeated, expected = runner.predict(model_input), exact.predict(model_input)
     assert_same(repeated.gaussians, expected.gaussians)

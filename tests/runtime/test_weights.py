@@ -58,7 +58,9 @@ def test_a_checkpoint_that_is_removed_before_it_is_loaded_is_reported(path: Path
 def test_no_prediction_is_repeated_in_float32_with_other_weights(path: Path) -> None:
     runner = SharpRunner(weights.find(settings(path)), device=CPU, dtype=torch.bfloat16)
     with torch.no_grad():
-        runner.model.prediction_head.texture_prediction_head.bias.fill_(torch.inf)  # Forces the repeat.
+        runner.model.get_parameter("prediction_head.texture_prediction_head.bias").fill_(
+            torch.inf
+        )  # Forces the repeat.
     replace(path)
     with pytest.raises(CheckpointError, match="was replaced"), torch.inference_mode():
         runner.predict(small_input())

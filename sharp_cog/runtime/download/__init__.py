@@ -171,7 +171,7 @@ class _LogLines(io.StringIO):
 def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[None]:
     """Return a progress bar for a terminal, or one that logs a line every ten seconds for other output."""
     is_terminal = sys.stderr.isatty()
-    return tqdm(
+    bar: tqdm[None] = tqdm(
         total=num_bytes,
         initial=done,
         desc=name,
@@ -181,6 +181,7 @@ def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[None]:
         mininterval=0.1 if is_terminal else _LOG_INTERVAL_S,
         bar_format=None if is_terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}",
     )
+    return bar
 
 
 @contextmanager
