@@ -129,7 +129,7 @@ def _source(
 def _start_page(settings: DatasetSettings, journal: Journal) -> int:
     """Return the page at which to continue a list that grows at its end only.
 
-    It is some pages back, because photographs before it may have been deleted, which moves the others forward.
+    The page is a few pages before the last one that was read: if photographs were deleted, the rest has moved forward.
     """
     if not settings.list_auto_seek or (settings.source, settings.order_by) != ("list", "oldest"):
         return 1

@@ -35,7 +35,7 @@ _SUFFIXES = {
 
 
 class Fetcher:
-    """Yields jobs for the engine, and keeps account of the photographs under way."""
+    """Yields jobs for the engine, and keeps track of the photographs under way."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Fetcher:
         leases: Leases | None,
         max_pixels: int,
     ) -> None:
-        """Fetch nothing yet.
+        """Create the step; nothing is fetched yet.
 
         Args:
             settings: Settings of the run.

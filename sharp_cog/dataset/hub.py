@@ -134,7 +134,7 @@ class HubRepo:
         api: HfApi | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Connect to nothing yet.
+        """Create the client; nothing is requested yet.
 
         Args:
             repo_id: Owner and name.

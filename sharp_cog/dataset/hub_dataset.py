@@ -34,7 +34,7 @@ class HubDataset:
     """One dataset; everything that other clients publish meanwhile stays."""
 
     def __init__(self, repo: HubRepo, *, subdir: str, index_path: str, cache: Path, leases: Leases | None) -> None:
-        """Publish nothing yet.
+        """Create the local copy of the index; nothing is published yet.
 
         Args:
             repo: The repository.

@@ -34,7 +34,7 @@ class Index:
     """A repository's index, with a copy in a local file.
 
     Clients append rows, so that usually only the rows after the copy's end must be read. The hub's hash of the whole
-    file tells whether that is enough.
+    file shows whether that is enough.
 
     Attributes:
         path_in_repo: Path of the index in the repository.

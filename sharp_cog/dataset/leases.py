@@ -33,9 +33,9 @@ class Lease:
     note: str = ""
 
     def is_valid(self, now: float, stale_s: float) -> bool:
-        """Return whether the lease keeps other clients away.
+        """Return whether the lease blocks other clients.
 
-        A lease from the future is invalid too: it would otherwise keep them away until then.
+        A lease from the future is invalid too: it would otherwise block them until then.
         """
         return abs(now - self.time) <= stale_s
 
@@ -45,7 +45,7 @@ class Lease:
 
     @classmethod
     def decode(cls, content: bytes | None) -> Lease | None:
-        """Read a lease; return None for a file without a time, which keeps nobody away."""
+        """Read a lease; return None for a file without a time, which blocks no client."""
         lines = (content or b"").decode("utf-8", "replace").splitlines()
         padded = [*lines, "", "", ""]
         try:
@@ -77,7 +77,7 @@ class Leases:
     """
 
     def __init__(self, store: Store, owner: str, *, stale_s: float) -> None:
-        """Hold no lease yet.
+        """Create a client without any lease.
 
         Args:
             store: The files that all clients share.
@@ -139,7 +139,7 @@ class Leases:
             held = sorted(self._held)
             if not held or time.monotonic() - self._last_heartbeat < self._stale_s / 3:
                 return set()
-        begun = time.monotonic()
+        started = time.monotonic()
 
         def decide(view: View) -> tuple[Change, set[str]]:
             now, leases = view.now(), _read(view, held)
@@ -159,7 +159,7 @@ class Leases:
         lost = self._store.change(decide)
         with self._mutex:
             lost &= self._held  # This client may have released some meanwhile.
-            self._last_heartbeat = begun
+            self._last_heartbeat = started
             self._held -= lost
         return lost
 

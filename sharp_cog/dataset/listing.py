@@ -44,7 +44,7 @@ class RangedList:
     """
 
     def __init__(self, unsplash: Unsplash, ranges: Ranges, journal: Journal, *, max_scan: int) -> None:
-        """Lease nothing yet.
+        """Create the source; nothing is requested yet.
 
         Args:
             unsplash: The list.
@@ -74,7 +74,7 @@ class RangedList:
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """Yield the photographs of one range after another; see `Source.photos`."""
         num_scanned = 0
-        # The first page tells the length of the list, so that no range beyond its end is leased.
+        # The first page reports the length of the list, so that no range beyond its end is leased.
         self._unsplash.page(1)
         while (acquired := self._ranges.acquire(self._unsplash.num_photos)) is not None:
             area = _Area(range=acquired[0], start=acquired[1])

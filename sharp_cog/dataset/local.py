@@ -30,7 +30,7 @@ class LocalEngine:
         *,
         stop_requested: threading.Event | None = None,
     ) -> None:
-        """Load nothing yet.
+        """Create the engine; the model is loaded later.
 
         Args:
             load: Loads the model; called when the first job arrives.

@@ -41,7 +41,7 @@ class Publisher:
         dataset: HubDataset | None = None,
         share: Share | None = None,
     ) -> None:
-        """Publish nothing yet.
+        """Create the step; nothing is published yet.
 
         Args:
             settings: Settings of the run.
@@ -54,7 +54,7 @@ class Publisher:
         self._leases, self._dataset, self._share = leases, dataset, share
 
     def requeue_incomplete(self) -> None:
-        """Make splats again whose files or facts are missing, such as files that somebody deleted."""
+        """Have splats made again that lack a file or a fact for the index, such as a file that was deleted."""
         for entry in self._journal.entries("made"):
             if not self._is_complete(entry):
                 self._journal.advance(entry.photo.id, "seen")

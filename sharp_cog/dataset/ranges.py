@@ -93,7 +93,7 @@ class Ranges:
     """The leases of one client on ranges of a list."""
 
     def __init__(self, store: Store, owner: str, *, size: int, page_size: int, stale_s: float) -> None:
-        """Hold no lease yet.
+        """Create a client without any lease.
 
         Args:
             store: The files that all clients share.
@@ -182,12 +182,12 @@ class Ranges:
         """
         if time.monotonic() - self._heartbeats.get(area, -float("inf")) < self._stale_s / 3:
             return True
-        begun = time.monotonic()
+        started = time.monotonic()
         is_ours = self._write(
             area, "renew", lambda now: [self._put_lease(area, now), self._put_progress(area, progress, now)]
         )
         if is_ours:
-            self._heartbeats[area] = begun
+            self._heartbeats[area] = started
         return is_ours
 
     def finish(self, area: Range) -> None:

@@ -93,7 +93,7 @@ class RayEngine:
         device: str = "auto",
         num_actors: int = 0,
     ) -> None:
-        """Store the settings; `run` connects to Ray.
+        """Create the engine; `run` connects to Ray.
 
         Args:
             load: Loads the model in each actor; must be picklable.

@@ -66,7 +66,7 @@ class Run:
             dataset: The published dataset; None keeps the splats on this machine.
             share: Called for each splat before it is published.
             source_heartbeat: Renews the leases of the source; called often, and at the end with True.
-            stop_requested: Once it is set, nothing more is begun.
+            stop_requested: Once it is set, no new work is started.
             max_pixels: Largest image to accept.
 
         Raises:
@@ -104,7 +104,7 @@ class Run:
         return {"fetched": len(self._jobs), "made": len(self._made), "shared": len(self._shared)}
 
     def stop(self) -> None:
-        """Begin nothing new, and finish the photographs under way."""
+        """Start no new work, and finish the photographs under way."""
         self._stop_requested.set()
 
     def work(self) -> None:

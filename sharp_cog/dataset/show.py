@@ -30,8 +30,8 @@ _STATES = {
     "fetched": "fetched, to be made",
     "seen": "to be fetched",
     "failed": "given up",
-    "taken": "at another client",
-    "others": "done by others",
+    "taken": "leased by other clients",
+    "others": "done by other clients",
 }
 
 
@@ -145,10 +145,10 @@ def _logged(run: Run) -> Iterator[None]:
 def status(journal: Journal) -> str:
     """Return the state of a run as text, from its journal."""
     counts = journal.counts()
-    lines = [f"{name:<22}{counts.get(state, 0):>8}" for state, name in _STATES.items()]
+    lines = [f"{name:<25}{counts.get(state, 0):>8}" for state, name in _STATES.items()]
     last = journal.last_done()
     if last is not None:
-        lines.append(f"{'the last one done':<22}{duration(time.time() - last):>8} ago")
+        lines.append(f"{'last one done':<25}{duration(time.time() - last):>8} ago")
     failed = [f"  {entry.photo.id}: {entry.error}" for entry in journal.entries("failed")]
     lines += failed[:10]
     if len(failed) > 10:
