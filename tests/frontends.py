@@ -125,7 +125,9 @@ class Frontends:
         return Answer(content=base64.b64decode(answer[question.options.get("output_format", "ply")]))
 
     def _modal(self, question: Question) -> Answer:
-        function = modal_app.predict if "save_internal_depth" in question.options else modal_app.predict_and_save_ply
+        function: Any = modal_app.predict_and_save_ply
+        if "save_internal_depth" in question.options:
+            function = modal_app.predict
         try:
             return Answer(content=function.local(question.image, depth_bytes=question.depth, **question.options))
         except (ValueError, RuntimeError) as error:

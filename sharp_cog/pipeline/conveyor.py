@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Conveyor(Generic[_T]):
         ticket.future = future
         return ticket
 
-    def run(self, items: Iterable[Any], *, max_items: int, ordered: bool = True) -> Iterator[_T]:
+    def run(self, items: Iterable[Any], *, max_items: int, ordered: bool = True) -> Generator[_T, None, None]:
         """Run items through all stages.
 
         When the iteration ends early, items that wait for any stage but the last are dropped.

@@ -33,9 +33,7 @@ def read_files(request: Request) -> Request:
     depth_path = path_of(request.depth)
     if depth_path is not None and options.depth_format == "auto":
         options = replace(options, depth_format=described_format(depth_path) or "auto")
-    return replace(
-        request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth)
-    )
+    return replace(request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth))
 
 
 def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int) -> SourceImage:
@@ -67,10 +65,11 @@ def decode_depth(
     Raises:
         DepthError: The depth map cannot be used with the image.
     """
-    decode = maps.decode if isinstance(depth, bytes) else maps.from_array
-    depth_map = decode(  # type: ignore[operator]  # each takes its own type of depth
-        depth, source.camera, depth_format=options.depth_format, orientation=source.orientation
-    )
+    use: dict[str, Any] = {"depth_format": options.depth_format, "orientation": source.orientation}
+    if isinstance(depth, bytes):
+        depth_map = maps.decode(depth, source.camera, **use)
+    else:
+        depth_map = maps.from_array(depth, source.camera, **use)
     return depth_map if fills_unknown else maps.known_everywhere(depth_map)
 
 

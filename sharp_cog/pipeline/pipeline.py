@@ -324,9 +324,7 @@ class SharpPipeline:
         """
         model, has_monodepth = self.settings.model, self.predictor.has_monodepth
         if options.save_internal_depth and not has_monodepth:
-            raise DepthError(
-                f"save_internal_depth is given, but the model {model!r} has no monodepth: leave it out"
-            )
+            raise DepthError(f"save_internal_depth is given, but the model {model!r} has no monodepth: leave it out")
         if self.predictor.needs_depth and depth_map is None:
             raise DepthError(f"the model {model!r} needs a depth map: give one as depth, or choose the model 'sharp'")
         fit = options.depth_fit

@@ -58,7 +58,7 @@ def test_all_items_pass_all_stages(ordered: bool) -> None:
 
 def test_a_stage_with_one_thread_sees_the_items_in_order_behind_two_decoders() -> None:
     """The first item takes longest to decode."""
-    seen = []
+    seen: list[int] = []
     slow = threading.Event()
 
     def decode(item: int) -> int:
@@ -218,7 +218,8 @@ def test_no_thread_is_left_after_an_early_end() -> None:
 
 def test_an_item_that_is_cancelled_while_it_is_decoded_never_comes_to_the_idle_device() -> None:
     """The device's thread waits for exactly this item, so its future can no longer be cancelled."""
-    decoder, predicted = Gate(), []
+    decoder = Gate()
+    predicted: list[object] = []
     with Conveyor[None](Stage(decoder), Stage(predicted.append), Stage(same)) as conveyor:
         ticket = conveyor.push(1)
         until(lambda: decoder.seen == [1])

@@ -33,6 +33,7 @@ from sharp_cog.errors import (
     NotInstalledError,
     PredictionError,
 )
+from sharp_cog.formats.ply import vertex_block
 from sharp_cog.imaging.images import SourceImage
 from sharp_cog.pipeline import pipeline as pipeline_module
 from sharp_cog.pipeline.pipeline import MAX_UNDER_WAY
@@ -281,23 +282,6 @@ def test_a_checkpoint_gives_the_gaussians_of_apples_arrays(tmp_path: Path) -> No
     assert np.linalg.norm(means - expected) <= 1e-4 * np.linalg.norm(expected)
 
 
-def test_a_value_that_half_precision_does_not_hold_is_repeated_in_float32(
-    small_checkpoint: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Weights that float16 can hold, and products that it cannot."""
-    expected = loaded(small_checkpoint)(png())
-    runner = SharpRunner(Weights(state=small_state(), is_folded=False), device=CPU, dtype=torch.float16)
-    with torch.no_grad():
-        for parameter in runner.model.feature_model.fusion.parameters():
-            parameter.fill_(6e4)
-    prediction = SharpPipeline(runner, device=CPU, settings=Settings(device="cpu"))(png())
-    assert prediction.precision == "float32"
-    assert runner.counters.float32_repeats == 1
-    assert "a value does not fit in float16: this prediction is repeated in float32" in caplog.text
-    assert torch.equal(prediction.gaussians.means, expected.gaussians.means)
-    assert torch.equal(prediction.gaussians.colors_linear, expected.gaussians.colors_linear)
-
-
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"is not SHARP's: .* is missing.* and \d+ more"):
@@ -330,7 +314,6 @@ def test_a_failed_device_is_a_device_error(lift: SharpPipeline, monkeypatch: pyt
 
 def test_warm_up_runs_the_model_and_post_processing(lift: SharpPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    vertex_block = pipeline_module.vertex_block
 
     def counted(gaussians: Gaussians) -> NDArray[np.float32]:
         counts.append(len(gaussians))

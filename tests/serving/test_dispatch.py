@@ -219,7 +219,8 @@ def test_few_requests_hold_images_at_once() -> None:
 
 
 def test_progress_names_the_stages() -> None:
-    stages, dispatchers = [], []
+    stages: list[object] = []
+    dispatchers: list[Dispatcher] = []
 
     def seen() -> None:
         stages.append(dispatchers[0].progress("1"))

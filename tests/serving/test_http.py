@@ -28,6 +28,7 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import CheckpointError, DeviceError
 from sharp_cog.formats import FORMATS
 from tests.gated import Gated
+from tests.images import npy, png
 from tests.lift import small_lift
 from tests.service import Service, serving
 from tests.website import Site, says
@@ -160,8 +161,10 @@ def test_a_picture_by_url_and_its_depth_map_as_a_file(service: Service, site: Si
 def test_an_image_of_a_phone_is_accepted(service: Service) -> None:
     """HEIC, as an iPhone writes it."""
     file = io.BytesIO()
-    pillow_heif.from_pillow(Image.open(io.BytesIO(ROOM))).save(file)
-    answer = post(service, "/predict/spz", {**GIVEN, "file": ("IMG_0001.HEIC", file.getvalue())}, max_gaussians=100)
+    pillow_heif.from_pillow(Image.open(io.BytesIO(png()))).save(file)
+    answer = post(
+        service, "/predict/spz", {"file": ("IMG_0001.HEIC", file.getvalue()), "depth": npy()}, max_gaussians=100
+    )
     assert answer.status_code == 200
     assert 'filename="IMG_0001.spz"' in answer.headers["Content-Disposition"]
 

@@ -6,6 +6,7 @@ import modal
 import pytest
 import requests
 
+from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import modal_api
 from tests.gated import Gated
 from tests.service import listening
@@ -18,7 +19,7 @@ def test_the_app_has_the_name_that_its_users_know() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
 def test_the_api_is_the_http_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modal_api.SharpPipeline, "load", lambda settings: Gated())
+    monkeypatch.setattr(SharpPipeline, "load", lambda settings: Gated())
     with listening(modal_api.api.local()) as service:
         service.wait_until_ready()
         answer = requests.post(f"{service.url}/predict/ply", files={"file": ("beach.png", b"abc")}, timeout=60)

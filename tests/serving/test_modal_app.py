@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import modal
 import numpy as np
@@ -121,7 +122,7 @@ def test_the_entrypoint_chooses_the_format_by_the_suffix(
     loads: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photo.png").write_bytes(png())
-    main = modal_app.main.info.raw_f
+    main: Any = modal_app.main.info.raw_f
     local = functools.partial(modal_app.Sharp().predict_and_save_ply.local, depth_bytes=npy())
 
     class Remote:
