@@ -48,12 +48,12 @@ class Codec:
     Attributes:
         write: Writes Gaussians, the photograph's camera and their frame to a binary file.
         read: Reads a file's content; None if the format can only be written.
-        recognizes: Returns whether a file's content has the format, by its first bytes.
+        matches: Returns whether a file's content has the format, by its first bytes.
     """
 
     write: Callable[..., None]
     read: Callable[[bytes], Splat] | None = None
-    recognizes: Callable[[bytes], bool] = lambda content: False
+    matches: Callable[[bytes], bool] = lambda content: False
 
 
 def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
@@ -61,16 +61,16 @@ def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
 
 
 CODECS = {
-    "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, recognizes=is_compressed_ply),
-    "ply": Codec(write=write_ply, read=read_ply, recognizes=_starts_with(b"ply")),
-    "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Recognized as ply.
-    "splat": Codec(write=write_splat, read=read_splat),  # Has no magic bytes: recognized by its suffix.
-    "spz": Codec(write=write_spz, read=read_spz, recognizes=_starts_with(b"\x1f\x8b", b"NGSP")),
-    "sog": Codec(write=write_sog, recognizes=_starts_with(b"PK\x03\x04")),
-    "glb": Codec(write=write_glb, recognizes=_starts_with(b"glTF")),
-    "html": Codec(write=write_html, recognizes=_starts_with(b"<!do", b"<!DO")),
+    "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, matches=is_compressed_ply),
+    "ply": Codec(write=write_ply, read=read_ply, matches=_starts_with(b"ply")),
+    "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Detected as ply.
+    "splat": Codec(write=write_splat, read=read_splat),  # Has no magic bytes: detected by its suffix.
+    "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
+    "sog": Codec(write=write_sog, matches=_starts_with(b"PK\x03\x04")),
+    "glb": Codec(write=write_glb, matches=_starts_with(b"glTF")),
+    "html": Codec(write=write_html, matches=_starts_with(b"<!do", b"<!DO")),
 }
-"""Codecs by the format's name; the first one that recognizes a content reads it.
+"""Codecs by the format's name; the first one that matches a content reads it.
 
 Videos are written by `sharp_cog.pipeline.output`, which is the only place that needs a renderer.
 """
@@ -187,10 +187,10 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
 def detect(content: bytes, path: Path | None = None) -> str | None:
     """Return the name of the readable format of a file's content; None for anything else.
 
-    All plain .ply files count as `ply`. A .splat has no magic bytes and is recognized by the suffix of `path`.
+    All plain .ply files count as `ply`. A .splat has no magic bytes and is detected by the suffix of `path`.
     """
     for name, codec in CODECS.items():
-        if codec.read is not None and codec.recognizes(content):
+        if codec.read is not None and codec.matches(content):
             return name
     return "splat" if path is not None and path.suffix.lower() == FORMATS["splat"].suffix else None
 
@@ -199,6 +199,6 @@ def _refusal(content: bytes, path: Path | None) -> SplatError:
     """Return the error for a content that no codec reads."""
     suffixes = ", ".join(dict.fromkeys(format_.suffix for format_ in FORMATS.values() if format_.is_readable))
     for name, codec in CODECS.items():
-        if codec.recognizes(content):
+        if codec.matches(content):
             return SplatError(f"{FORMATS[name].suffix} can be written but not read: use the same splat as {suffixes}")
     return SplatError(f"{path or 'the content'} is in no format that can be read: use {suffixes}")
