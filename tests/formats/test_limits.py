@@ -14,20 +14,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 from sharp_cog import formats
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import OutputError, PredictionError
 from sharp_cog.formats.limits import MAX_LENGTH_M, require_writable
 from sharp_cog.formats.splat import read_splat
-from sharp_cog.geometry.camera import Camera
-from sharp_cog.geometry.gaussians import Gaussians, NDCGaussians
+from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.pipeline.prediction import Prediction
-from sharp_cog.runtime.unproject import unproject
 from sharp_cog.serving import answers
-from tests.adversarial import gaussians, ndc_gaussians
+from tests.adversarial import gaussians
 from tests.bounds import SPZ_POSITION_LIMIT, WRITERS, assert_holds, decoded
 from tests.formats.cases import FIELDS, READABLE, SORTING, written
 from tests.splats import CAMERA, extreme_gaussians, random_gaussians
@@ -170,28 +167,3 @@ def test_arrays_in_json_are_finite_and_in_range(splat: Gaussians, tmp_path_facto
     np.testing.assert_array_equal(found["opacities"][:, 0].astype(np.float32), splat.opacities.clamp(0, 1))
     colors = srgb_to_linear(torch.from_numpy(found["colors"]))
     np.testing.assert_allclose(colors, splat.colors_linear.clamp(0, 1), atol=1e-6)
-
-
-@FEW
-@given(ndc=ndc_gaussians(), focal_length_px=st.sampled_from([1.0, 80.0, 1150.0, 1e6]))
-def test_unprojected_gaussians_have_unit_quaternions_and_the_exact_covariance(
-    ndc: NDCGaussians, focal_length_px: float
-) -> None:
-    """For quaternions of any length, and for needles, discs and points."""
-    camera = Camera(width=1200, height=800, focal_length_px=focal_length_px)
-    splat = unproject(ndc, camera)
-    assert (splat.quaternions_wxyz.double().norm(dim=1) - 1).abs().max() <= 1e-6
-    assert splat.scales.isfinite().all()
-    assert (splat.scales >= 0).all()
-    stretch = np.array([600 / focal_length_px, 400 / focal_length_px, 1.0])
-    wxyz = ndc.quaternions_wxyz[0].double().numpy()
-    wxyz[(wxyz == 0).all(axis=1)] = [1, 0, 0, 0]
-    wxyz /= np.abs(wxyz).max(axis=1, keepdims=True)
-    rotations = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()
-    exact = stretch[:, None] * rotations * ndc.scales[0].double().numpy()[:, None]
-    axes = Rotation.from_quat(splat.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
-    factors = axes * splat.scales.double().numpy()[:, None]
-    size = np.linalg.norm(exact, axis=(1, 2), keepdims=True).clip(1e-300)
-    exact, factors = exact / size, factors / size
-    error = np.linalg.norm(factors @ factors.transpose(0, 2, 1) - exact @ exact.transpose(0, 2, 1), axis=(1, 2))
-    assert error.max() <= 1e-5

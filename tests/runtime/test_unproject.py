@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import NDCGaussians
 from sharp_cog.runtime.unproject import unproject
+from tests import adversarial
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 
@@ -65,3 +68,28 @@ def test_a_batch_of_two_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="2 images"):
         unproject(two, Camera(width=4, height=3, focal_length_px=4.0))
+
+
+@settings(max_examples=15)
+@given(ndc=adversarial.ndc_gaussians(), focal_length_px=st.sampled_from([1.0, 80.0, 1150.0, 1e6]))
+def test_unprojected_gaussians_have_unit_quaternions_and_the_exact_covariance(
+    ndc: NDCGaussians, focal_length_px: float
+) -> None:
+    """For quaternions of any length, and for needles, discs and points."""
+    camera = Camera(width=1200, height=800, focal_length_px=focal_length_px)
+    splat = unproject(ndc, camera)
+    assert (splat.quaternions_wxyz.double().norm(dim=1) - 1).abs().max() <= 1e-6
+    assert splat.scales.isfinite().all()
+    assert (splat.scales >= 0).all()
+    stretch = np.array([600 / focal_length_px, 400 / focal_length_px, 1.0])
+    wxyz = ndc.quaternions_wxyz[0].double().numpy()
+    wxyz[(wxyz == 0).all(axis=1)] = [1, 0, 0, 0]
+    wxyz /= np.abs(wxyz).max(axis=1, keepdims=True)
+    rotations = Rotation.from_quat(wxyz, scalar_first=True).as_matrix()
+    exact = stretch[:, None] * rotations * ndc.scales[0].double().numpy()[:, None]
+    axes = Rotation.from_quat(splat.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
+    factors = axes * splat.scales.double().numpy()[:, None]
+    size = np.linalg.norm(exact, axis=(1, 2), keepdims=True).clip(1e-300)
+    exact, factors = exact / size, factors / size
+    error = np.linalg.norm(factors @ factors.transpose(0, 2, 1) - exact @ exact.transpose(0, 2, 1), axis=(1, 2))
+    assert error.max() <= 1e-5
