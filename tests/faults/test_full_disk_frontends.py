@@ -95,23 +95,23 @@ def test_a_journal_keeps_its_entries_when_the_disk_is_full(kind: str, tmp_path: 
     with disk(kind, tmp_path) as full:
         path = full.path / "journal.sqlite"
         journal = Journal(path)
-        told = 0
+        num_added = 0
         failure: OutputError | None = None
         with full.full_after(200_000):
             while failure is None:
                 try:
-                    journal.add([Photo(id=f"photo{told}", where="x" * 500)])
-                    told += 1
+                    journal.add([Photo(id=f"photo{num_added}", where="x" * 500)])
+                    num_added += 1
                 except OutputError as error:
                     failure = error
         assert re.search("disk I/O error|disk is full", str(failure))
         assert isinstance(failure.__cause__, sqlite3.Error)
-        assert told > 10
-        assert journal.counts() == {"seen": told}
+        assert num_added > 10
+        assert journal.counts() == {"seen": num_added}
         journal.add([Photo(id="next", where="")])
         journal.close()
         again = Journal(path)
-        assert again.counts() == {"seen": told + 1}
+        assert again.counts() == {"seen": num_added + 1}
         again.close()
         assert {file.name for file in full.path.iterdir()} == {"journal.sqlite"}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Never
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -113,7 +114,7 @@ class _Download:
                 executor.shutdown(cancel_futures=True)
                 self._remote.stop.clear()
 
-    def _fetch_piece(self, start: int, end: int, offer: Offer, progress: tqdm[None]) -> None:
+    def _fetch_piece(self, start: int, end: int, offer: Offer, progress: tqdm[Never]) -> None:
         """Fetch one range; after a broken connection, resume where it ended."""
         position = start
 
@@ -168,10 +169,10 @@ class _LogLines(io.StringIO):
         return len(text)
 
 
-def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[None]:
+def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[Never]:
     """Return a progress bar for a terminal, or one that logs a line every ten seconds for other output."""
     is_terminal = sys.stderr.isatty()
-    bar: tqdm[None] = tqdm(
+    return tqdm(
         total=num_bytes,
         initial=done,
         desc=name,
@@ -181,7 +182,6 @@ def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[None]:
         mininterval=0.1 if is_terminal else _LOG_INTERVAL_S,
         bar_format=None if is_terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}",
     )
-    return bar
 
 
 @contextmanager
