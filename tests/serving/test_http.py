@@ -27,6 +27,7 @@ from sharp_cog import PredictOptions, Settings, SharpPipeline
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import CheckpointError, DeviceError
 from sharp_cog.formats import FORMATS
+from sharp_cog.pipeline.prediction import Prediction
 from tests.gated import Gated
 from tests.images import npy, png
 from tests.lift import small_lift
@@ -360,6 +361,26 @@ def test_a_request_has_a_deadline() -> None:
         assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
         pipeline.gate.set()
         assert post(busy, "/predict/splat", {"file": b"abcd"}).status_code == 200
+
+
+def test_a_file_that_is_written_after_the_deadline_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+
+    def slow_write(path: Path, prediction: Prediction) -> None:
+        time.sleep(0.3)
+        path.write_bytes(b"splat")
+        written.set()
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sharp_cog.serving.http._write", slow_write)
+    with serving(Gated, ServiceSettings(request_seconds=0.2)) as slow:
+        assert post(slow, "/predict/splat", {"file": b"abc"}).status_code == 504
+        assert written.wait(20)
+        (folder,) = tmp_path.glob("sharp_cog-scratch-*")
+        deadline = time.monotonic() + 10
+        while list(folder.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_health_reports_a_failed_device() -> None:
