@@ -318,3 +318,10 @@ def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMissingError, match="cannot be read: File name too long"):
         # In a folder that exists, unlike torch hub's on a new machine.
         checkpoint.locate(Settings(checkpoint_url=f"https://example.com/{'x' * 300}", cache_dir=tmp_path))
+
+
+def test_a_converted_copy_of_an_earlier_version_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "sharp.bfloat16.safetensors"
+    path.write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match=r"is a converted copy, which is no longer read: .*sharp-cog download"):
+        checkpoint.load_state(path)

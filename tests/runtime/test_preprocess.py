@@ -1,0 +1,48 @@
+"""The conversion of an image and its depth map to the model's input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sharp_cog.depth.maps import DepthMap
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.imaging.images import SourceImage
+from sharp_cog.runtime.preprocess import ModelInput, preprocess
+
+CPU = torch.device("cpu")
+
+
+def source(width: int, height: int) -> SourceImage:
+    """Return a ramp from black on the left to white on the right."""
+    ramp = np.linspace(0, 255, width).round().astype(np.uint8)
+    camera = Camera(width=width, height=height, focal_length_px=0.75 * width)
+    return SourceImage(rgb=np.tile(ramp[None, :, None], (height, 1, 3)), camera=camera, image_format="PNG")
+
+
+def test_the_image_is_stretched_to_a_square_with_its_corners_aligned() -> None:
+    model_input = preprocess(source(3, 2), None, size=5, device=CPU, image_hash="a")
+    assert model_input.image.shape == (1, 3, 5, 5)
+    expected = torch.tensor([0.0, 64.0, 128.0, 191.5, 255.0]) / 255.0
+    torch.testing.assert_close(model_input.image, expected.expand(1, 3, 5, 5))
+    assert model_input.disparity_factor.tolist() == [0.75]
+    assert model_input.depth_m is None
+    assert model_input.image_hash == "a"
+
+
+def test_unknown_depth_stays_unknown() -> None:
+    depth_m = np.full((4, 4), 2.0, np.float32)
+    depth_m[:, 2:] = np.nan
+    model_input = preprocess(source(4, 4), DepthMap(depth_m=depth_m), size=4, device=CPU)
+    assert model_input.depth_m is not None
+    assert model_input.depth_m.shape == (1, 1, 4, 4)
+    assert torch.equal(model_input.depth_m[0, 0, :, 0], torch.full((4,), 2.0))
+    assert model_input.depth_m[0, 0, :, 3].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["disparity_factor", "depth_m"])
+def test_a_wrong_shape_is_refused_with_both_shapes(name: str) -> None:
+    arguments = {"image": torch.zeros(1, 3, 8, 8), "disparity_factor": torch.ones(1), name: torch.ones(2, 8)}
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 8\), expected \(1"):
+        ModelInput(**arguments)  # type: ignore[arg-type]
