@@ -25,7 +25,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
     """Loads the model once, then turns one photograph after the other into a splat."""
 
     has_failed = False
-    """Whether the device has failed, so that the process must be restarted."""
+    """True once the device has failed, so that the process must be restarted."""
 
     def setup(self) -> None:
         """Download the checkpoint if it is missing, load it and run everything once."""

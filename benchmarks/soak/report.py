@@ -128,7 +128,7 @@ class Report:
         ]
 
     def outcomes(self) -> dict[str, dict[str, float]]:
-        """By outcome: how many, and the seconds that half, 99 % and all of them took at most."""
+        """Return the number of requests and their median, 99 % and longest seconds, by outcome."""
         by_outcome: dict[str, list[float]] = {}
         for record in self.records:
             came = "too late to cancel" if record.answer.outcome == "ok" else "cancelled"

@@ -74,7 +74,7 @@ class Request:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether image and depth have been decoded, so that only the device has work left."""
+        """True if image and depth have been decoded, so that only the device has work left."""
         has_depth = self.depth is None or isinstance(self.depth, DepthMap) or callable(self.depth)
         return self.answer is not None or (isinstance(self.image, SourceImage) and has_depth)
 

@@ -1,6 +1,6 @@
-"""The same request gives the same bytes: one after another, at once, in another process, behind another door.
+"""Equal bytes for equal requests: one after another, at once, in another process, at another frontend.
 
-What is promised, and what is not: `sharp_cog.SharpPipeline`.
+`SharpPipeline` names the conditions.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def test_a_large_body_is_refused_before_it_is_read(lift: SharpPipeline) -> None:
             assert sock.recv(12) == b"HTTP/1.1 413"
 
         def chunks() -> Iterator[bytes]:
-            """Says nothing of its length."""
+            """Yield a body without a declared length."""
             yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
             for _ in range(50):
                 yield bytes(10_000)
