@@ -13,7 +13,7 @@ from sharp_cog.dataset.engine import Job
 from sharp_cog.dataset.journal import Entry, Journal
 from sharp_cog.dataset.leases import Leases
 from sharp_cog.dataset.photo import Photo, RateLimitError, Source
-from sharp_cog.errors import SettingError, SharpError
+from sharp_cog.errors import SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging import images
 from sharp_cog.text import redact, trace
@@ -187,8 +187,6 @@ class Fetcher:
             self.settle(photo.id)
             self._end(error)
             return None
-        except SettingError:
-            raise
         except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
             self.fail(photo, error, is_fetched=False)
             return None

@@ -147,7 +147,7 @@ class HubRepo:
         self.api = api or HfApi()
         self._sleep = sleep
         # One change at a time: two of this client's own would only conflict with each other.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._hub_time, self._read_at = 0.0, -float("inf")
         self._additions: dict[Put, CommitOperationAdd] = {}
 
@@ -205,12 +205,7 @@ class HubRepo:
 
         def send() -> None:
             with _unwrap_errors():
-                self.api.preupload_lfs_files(
-                    self.repo_id,
-                    [addition for addition in additions if not addition._is_uploaded],
-                    repo_type=self.repo_type,
-                    free_memory=False,
-                )
+                self.api.preupload_lfs_files(self.repo_id, additions, repo_type=self.repo_type, free_memory=False)
 
         self._retry(send, max_tries=MAX_TRIES)
 
