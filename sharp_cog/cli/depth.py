@@ -77,7 +77,7 @@ def load_estimator(
     """Load a depth estimator.
 
     Args:
-        name: Name of an estimator; `sharp` is the front layer of SHARP's own depth.
+        name: Name of an estimator; `sharp` is the front layer of SHARP's monodepth.
         settings: Settings that select the device, and SHARP's weights.
         checkpoint: Checkpoint of another network than SHARP; None takes its usual one.
         pipeline: The pipeline, if it is loaded already, so that `sharp` does not load it again.
@@ -94,7 +94,7 @@ def load_estimator(
 
 
 def _front_layer(pipeline: SharpPipeline, path: Path, source: SourceImage) -> Estimate:
-    """Return the front layer of SHARP's own depth, resized to the image."""
+    """Return the front layer of SHARP's monodepth, resized to the image."""
     # The pipeline is given the path, not the pixels: it keeps the encoding of a file, for the next prediction from it.
     prediction = pipeline(path, PredictOptions(save_internal_depth=True))
     assert prediction.monodepth_m is not None

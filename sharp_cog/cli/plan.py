@@ -25,7 +25,7 @@ class Job:
         depth: Its depth map, if it has one.
         target: The file to write.
         preview: Film of the splat, which `predict --preview` writes.
-        internal_depth: SHARP's own depth, which `predict --save-internal-depth` writes.
+        internal_depth: SHARP's monodepth, which `predict --save-internal-depth` writes.
     """
 
     image: Path

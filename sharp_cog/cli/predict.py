@@ -146,7 +146,7 @@ class _Batch:
             f"{camera.focal_length_px:.0f} px ({_FOCAL_LENGTH_SOURCES[camera.focal_length_source]})"
         )
         if prediction.monodepth_m is not None:
-            print(f"  {job.internal_depth}: SHARP's own depth, front and back")
+            print(f"  {job.internal_depth}: SHARP's monodepth, front and back")
         if self._has_preview:
             print(f"  {job.preview}: a preview")
         stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in prediction.timings.items())
@@ -154,7 +154,7 @@ class _Batch:
 
 
 def _write_monodepth(job: Job, depth_m: NDArray[np.float32]) -> None:
-    """Write SHARP's own depth as an array, and its two layers side by side as an image."""
+    """Write SHARP's monodepth as an array, and its two layers side by side as an image."""
     with open_atomically(job.internal_depth) as file:
         np.save(file, depth_m)
     movie.write_image(job.internal_depth.with_suffix(".png"), depth_colors(np.concatenate(list(depth_m), axis=1)))

@@ -48,7 +48,7 @@ FIXED_FOLDERS = {
 }
 """Folders of the store that earlier versions could rename, by the flag's name; the variable has it in capitals.
 
-All clients of a store must agree on its folders, so that one which names others would do all work a second time.
+All clients of a store must agree on its folders: a client with other folders would do all work a second time.
 """
 
 _COUNT = (0, 10**9)

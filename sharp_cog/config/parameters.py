@@ -206,19 +206,20 @@ def as_path(value: object) -> Path | None:
     return path
 
 
-def _as_number(value: object) -> float:
+def _as_number(value: object, remedy: str = "give a number") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError("give a number")
+        raise ValueError(remedy)
     try:
         return float(value)
     except (ValueError, OverflowError):
-        raise ValueError("give a number") from None
+        raise ValueError(remedy) from None
 
 
 def _as_whole_number(value: object) -> int:
-    number = _as_number(value)
+    remedy = "give a whole number"
+    number = _as_number(value, remedy)
     if not number.is_integer():
-        raise ValueError("give a whole number")
+        raise ValueError(remedy)
     return int(number)
 
 

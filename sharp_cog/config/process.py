@@ -15,7 +15,7 @@ _M_ARENA_MAX = -8
 def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let torch ask the system for huge pages, unless the environment says otherwise.
 
-    The network's feature maps take hundreds of megabytes each and are allocated anew for every prediction. In pages of
+    The network's feature maps take hundreds of megabytes each and are allocated again for every prediction. In pages of
     4 kB, a CPU spends as much time on the page faults as on the computation. The call must come before torch's first
     tensor, since torch reads the variable once.
     """

@@ -307,7 +307,7 @@ def test_internal_depth_is_written_beside_the_splat(
     assert [layer.mean() for layer in depth_m] == [2.0, 3.0]
     with Image.open(tmp_path / "photo_internal_depth.png") as colors:
         assert colors.size == (16, 8)
-    assert "photo_internal_depth.npy: SHARP's own depth" in capsys.readouterr().out
+    assert "photo_internal_depth.npy: SHARP's monodepth" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("short_films")
