@@ -48,7 +48,9 @@ class Gated(SharpPipeline):
         num_bytes = len(request.image)
         camera = Camera(width=num_bytes, height=1, focal_length_px=1.0)
         pixels = torch.zeros(1, num_bytes, 3, dtype=torch.uint8).numpy()
-        return replace(request, image=SourceImage(rgb=pixels, camera=camera, image_format="none"))
+        source = SourceImage(rgb=pixels, camera=camera, image_format="none")
+        # The depth is dropped, since a request with the bytes of a depth file would count as not yet decoded.
+        return replace(request, image=source, depth=None)
 
     def predict(self, request: Request) -> Prediction:
         request = self.decode(request)
