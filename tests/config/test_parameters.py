@@ -83,7 +83,7 @@ def test_a_value_is_converted_to_its_type(name: str, value: object, expected: ob
         ("size", "5", "size is 5: choose one of 3, 4"),
         ("size", "3.5", "size is '3.5': give a whole number"),
         ("size", "nan", "size is 'nan': give a whole number"),
-        ("size", True, "size is True: give a number"),
+        ("size", True, "size is True: give a whole number"),
         ("size", "9" * 5000, "size is '9+.*9+': give a whole number"),
         ("share", "1.5", r"share is 1.5: give a number from 0 to 1 \(1 is all\)"),
         ("share", "nan", "share is nan: give a number from 0 to 1"),

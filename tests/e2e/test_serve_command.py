@@ -44,7 +44,7 @@ def test_a_bad_setting_is_reported_before_anything_is_served(tmp_path: Path) -> 
     with started_http_server(tmp_path, SHARP_QUEUE_SIZE="many") as server:
         log = log_of_the_end(server)
     assert server.process.returncode == 1
-    assert log.strip() == "error: SHARP_QUEUE_SIZE is 'many': give a number [invalid_setting]"
+    assert log.strip() == "error: SHARP_QUEUE_SIZE is 'many': give a whole number [invalid_setting]"
 
 
 @pytest.mark.slow
