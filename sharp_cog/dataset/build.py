@@ -45,6 +45,7 @@ def build(settings: DatasetSettings, journal: Journal, sharp: Settings, *, engin
     repo = None
     if settings.hf_upload:
         repo = HubRepo(settings.hf_repo_id, settings.hf_repo_type)
+        # First, so that a token without rights is reported at once, and not after the first splats.
         repo.create()
     leases = _leases(settings, journal, repo)
     source, source_heartbeat = _source(settings, journal, repo, stop_requested)
@@ -90,6 +91,7 @@ def _source(
         row = {"license": settings.input_license, "user_name": settings.input_author}
         return Folder(Path(settings.input_dir).expanduser(), max_scan=settings.max_scan, row=row), None
 
+    # Waits of an hour end when the run is stopped. The error is the one at which the scan of the source ends quietly.
     def sleep(seconds: float) -> None:
         if stop_requested.wait(seconds):
             raise RateLimitError("the run is stopping and no longer waits for Unsplash", wait_s=0.0)
@@ -108,6 +110,7 @@ def _source(
         queries=settings.queries,
         order_by=settings.order_by,
         per_page=settings.per_page,
+        # Pages that are skipped were looked at by earlier runs, and MAX_SCAN counts them too.
         max_scan=max(0, settings.max_scan - (start_page - 1) * settings.per_page) if settings.max_scan else None,
         auto_seek=settings.list_auto_seek,
         seek_back_pages=settings.list_seek_back_pages,

@@ -42,6 +42,7 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
     segments = _segments(jpeg)
     if segments is None:
         return jpeg
+    # The steps: find the EXIF segments, write their block again with the new tag, and put one segment in their place.
     blocks = [(start, end) for marker, start, end in segments if _is_exif(jpeg, marker, start)]
     try:
         # Several segments are parts of one block, as Pillow reads them too.
@@ -79,8 +80,10 @@ def _segments(jpeg: bytes) -> list[tuple[int, int, int]] | None:
             code += 1
         length = int.from_bytes(jpeg[code + 1 : code + 3], "big")
         end = code + 1 + length
+        # No marker where one must be, or a segment that ends beyond the file: better no change than a wrong one.
         if code == start or length < 2 or end > len(jpeg):
             return None
+        # Compressed pixels follow, which are not cut into segments.
         if jpeg[code] == _SOS:
             return segments
         segments.append((jpeg[code], code - 1, end))
@@ -100,6 +103,7 @@ def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
         return None
     # Thousandths of a millimetre are finer than any lens is labelled.
     camera[ExifTags.Base.FocalLength] = IFDRational(Fraction(round(focal_length_mm * 1000), 1000))
+    # The nested blocks are read while their addresses are still there; Pillow writes them at new ones.
     interop = exif.get_ifd(ExifTags.IFD.Interop)
     camera.pop(ExifTags.IFD.Interop, None)  # Its old address.
     if interop:

@@ -77,6 +77,8 @@ class Fetcher:
         """
         # Counted here once and updated by `settle`: a query for each photograph would take longer and longer.
         self._num_made = self._journal.counts().get("done", 0)
+        # Photographs nearest to their end come first, and those of other clients late, since these are probably done by
+        # then. All parts are generators: each reads the journal when its turn comes.
         photos = itertools.chain(
             self._leased(entry.photo for entry in self._journal.entries("made")),
             self._leased(entry.photo for entry in self._journal.entries("fetched", "seen")),
@@ -87,12 +89,14 @@ class Fetcher:
         for photo in photos:
             if self._is_ended():
                 return
+            # Read again, since its state may have changed after its page of the journal was read.
             entry = self._journal.get(photo.id)
             assert entry is not None
             if entry.state == "made":
                 self.settle(photo.id, is_made=True)
                 yield photo.id
                 continue
+            # Before the photograph is fetched, since MAX_IMAGES counts splats: one that fails leaves room for another.
             if not self._wait_for_demand():
                 return
             with self._mutex:
@@ -152,6 +156,7 @@ class Fetcher:
                 settled = {photo.id for photo in (*ours, *acquired.done)}
                 self._journal.set_aside(acquired.done, "others")
                 self._journal.set_aside((photo for photo in batch if photo.id not in settled), "taken")
+            # After the leases: a photograph that the journal lacks is found again, and is still leased to us.
             self._journal.add(ours)
             yield from ours
             if self._is_ended():
@@ -160,6 +165,8 @@ class Fetcher:
     def _batch_size(self) -> int:
         if not self._max_images:
             return self._lease_batch
+        # No more leases than the run still wants, since others must wait for the rest. An empty batch would end
+        # `_leased`, so it has at least one photograph; `_wait_for_demand` decides about that.
         return max(1, min(self._lease_batch, self._max_images - self._num_begun()))
 
     def _failed_once(self) -> Iterator[Photo]:
@@ -178,10 +185,14 @@ class Fetcher:
 
     def _fetch(self, entry: Entry) -> Job | None:
         photo, name = entry.photo, entry.about.get("image")
+        # The image of an earlier try, or of a run that was killed. In the state `seen` it is to be fetched again, even
+        # if a file has its name.
         if entry.state != "seen" and name and (self._folder / name).is_file():
             return Job(photo=photo, image=self._folder / name)
         try:
             content = self._source.fetch(photo)
+            # `_suffix` decodes the whole image, so that a broken one is found here and its second try fetches it again.
+            # A failure of the engine keeps the file.
             path = self._folder / f"{photo.id}{self._suffix(content)}"
         except RateLimitError as error:
             self.settle(photo.id)
@@ -190,6 +201,7 @@ class Fetcher:
         except Exception as error:  # noqa: BLE001 - one photograph that fails does not end the run
             self.fail(photo, error, is_fetched=False)
             return None
+        # The file is complete before the journal names it. Its error is raised, since a full disk ends the run.
         with open_atomically(path) as file:
             file.write(content)
         self._journal.advance(photo.id, "fetched", image=path.name)
@@ -202,6 +214,7 @@ class Fetcher:
             ImageError: The content is not an image, or a broken one.
         """
         image_format = images.decode(content, PredictOptions(), max_pixels=self._max_pixels).image_format
+        # What is left of the formats that can be decoded is HEIC, whose name depends on the decoder.
         return _SUFFIXES.get(image_format.upper(), ".heic")
 
     def _is_ended(self) -> bool:

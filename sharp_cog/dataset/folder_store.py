@@ -47,6 +47,8 @@ class FolderStore:
             OutputError: The folder cannot be written, or another process holds its lock.
         """
         try:
+            # The lock is released between two tries. What one of them has written stays: decisions accept files of
+            # their own change, such as a lease in the same name.
             for _ in range(MAX_TRIES):
                 with FileLock(self._lock_path, timeout=LOCK_TIMEOUT_S):
                     view = FolderView(self.folder)
@@ -68,10 +70,12 @@ class FolderStore:
             path.unlink(missing_ok=True)
             return True
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Complete before it gets its name, so that no reader sees a part of it; `names` hides names with a dot.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
         content = operation.content
         try:
             draft.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            # A link fails if the name exists, and a replacement would overwrite the lease of another client.
             if operation.path in view.seen:
                 os.replace(draft, path)
             else:
@@ -98,6 +102,7 @@ class FolderView:
     def now(self) -> float:
         """Return the time that the file system stamps files with, which is the same for all machines."""
         if self._now is None:
+            # On a network file system the server sets this time, so the machines' own clocks do not matter.
             probe = self._folder / f".{secrets.token_hex(8)}.clock"
             probe.touch()
             self._now = probe.stat().st_mtime

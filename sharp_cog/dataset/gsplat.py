@@ -145,6 +145,7 @@ class Gsplat:
 
     def _note(self, *, is_outage: bool) -> None:
         with self._lock:
+            # A circuit breaker. A refusal is an answer too, so the service is up, and the count starts again.
             self._num_failures = self._num_failures + 1 if is_outage else 0
             if self._num_failures >= OUTAGE_FAILURES:
                 self._num_failures = 0
@@ -216,6 +217,7 @@ class Calls:
             raise GsplatError(f"{self._host} {error} to {procedure}") from error
 
     def _post(self, procedure: str, body: bytes) -> Any:
+        # Time-outs of zero are refused by urllib3.
         left_s = max(0.1, self._deadline - time.monotonic())
         too_long = GsplatError(f"answered with more than {MAX_ANSWER_BYTES} bytes")
         try:
@@ -226,6 +228,7 @@ class Calls:
                 auth=_no_auth,
                 timeout=(min(_CONNECT_S, left_s), min(self._answer_s, left_s)),
                 stream=True,
+                # A redirected POST would arrive as a GET without its content, or send the splat to another host.
                 allow_redirects=False,
             ) as response:
                 content = read_capped(_until(response.iter_content(1), self._deadline), MAX_ANSWER_BYTES, too_long)
@@ -268,6 +271,7 @@ def _result(response: requests.Response, content: bytes) -> Any:
     """
     entry: Any = None
     try:
+        # A batch is answered with a list, but a proxy or an error before tRPC with an object, or with HTML.
         batch = read_json(content)
         entry = batch[0] if isinstance(batch, list) and batch else batch
     except ValueError:  # Not JSON, or not even text.
@@ -278,6 +282,7 @@ def _result(response: requests.Response, content: bytes) -> Any:
     if error is not None:
         described = error if isinstance(error, dict) else {"message": error}
         inner = described.get("data")
+        # The status of the whole batch may be 207, and the call's own is in its error.
         status = inner.get("httpStatus", status) if isinstance(inner, dict) else status
         message = f" ({plain(described.get('message'), 200)})"
     reason = f"answered {plain(status)}{message}"
@@ -312,6 +317,7 @@ def _upload(calls: Calls, path: Path, about: Mapping[str, str]) -> str:
     for is_last in (False, False, True):
         try:
             return _upload_in_chunks(calls, path, size, about)
+        # The service is down, and each call was repeated already: the upload from the start would only fail again.
         except OutageError:
             raise
         except GsplatError as error:
@@ -352,6 +358,7 @@ def _found(value: Any, *names: str, default: str | None = None) -> str:
     """
     if isinstance(value, str) and value and default is None:
         return value
+    # Breadth first, so that an outer value is preferred to one of the same name deeper inside.
     levels = [value] if isinstance(value, dict) else []
     while levels:
         for name, level in itertools.product(names, levels):

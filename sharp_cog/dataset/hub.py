@@ -93,6 +93,7 @@ class HubView:
     def names(self, folder: str) -> set[str]:
         """Return the names in a folder; none if the folder does not exist."""
         try:
+            # The pages of the answer are requested one by one: hence the list inside `try`.
             entries = list(self.repo.api.list_repo_tree(self.repo.repo_id, folder, **self._revision))
         except EntryNotFoundError:
             return set()
@@ -110,6 +111,7 @@ class HubView:
 
     def read(self, path: str, *, start: int = 0) -> bytes | None:
         """Return the content of a file from a byte on, or None if the file does not exist."""
+        # The library's own download fetches whole files, and of an index of many megabytes only the end is needed.
         url = f"{self.repo.url}/resolve/{self.sha}/{path}"
         headers = build_hf_headers(token=self.repo.api.token)
         if start:
@@ -177,7 +179,9 @@ class HubRepo:
         Raises:
             HubError: The hub sends no time that can be read.
         """
+        # Leases hold times that other clients have written, and a machine's clock may be wrong by hours.
         if time.monotonic() - self._read_at > CLOCK_S:
+            # Any answer will do, even a refusal, since only its Date header is read.
             answer = get_session().head(self.api.endpoint, timeout=30)
             date = answer.headers.get("Date")
             if date is None:
@@ -201,6 +205,7 @@ class HubRepo:
         Raises:
             HubError: The hub refuses, or cannot be reached.
         """
+        # The library skips operations that are marked as uploaded, so another attempt sends only missing files.
         additions = [self._addition(file) for file in files]
 
         def send() -> None:
@@ -237,14 +242,17 @@ class HubRepo:
                 operations,
                 commit_message=change.message,
                 repo_type=self.repo_type,
+                # The compare-and-swap: the hub answers 412 if the branch has moved on from this commit.
                 parent_commit=view.sha,
             )
+        # A committed operation cannot be used again, and keeping it would add up over a run.
         for operation in change.operations:
             if isinstance(operation, Put):
                 self._additions.pop(operation, None)
 
     def _addition(self, put: Put) -> CommitOperationAdd:
         """Return the library's operation, which remembers across tries that a large file has been uploaded."""
+        # Small content is a part of the commit itself, so that nothing of it is worth remembering.
         if isinstance(put.content, bytes):
             return CommitOperationAdd(path_in_repo=put.path, path_or_fileobj=put.content)
         if put not in self._additions:
@@ -264,6 +272,8 @@ class HubRepo:
             except _FAILURES as error:
                 raise _transient(error) from error
 
+        # Short first waits, as most failures are commits of other clients. With `MAX_TRIES`, all waits together last
+        # about ten minutes, so that a run outlives an outage of some minutes.
         policy = RetryPolicy(
             max_tries=max_tries, first_wait_s=0.3, factor=1.6, max_wait_s=30.0, max_retry_after_s=MAX_RATE_LIMIT_S
         )
@@ -282,8 +292,10 @@ def _transient(error: Exception) -> TransientError:
         HubError: The hub refuses for good.
     """
     reason = f"{type(error).__name__}: {first_line(error)}"
+    # Errors of the connection and of the file system have no response; both may pass.
     response = error.response if isinstance(error, HfHubHTTPError) else None
-    # A connection may break after the hub has made the commit: the next look shows whether it has.
+    # 412 refuses a commit whose parent is no longer the newest. A connection may break after the hub has made the
+    # commit: the next look shows whether it has.
     if response is None or response.status_code in (408, 409, 412) or response.status_code >= 500:
         return TransientError(reason)
     if response.status_code == 429:

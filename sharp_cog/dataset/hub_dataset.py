@@ -68,9 +68,11 @@ class HubDataset:
             HubError: The hub refuses, or cannot be reached.
         """
         ids = {photo.id for photo in finished}
+        # One draft for each try: the index may have grown between two of them.
         drafts: list[Path] = []
 
         def decide(view: HubView) -> tuple[Change, list[str]]:
+            # If the answer to the last try was lost, the photographs are in the index now, and are not added again.
             self._index.update(view)
             new = [photo for photo in finished if photo.id not in self._index.ids]
             operations: list[Put | Delete] = [file for photo in new for file in self._files(photo)]
@@ -80,6 +82,7 @@ class HubDataset:
                 if not view.existing(["README.md"]):
                     text = _card(self._repo.repo_id, self._index.path_in_repo)
                     operations.append(Put(path="README.md", content=text.encode()))
+            # In the same commit: no photograph is published and still leased, and an hour has only 128 commits.
             if self._leases is not None:
                 operations += self._leases.end_operations(view, ids, ids)
             return Change(operations=operations, message=f"add {len(new)} splats"), [photo.id for photo in new]
@@ -87,6 +90,7 @@ class HubDataset:
         try:
             new_ids = self._repo.change(decide)
             if new_ids:
+                # The last draft is the one that was committed; those of the tries before are deleted below.
                 self._index.accept(drafts.pop(), new_ids)
         finally:
             for path in drafts:
@@ -97,6 +101,7 @@ class HubDataset:
     def _files(self, photo: Finished) -> list[Put]:
         return [
             Put(path=self._path(photo.id, path), content=path)
+            # `ply` and `apple_ply` have the same suffix, so two formats may name one file.
             for path in dict.fromkeys((photo.image, *photo.splats.values()))
         ]
 

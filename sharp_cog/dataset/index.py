@@ -47,6 +47,7 @@ class Index:
         self._cache = cache
         self._size = 0
         with self._translate_errors():
+            # Copy and drafts of an earlier run: the first `update` reads the whole index again.
             for left in cache.parent.glob(f"{cache.name}*"):
                 left.unlink()
             cache.touch()
@@ -70,9 +71,11 @@ class Index:
             self.ids.clear()
             return
         more = b""
+        # Usually other clients have only appended rows, and only these are read.
         if stat.size > self._size > 0:
             more = view.read(self.path_in_repo, start=self._size) or b""
             self._write(more, is_new=False)
+        # The hash covers rows that were read long ago: a person may have edited or shortened the file at the hub.
         if stat.size == self._size and self._hash(is_lfs=stat.is_lfs) == stat.hash:
             self._add_ids(more)
         else:
@@ -99,6 +102,7 @@ class Index:
 
     def _hash(self, *, is_lfs: bool) -> str:
         """Return git's id of the copy, as a blob or as a large file."""
+        # Git hashes a blob with a header before it. The id of a large file is the plain SHA-256 of its content.
         hashed = hashlib.sha256() if is_lfs else hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
         with self._cache.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -109,6 +113,7 @@ class Index:
         """Write the index with more rows to a new file and return its path; call `accept` once it is committed."""
         path = self._cache.with_name(f"{self._cache.name}.{secrets.token_hex(4)}")
         with open_atomically(path) as file, self._cache.open("rb") as known:
+            # A person may have edited the file and left out the last newline, which new rows need.
             last = b"\n"
             while block := known.read(_BLOCK_BYTES):
                 file.write(block)

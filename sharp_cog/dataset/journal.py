@@ -84,6 +84,8 @@ class Journal:
         self._path = path
         self._lock = threading.Lock()
         with self._translate_errors():
+            # Autocommit: transactions begin and end in `_transaction`. Threads share the connection under `_lock`. The
+            # time-out is for `sharp-cog dataset status`, which opens the file from another process.
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
@@ -93,6 +95,7 @@ class Journal:
                 )
             # A change is on the disk before the next step begins, so that a power cut loses nothing.
             self._connection.execute("PRAGMA journal_mode=WAL")
+            # NORMAL, which some builds of SQLite have as their default, would sync at checkpoints only.
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.executescript(_SCHEMA)
 
@@ -122,6 +125,8 @@ class Journal:
             for photo in photos
         ]
         with self._transaction() as connection:
+            # An update keeps the row's number, and with it the order of arrival. Of a known photograph it changes
+            # nothing but the state.
             connection.executemany(
                 "INSERT INTO photos (id, state, photo, changed) VALUES (?, ?, ?, ?) "  # noqa: S608 - constant text
                 f"ON CONFLICT (id) DO UPDATE SET state = {state_of_known}, changed = excluded.changed {condition}",
@@ -159,6 +164,8 @@ class Journal:
             Whether another try is left.
         """
         with self._lock, self._translate_errors():
+            # One statement, so that it needs no transaction. It counts from the old value in both places, and RETURNING
+            # has the new one.
             (tries,) = self._connection.execute(
                 "UPDATE photos SET tries = tries + 1, error = ?, changed = ?, "
                 "state = CASE WHEN tries + 1 >= ? THEN 'failed' ELSE ? END WHERE id = ? RETURNING tries",
@@ -189,6 +196,7 @@ class Journal:
 
     def entries(self, *states: State) -> Iterator[Entry]:
         """Yield the photographs in these states, in the order of their arrival, read page by page."""
+        # By row number, so that rows which change their state between two pages neither shift others nor come twice.
         last = 0
         while True:
             page = self._select(
@@ -211,6 +219,8 @@ class Journal:
         Args:
             max_gap: Number of places in a row that may be missing, since unusable photographs are not recorded.
         """
+        # Each place with the next one on record; -1 is before the list. The first place whose successor is missing or
+        # too far away ends what was looked at.
         query = """
             SELECT MIN(place) + 1 FROM (
                 SELECT place, LEAD(place) OVER (ORDER BY place) AS next FROM (
@@ -257,6 +267,7 @@ class Journal:
     def _photo(self, photo_id: str, text: str) -> Photo:
         with self._check_row(photo_id):
             photo = Photo(**read_json(text))
+            # The dataclass does not check types, and a number in place of a text would fail far from here.
             texts = (photo.where, photo.depth, *photo.row.keys(), *photo.row.values())
             if photo.id != photo_id or not all(isinstance(text, str) for text in texts):
                 raise ValueError("a value has another type")
@@ -265,6 +276,7 @@ class Journal:
     def _about(self, photo_id: str, text: str) -> dict[str, Any]:
         with self._check_row(photo_id):
             about: dict[str, Any] = {**read_json(text)}
+            # The files of these names are published, so a name with a folder in it could leak any file.
             files = [*about.get("splats", {}).values(), *([about["image"]] if "image" in about else [])]
             if not all(isinstance(name, str) and Path(name).name == name for name in files):
                 raise ValueError("a file name is not one")
@@ -285,10 +297,12 @@ class Journal:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._translate_errors():
+            # IMMEDIATE takes the write lock at once; a transaction that begins with a read may be refused later.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
+            # Ctrl-C included: a transaction that stays open would refuse the next BEGIN.
             except BaseException:
                 if self._connection.in_transaction:  # A full disk has ended it already.
                     self._connection.execute("ROLLBACK")

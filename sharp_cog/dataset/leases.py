@@ -46,6 +46,7 @@ class Lease:
     @classmethod
     def decode(cls, content: bytes | None) -> Lease | None:
         """Read a lease; return None for a file without a time, which blocks no client."""
+        # Other pipelines write leases too: lines may be missing, and bytes that are not UTF-8 must not end the run.
         lines = (content or b"").decode("utf-8", "replace").splitlines()
         padded = [*lines, "", "", ""]
         try:
@@ -99,6 +100,7 @@ class Leases:
             marked = view.existing([done_path(photo.id) for photo in photos])
             now, ours, done = view.now(), [], []
             operations: list[Put | Delete] = []
+            # A decision may be repeated, so it depends on what the store says alone, and never on `_held`.
             for photo in photos:
                 if done_path(photo.id) in marked:
                     done.append(photo)
@@ -115,9 +117,11 @@ class Leases:
 
         acquired = self._store.change(decide)
         with self._mutex:
+            # The first leases are fresh. If there are others, the next heartbeat is due when they are.
             if not self._held:
                 self._last_heartbeat = time.monotonic()
             self._held |= {photo.id for photo in acquired.ours}
+            # A photograph that was given up before may be leased again, and must not be released as unneeded then.
             self._unneeded -= self._held
         return acquired
 
@@ -137,8 +141,10 @@ class Leases:
         """
         with self._mutex:
             held = sorted(self._held)
+            # A third of the time leaves room for the change itself, which may wait at the hub's rate limit for hours.
             if not held or time.monotonic() - self._last_heartbeat < self._stale_s / 3:
                 return set()
+        # Taken before the change, which may take long: the leases are at least as fresh as this says.
         started = time.monotonic()
 
         def decide(view: View) -> tuple[Change, set[str]]:
@@ -148,7 +154,8 @@ class Leases:
                 for photo_id, lease in leases.items()
                 if lease is not None and lease.owner == self._owner
             }
-            # If the answer to the last try was lost, these leases are fresh already.
+            # If the answer to the last try was lost, these leases are fresh already. So are those that were acquired a
+            # moment ago, which will be at most half of their time old at the next heartbeat.
             operations = [
                 self._put(photo_id, lease.note, now)
                 for photo_id, lease in ours.items()
@@ -204,8 +211,11 @@ class Leases:
 
         Call `forget` once the change is made.
         """
+        # A lease that another client took over stays. A file that is no lease blocks nobody, and goes with the rest.
         leases = sorted(_read(view, photo_ids).items())
         marked = view.existing([done_path(photo_id) for photo_id in done])
+        # Marks come before deletions: in a folder each operation is visible at once, and a photograph with neither
+        # would look free. What is done already leaves no operation, so that a repeated decision makes no second commit.
         return [
             *(Put(path=path, content=b"") for path in sorted(set(map(done_path, done)) - marked)),
             *(Delete(path=lock_path(name)) for name, lease in leases if lease is None or lease.owner == self._owner),

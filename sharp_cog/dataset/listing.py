@@ -82,6 +82,7 @@ class RangedList:
             with self._mutex:
                 self._areas.append(area)
             size = self._ranges.page_size
+            # Pages count from 1 and places from 0. A range that is continued begins within a page.
             for number in range(area.start // size + 1, area.range.end // size + 2):
                 page = self._unsplash.page(number)
                 area.page = number
@@ -119,11 +120,13 @@ class RangedList:
         with self._mutex:
             ids = dict(area.ids)
         states = self._journal.states([photo_id for photo_id in ids.values() if photo_id is not None])
+        # Places before the start were done by earlier clients. Unusable photographs count as done.
         is_done = dict.fromkeys(range(area.range.start, area.start), True)
         is_done |= {place: name is None or states.get(name) in _DONE for place, name in ids.items()}
         failed = sorted({name for name in ids.values() if name is not None and states.get(name) == "failed"})
         progress = RangeProgress.from_places(area.range, is_done, area.page)
         num_open = sum(not done for done in is_done.values())
+        # Everything is done; or all that is left has failed; or the range goes on, here or at another client.
         if is_scanned and num_open == 0:
             _LOG.info("the range %s of the list is done", area.range)
             self._ranges.finish(area.range)

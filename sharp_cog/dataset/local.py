@@ -49,11 +49,14 @@ class LocalEngine:
         """
 
         def decode(job: Job) -> tuple[Job, Any]:
+            # Outside of `_attempt`: a model that cannot be loaded ends the run, and not one photograph after the other.
+            # This stage has one thread, so that no second one loads it meanwhile.
             pipeline = self._load()
             return _attempt(job, lambda: pipeline.decode(read_request(job, self._formats)))
 
         def predict(item: tuple[Job, Any]) -> tuple[Job, Any]:
             job, request = item
+            # The item is left out of the results, and the next run finds its image on disk.
             if self._stop_requested.is_set():
                 raise CancelledError
             return item if isinstance(request, Exception) else _attempt(job, lambda: self._load().predict(request))

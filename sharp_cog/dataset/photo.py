@@ -12,6 +12,7 @@ from sharp_cog.errors import SharpError
 MAX_IMAGE_BYTES = 200_000_000
 """Size of the largest image that is fetched."""
 
+# No dot at the beginning: such names are hidden, and temporary files have them.
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 

@@ -68,23 +68,27 @@ class Publisher:
         """Share photographs and upload their files in advance, one after another; for many threads at once."""
         while (photo_id := made.take()) is not None:
             entry = self._entry(photo_id)
+            # After a restart the splat may be shared already, and a second page would appear.
             if self._share is not None and not entry.about.get("gsplat_url"):
                 about = self._share(entry.photo, self._splats(entry))
                 self._journal.advance(photo_id, "made", **about)
                 entry = self._entry(photo_id)
             if self._dataset is not None:
+                # Several threads upload at once, and the commit of a hundred photographs then only names the files.
                 self._dataset.upload(self._finished(entry))
             if not shared.put(photo_id):
                 return
 
     def publish_all(self, shared: BoundedQueue[str]) -> None:
         """Publish photographs until the queue is exhausted: full batches, and smaller ones after a while."""
+        # Without a dataset there is nothing to batch, and each photograph is finished at once.
         every = self._settings.hf_index_flush_every if self._dataset is not None else 1
         batch: list[str] = []
         due = 0.0
         while True:
             photo_id = shared.take(max(0.0, due - time.monotonic()) if batch else None)
             if photo_id is not None:
+                # The time counts from the first photograph of a batch.
                 due = due if batch else time.monotonic() + self._settings.hf_index_flush_secs
                 batch.append(photo_id)
             is_over = shared.is_exhausted
@@ -97,6 +101,8 @@ class Publisher:
                 return
 
     def _publish(self, photo_ids: list[str]) -> None:
+        # The journal comes last: if this process is killed before, the next run finds the photographs in the index or
+        # marked as done, and does not publish them twice.
         if self._dataset is not None:
             self._dataset.publish([self._finished(self._entry(photo_id)) for photo_id in photo_ids])
         if self._leases is not None and (self._dataset is None or not self._dataset.ends_leases):

@@ -78,6 +78,7 @@ class RangeProgress:
     def from_places(cls, area: Range, is_done: Mapping[int, bool], page: int) -> RangeProgress:
         """Summarize the places that were looked at, each with whether it is done."""
         frontier = area.start
+        # Places that were not looked at are missing from the mapping, so the frontier stops at them too.
         while is_done.get(frontier):
             frontier += 1
         holes: list[tuple[int, int]] = []
@@ -105,7 +106,9 @@ class Ranges:
         """
         self.page_size = page_size
         self._store, self._owner, self._stale_s = store, owner, stale_s
+        # Whole pages, so that no two clients read the same page.
         self._size = -(-size // page_size) * page_size
+        # This client does not try these again, even once the mark in the store is old enough for others.
         self._abandoned: set[Range] = set()
         self._heartbeats: dict[Range, float] = {}
 
@@ -127,6 +130,7 @@ class Ranges:
                 for area in _ranges(view.names(RANGE_LOCKS_DIR))
                 if (lease := Lease.decode(view.read(area.lock_path))) is not None
             }
+            # Leases from before a restart, or from a change whose answer was lost, are in our name but unknown here.
             left_over = sorted(
                 area for area, lease in leases.items() if lease.owner == self._owner and area not in self._heartbeats
             )
@@ -140,12 +144,15 @@ class Ranges:
             chosen = left_over[0] if left_over else self._first(done, excluded, num_listed)
             if chosen is None:
                 return Change(operations=[], message=""), None
+            # Our own lease is written again only if it has aged, so that a repeated decision finds nothing to do.
             operations: list[Put | Delete] = []
             if chosen not in left_over or now - leases[chosen].time > self._stale_s / 6:
                 operations.append(self._put_lease(chosen, now))
             if view.existing([chosen.abandoned_path]):
                 operations.append(Delete(path=chosen.abandoned_path))
             view.existing([chosen.lock_path])  # A folder replaces only files that the decision has seen.
+            # The progress of an earlier client saves pages, but it is not trusted: a frontier outside of the range is
+            # ignored. One place beyond the end says that everything is done.
             frontier = _json(view.read(chosen.progress_path)).get("frontier")
             is_inside = isinstance(frontier, int) and chosen.start <= frontier <= chosen.end + 1
             start = frontier if isinstance(frontier, int) and is_inside else chosen.start
@@ -158,7 +165,10 @@ class Ranges:
 
     def _first(self, done: Iterable[Range], excluded: Iterable[Range], num_listed: int | None) -> Range | None:
         sorted_done, excluded = sorted(done), list(excluded)
+        # Everything before is done, whatever sizes of ranges other clients used. Ranges start at multiples of the size,
+        # so that clients with the same size propose the same ones.
         start = done_prefix(sorted_done) // self._size * self._size
+        # The last range may reach beyond the list, which grows at its end.
         while num_listed is None or start < num_listed:
             area = Range(start=start, end=start + self._size - 1)
             if not _is_covered(area, sorted_done) and not any(area.overlaps(other) for other in excluded):
@@ -170,6 +180,7 @@ class Ranges:
         areas = []
         for area in _ranges(view.names(RANGE_ABANDONED_DIR)):
             when = _json(view.read(area.abandoned_path)).get("ts")
+            # A mark from the far future, of a wrong clock, would exclude the range for ever, so it does not count.
             if isinstance(when, (int, float)) and now - self._stale_s <= when <= now + self._stale_s:
                 areas.append(area)
         return areas
@@ -180,8 +191,10 @@ class Ranges:
         Returns:
             False if another client took the range over.
         """
+        # A third of the time leaves room for the change itself, which may wait at the hub's rate limit for hours.
         if time.monotonic() - self._heartbeats.get(area, -float("inf")) < self._stale_s / 3:
             return True
+        # Taken before the change, which may take long: the lease is at least as fresh as this says.
         started = time.monotonic()
         is_ours = self._write(
             area, "renew", lambda now: [self._put_lease(area, now), self._put_progress(area, progress, now)]
@@ -213,10 +226,13 @@ class Ranges:
 
         def decide(view: View) -> tuple[Change, bool]:
             message = f"{verb} the range {area}"
+            # All four paths are asked for, since a folder replaces only files that the decision has seen.
             found = view.existing([area.lock_path, area.done_path, area.progress_path, area.abandoned_path])
             lease = Lease.decode(view.read(area.lock_path)) if area.lock_path in found else None
+            # This client was silent for too long: what it knows may be older than what the new owner has written.
             if lease is None or lease.owner != self._owner:
                 return Change(operations=[], message=message), False
+            # A mark that exists is not written again: a repeated decision must not make a second commit.
             operations: list[Put | Delete] = [
                 put for put in puts(view.now()) if put.path != area.done_path or area.done_path not in found
             ]
@@ -251,6 +267,7 @@ def done_prefix(done: Iterable[Range]) -> int:
     for area in sorted(done):
         if area.start > prefix:
             break
+        # Ranges of other sizes may overlap, or lie within one that was counted already.
         prefix = max(prefix, area.end + 1)
     return prefix
 

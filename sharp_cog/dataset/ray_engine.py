@@ -132,13 +132,16 @@ class RayEngine:
     def _process(self, job: Job, actors: _Actors) -> tuple[Job, Outcome]:
         """Read a job's files, have an actor make the splats, and write them."""
         try:
+            # The request holds the content of the files, since the actor's machine does not see this one's folders.
             made = actors.make(read_request(job, self._formats))
             if isinstance(made, Exception):
                 return job, made
             facts, files = made
+            # Only this process writes, so a job that was done twice, as an answer was lost, leaves one set of files.
             for name, content in files.items():
                 with open_atomically(self._folder / name) as file:
                     file.write(content)
+        # The one error that is not about this photograph: it ends the run.
         except ClusterError:
             raise
         except SharpError as error:
@@ -152,9 +155,11 @@ class _Actors:
     def __init__(self, pool: Pool, load: Callable[[], SharpPipeline], formats: tuple[str, ...]) -> None:
         self._actor_class = ray.remote(_Maker).options(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
         self._arguments = (load, formats)
+        # Idle actors, or the error that a starting one has ended with; None once the run is over.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._alive: set[Any] = set()
         self._starters: list[threading.Thread] = []
+        # Held while an actor is created, so that none is created after `stop` has killed those that it knows.
         self._mutex = threading.Lock()
         self._is_stopped = False
         for _ in range(pool.num_actors):
@@ -200,6 +205,7 @@ class _Actors:
             self._alive.discard(actor)
             if self._is_stopped:
                 return
+        # It is alive if only its device has failed, and its successor needs the GPU.
         ray.kill(actor)
         self._start()
 
@@ -218,6 +224,8 @@ class _Actors:
             with self._mutex:
                 if self._is_stopped:
                     return
+                # `remote` returns at once, even if no machine has room yet. The actor is known before it is waited for,
+                # so that `stop` can kill it and end the wait.
                 actor: Any = self._actor_class.remote(*self._arguments)
                 self._alive.add(actor)
             try:
@@ -227,6 +235,7 @@ class _Actors:
                 with self._mutex:
                     self._alive.discard(actor)
             except ray.exceptions.RayError as error:
+                # Not a death but a failure of the cluster itself: another attempt would meet it too.
                 self._idle.put(error)
                 return
             else:
@@ -242,6 +251,7 @@ class _Actors:
         """Kill all actors, and end the threads that wait for them."""
         with self._mutex:
             self._is_stopped = True
+            # Killed actors fail the calls that wait for them, and so the threads of the conveyor end.
             for actor in self._alive:
                 with suppress(ray.exceptions.RayError):  # A cluster that is lost has no actors.
                     ray.kill(actor)
@@ -258,10 +268,12 @@ class _Maker:
         self._formats = formats
         self._pipeline: SharpPipeline | Exception
         try:
+            # An error of the constructor would reach the run as a death of the actor.
             self._pipeline = load()
         except Exception as error:  # noqa: BLE001 - returned as the result of every job
             self._pipeline = _portable(error)
 
+    # The constructor has loaded the model, and Ray starts no call before it has returned.
     def wait_until_loaded(self) -> None:
         """Return once the model is loaded, or has failed to load."""
 
@@ -271,6 +283,7 @@ class _Maker:
             return self._pipeline
         try:
             with ScratchFolder() as folder:
+                # Formats write to paths, so the files go through a folder here, and then as bytes to the run's machine.
                 prediction = self._pipeline.predict(request)
                 facts = write_splats(prediction, folder, self._formats, model=self._pipeline.settings.model)
                 return facts, {name: (folder / name).read_bytes() for name in facts["splats"].values()}
@@ -289,16 +302,19 @@ def plan_pool(nodes: Iterable[Mapping[str, Any]], *, device: str, num_actors: in
     Raises:
         SettingError: The cluster has no such device.
     """
+    # Ray remembers dead machines. An actor must fit on one machine, so the processors are counted for each.
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = [(int(each.get("GPU", 0)), each.get("CPU", 0.0)) for each in resources if each.get("GPU", 0) >= 1]
     cpus = [each["CPU"] for each in resources if each.get("CPU", 0) >= 1]
     if device.startswith("cuda") and not gpus:
         raise SettingError(f"SHARP_DEVICE is {device!r}, but no machine of the Ray cluster has a GPU: use auto or cpu")
     if gpus and not device.startswith(("cpu", "mps")):
+        # All actors are alike, so the machine with the fewest processors for each GPU decides.
         num_cpus = int(min(MAX_CPUS_OF_GPU_ACTOR, *(num_cpus // num_gpus for num_gpus, num_cpus in gpus)))
         return Pool(num_actors=num_actors or sum(number for number, _ in gpus), num_cpus=max(1, num_cpus), num_gpus=1)
     if not cpus:
         raise SettingError("no machine of the Ray cluster has a CPU: check RAY_ADDRESS")
+    # Without GPUs there is one actor for each machine, with as many cores as the smallest one has.
     wanted = num_actors or len(cpus)
     return Pool(num_actors=wanted, num_cpus=max(1, int(min(*cpus, sum(cpus) // wanted))), num_gpus=0)
 
@@ -308,9 +324,11 @@ def _portable(error: Exception) -> Exception:
     if not isinstance(error, SharpError):
         error.add_note(trace(error))
     try:
+        # Both ways: many exceptions can be pickled but not unpickled, since their class does not accept `args`.
         pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled here
     except Exception:  # noqa: BLE001 - the text still names its type
         return RuntimeError(redact(f"{type(error).__name__}: {error}"))
+    # A traceback keeps its frames alive, and with them images and tensors in the actor's memory.
     error.__traceback__ = None
     return error
 

@@ -86,6 +86,7 @@ class Run:
         self._fetcher = Fetcher(settings, journal, source, self._stop_requested, leases=leases, max_pixels=max_pixels)
         self._publisher = Publisher(settings, journal, leases=leases, dataset=dataset, share=share)
         self._gpu_log = GpuLog(settings.run_dir / "gpu_mem_log.csv") if settings.log_gpu_mem else None
+        # A slow step holds up those before it, so that images and splats do not fill the disk.
         self._jobs: BoundedQueue[Job] = BoundedQueue(settings.download_queue_max)
         self._made: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
         self._shared: BoundedQueue[str] = BoundedQueue(settings.upload_queue_max)
@@ -115,6 +116,7 @@ class Run:
         Raises:
             SharpError: An error that every other photograph would meet too, such as a full disk or a failed device.
         """
+        # Each step has its threads. The engine's results are taken in this one, where Ctrl-C arrives.
         fetching = self._start("fetch", self._fetch_all)
         sharing = [
             self._start(f"share-{number}", lambda: self._publisher.share_all(self._made, self._shared), self._made)
@@ -124,6 +126,7 @@ class Run:
         # Two threads: the hub's rate limit may hold up a heartbeat for long, and a STOP file must not wait that long.
         background = [self._start("watch", self._watch), self._start("heartbeat", self._keep_leases)]
         self._guard(self._make_all, self._jobs)
+        # From here on, the steps end one after the other: each queue is closed once nothing more can arrive in it.
         fetching.join()
         self._made.close()
         for thread in sharing:
@@ -133,11 +136,13 @@ class Run:
         self._is_over.set()
         for thread in background:
             thread.join()
+        # Even after a failure, since other clients can then continue at once. Its error must not hide the first one.
         self._guard(self._end_leases)
         if self._failure is not None:
             raise self._failure
 
     def _start(self, name: str, work: Callable[[], None], queue: BoundedQueue[str] | None = None) -> threading.Thread:
+        # A thread may wait for the network for minutes, and must not keep a process alive that is to stop at once.
         thread = threading.Thread(target=self._guard, args=(work, queue), name=name, daemon=True)
         thread.start()
         return thread
@@ -148,17 +153,21 @@ class Run:
             work()
         except Exception as error:  # noqa: BLE001 - raised again by `work`
             _LOG.debug("a step of the run failed:\n%s", trace(error))
+            # The first error is the cause. Those after it are often its consequences.
             self._failure = self._failure or error
             self.stop()
         finally:
             # The step before must not wait for this one to take items.
+            # Only this step's queue is dropped. Steps behind it finish what has reached them.
             if queue is not None and self._failure is not None:
                 queue.abort()
 
     def _fetch_all(self) -> None:
         try:
+            # Before the first job, since a splat whose file is missing must not be taken for made.
             self._publisher.requeue_incomplete()
             for job in self._fetcher.jobs():
+                # An id is a photograph that has its splats from an earlier run: it skips the engine.
                 if not (self._made.put(job) if isinstance(job, str) else self._jobs.put(job)):
                     return
                 self._wait_while_paused()
@@ -168,11 +177,13 @@ class Run:
     def _make_all(self) -> None:
         for job, outcome in self._engine.run(self._waiting_jobs()):
             photo_id = job.photo.id
+            # A full disk or a broken device costs the photograph no try: the next run continues with it.
             if isinstance(outcome, FATAL_ERRORS):
                 raise outcome
             if isinstance(outcome, Exception):
                 self._fetcher.fail(job.photo, outcome, is_fetched=True)
                 continue
+            # The journal comes first: once the photograph counts as made, a kill must not make it again.
             self.journal.advance(photo_id, "made", **outcome)
             self._fetcher.settle(photo_id, is_made=True)
             if self._gpu_log is not None:
@@ -186,6 +197,7 @@ class Run:
             job = self._jobs.take()
             if job is None or self._stop_requested.is_set():
                 continue  # The next run finds the image on disk.
+            # The job may have waited here for hours, and its lease may be lost. Its new owner makes the splat.
             if self._leases is not None and not self._leases.holds(job.photo.id):
                 self.journal.set_aside([job.photo], "taken")
                 self._fetcher.settle(job.photo.id)
@@ -204,6 +216,7 @@ class Run:
         """Renew the leases while the run works, and now and then release those on photographs that failed."""
         stale_s = min(self.settings.hf_lock_stale_secs, self.settings.range_lock_stale_secs)
         last_release = time.monotonic()
+        # Often enough for short leases too: a lease is renewed after a third of its time.
         while not self._is_over.wait(min(HEARTBEAT_S, stale_s / 10)):
             if self._source_heartbeat is not None:
                 self._source_heartbeat(False)
@@ -211,6 +224,7 @@ class Run:
                 continue
             for photo_id in self._leases.heartbeat():
                 _LOG.warning("%s: another client took it over, because this one was silent for too long", photo_id)
+            # Not at once, because each change of a hub is a commit, and an hour has 128.
             if time.monotonic() - last_release > RELEASE_S:
                 self._leases.release_unneeded()
                 last_release = time.monotonic()

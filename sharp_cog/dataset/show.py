@@ -66,12 +66,14 @@ class Figures:
     def _per_hour(self, num_done: int) -> float:
         now = time.monotonic()
         self._past.append((now, num_done))
+        # The first point goes only once the second is old enough, so that the window never becomes too short.
         while len(self._past) > 2 and now - self._past[1][0] > RATE_S:
             del self._past[0]
         since, num_then = self._past[0]
         return (num_done - num_then) / max(1.0, now - since) * 3600
 
     def _num_left(self, num_done: int, num_decided: int) -> int | None:
+        # MAX_IMAGES counts splats. The source counts photographs, of which some fail or belong to others.
         limits = []
         if self._run.settings.max_images:
             limits.append(self._run.settings.max_images - num_done)

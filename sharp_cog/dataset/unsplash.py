@@ -86,6 +86,7 @@ class UnsplashApi:
         self._stop_on_rate_limit, self._sleep, self._now = stop_on_rate_limit, sleep, now
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"sharp_cog/{__version__}"
+        # Not a header of the session, which would go to the hosts of the images too.
         self._auth = _client_id(key)
 
     def owns(self, url: str) -> bool:
@@ -132,6 +133,7 @@ class UnsplashApi:
     ) -> tuple[Any, Mapping[str, str]] | None:
         """Make one request; return None if the rate limit refused it."""
         self._wait_for_turn()
+        # An answer that arrives after the full hour still speaks of the hour in which the request was made.
         asked_at = self._now()
         too_long = TransientError(f"answered more than {MAX_ANSWER_BYTES} bytes")
         try:
@@ -145,6 +147,7 @@ class UnsplashApi:
             ) as response:
                 status, headers = response.status_code, response.headers
                 content = read_capped(response.iter_content(_CHUNK_BYTES), MAX_ANSWER_BYTES, too_long)
+            # Before the status is looked at: a refusal by the rate limit also comes as 403.
             if self._is_limited(status, headers, content, asked_at):
                 return None
             if status == 200:
@@ -160,6 +163,7 @@ class UnsplashApi:
     def _download_once(self, name: str, url: str) -> bytes:
         too_large = SourceError(f"{name} is larger than {MAX_IMAGE_BYTES // 10**6} MB")
         try:
+            # Uncompressed, so that Content-Length is the length of the image and a truncated one is recognised.
             with self._session.get(
                 url, headers={"Accept-Encoding": "identity"}, auth=_no_auth, timeout=_TIMEOUT_S, stream=True
             ) as response:
@@ -184,8 +188,10 @@ class UnsplashApi:
         left = headers.get("X-Ratelimit-Remaining", "")
         if read_count(left) is not None:
             self.rate_limit_left = read_count(left)
+        # Unsplash refuses with 429, or with 403 and this text; any other 403 is a refusal for good.
         is_refused = status == 429 or (status == 403 and b"rate limit" in content.lower())
         if is_refused or left == "0":
+            # Requests are counted by the hour of the clock.
             self._limited_until = (asked_at // _HOUR_S + 1) * _HOUR_S
         return is_refused
 
@@ -268,6 +274,7 @@ class Unsplash:
     def photos(self, is_known: Callable[[str], bool]) -> Iterator[Photo]:
         """Yield each photograph once, even if it is on several pages and in several queries; see `Source.photos`."""
         num_left = math.inf if self._max_scan is None else self._max_scan
+        # The journal learns of a photograph only with its batch of leases, so this run remembers its own.
         taken: set[str] = set()
         for page, entries in self._pages(lambda photo_id: photo_id in taken or is_known(photo_id)):
             for index, entry in enumerate(entries):
@@ -306,10 +313,12 @@ class Unsplash:
             raise SourceError(
                 f"photograph {photo.id}: its download is not at {self._api.base_url}, and the key is sent nowhere else"
             )
+        # This request is the one that Unsplash counts as a download; its answer holds the address of the image.
         answer, _ = self._api.ask(photo.where)
         url = answer.get("url") if isinstance(answer, dict) else None
         if not isinstance(url, str) or origin(url) is None:
             raise SourceError(f"photograph {photo.id}: Unsplash does not say where its image lies")
+        # Before the image, which would be fetched in vain if the rate limit is reached here.
         focal_length_mm = self._focal_length_mm(photo.id)
         image = self._api.download(photo.id, url)
         return image if focal_length_mm is None else with_focal_length(image, focal_length_mm)
@@ -331,6 +340,7 @@ class Unsplash:
         # Pages before the one that a jump has hit are read one by one, so there is no jump before this page.
         first_jump_page = page
         while entries := self._list_page(page):
+            # Asked before the page is handed on, as its photographs are known afterwards.
             can_jump = self._does_seek and page >= first_jump_page and _are_known(entries, is_known)
             yield page, entries
             page += 1
@@ -369,6 +379,7 @@ class Unsplash:
 
     def _list_page(self, page: int) -> list[_Entry]:
         """Return the entries of a page; none after the last page."""
+        # A page after the end would cost one of the requests of this hour.
         if self._num_listed is not None and (page - 1) * self._per_page >= self._num_listed:
             return []
         parameters: dict[str, str | int] = {"page": page, "per_page": self._per_page, "order_by": self._order_by}
@@ -419,6 +430,7 @@ class Unsplash:
                 splat would have a wrong shape.
         """
         try:
+            # Lists leave the EXIF out, so this costs a request for each photograph.
             answer, _ = self._api.ask(f"{self._api.base_url}/photos/{photo_id}")
         except RateLimitError:
             raise
