@@ -13,7 +13,8 @@ from sharp_cog.imaging.color import linear_to_srgb
 from sharp_cog.model.external_depth import DEFAULT_USE
 from sharp_cog.model.monodepth import depth_from_disparity
 from sharp_cog.model.sharp import Sharp
-from sharp_cog.model.vit import Block, ViT
+from sharp_cog.model.vit import Attention, Block, ViT
+from sharp_cog.runtime import prepare
 from sharp_cog.runtime.kernels.packed_linear import PackedLinear, can_pack
 from sharp_cog.runtime.prepare import convert, fold
 from tests.parity import Reference, network, run, small_input, small_network
@@ -81,7 +82,7 @@ def test_the_parts_that_need_float32_stay_in_float32() -> None:
     assert encoding.disparity.dtype == torch.float32
     assert encoding.decoded.dtype == torch.float32, "on a CPU; on CUDA it is half"
     assert gaussians.means.dtype == gaussians.opacities.dtype == torch.float32
-    # The disparity has the digits of float32: in bfloat16, 256 values lie between a power of two and the next.
+    # The disparity has the digits of float32: in bfloat16, 128 values lie between a power of two and the next.
     assert len(encoding.disparity.unique()) > 50_000
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
@@ -89,3 +90,21 @@ def test_the_parts_that_need_float32_stay_in_float32() -> None:
         if isinstance(module, ViT):
             assert module.pos_embed.dtype == module.patch_embed.proj.weight.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in model.depth_alignment.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "has_amx", "expected"),
+    [
+        ("cpu", torch.bfloat16, False, True),
+        ("cpu", torch.bfloat16, True, False),
+        ("cpu", torch.float32, False, False),
+        ("meta", torch.bfloat16, False, False),
+    ],
+)
+def test_attention_goes_tile_by_tile_only_in_bfloat16_on_a_cpu_without_amx(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, has_amx: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(prepare, "cpu_has_amx", lambda: has_amx)
+    model = small_network().to(device)
+    convert(model, device=torch.device(device), dtype=dtype, packs=False)
+    assert {module.is_tiled for module in model.modules() if isinstance(module, Attention)} == {expected}
