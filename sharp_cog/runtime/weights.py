@@ -56,10 +56,7 @@ class Weights:
         cpu = torch.device("cpu")
         model = self.network(cpu)
         convert(model, device=cpu, dtype=dtype, packs=False)
-        state = {
-            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
-        }
-        return Weights(state=state, is_folded=True)
+        return Weights(state=model.state_dict(), is_folded=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
