@@ -175,7 +175,8 @@ class SharpRunner:
                 _LOG.warning("the network cannot be captured as CUDA graphs, and runs without them: %s", error)
                 continue
             except RuntimeError as error:
-                if not is_shortage(error) or not self._can_shrink():
+                can_shrink = self._uses_graphs or self._encoder.num_tiles_at_once in _FEWER_TILES
+                if not is_shortage(error) or not can_shrink:
                     raise
             # Outside of the handler, because the error keeps the frames alive, and they keep the memory.
             self._shrink()
@@ -219,9 +220,6 @@ class SharpRunner:
                 GraphedCall(self.model.compose, pool=pool, fixed=(1,)),
             )
         return self._graphs
-
-    def _can_shrink(self) -> bool:
-        return self._uses_graphs or self._encoder.num_tiles_at_once in _FEWER_TILES
 
     def _shrink(self) -> None:
         """Release memory, and use less of it from now on."""

@@ -59,8 +59,8 @@ def probe(model: Sharp, *, device: torch.device) -> Probe:
     predictor = model.monodepth_model.monodepth_predictor
     disparity = predictor.head(predictor.decoder(features))
     decoded = model.feature_model.decoder(features)
-    # Depths between 1 and 11 m. With depth = 1 / disparity, a few pixels of almost zero disparity would dominate every
-    # norm.
+    # Disparity is not negative, so depths lie between 0.9 and 1.7 m. With depth = 1 / disparity, a few pixels of almost
+    # zero disparity would dominate every norm.
     gaussians = model.compose(image, decoded, 1.0 / (disparity.sigmoid() + 0.0909))
     values = {"disparity": disparity, "scales": gaussians.scales.log(), "colors_linear": gaussians.colors_linear}
     values |= {
