@@ -256,7 +256,7 @@ class MovieWriter:
             failure = _encode_mp4(self._images, self._fps, file.name)
             if failure:
                 raise OutputError(
-                    f"cannot write {self.path}: ffmpeg {failure}: check the folder, its rights and the free space"
+                    f"cannot write {self.path}: ffmpeg {failure}: check the folder, its permissions and the free space"
                 )
 
 
