@@ -25,6 +25,7 @@ class _Encoder(nn.Module):
             nn.Conv2d(2, _WIDTHS[0], kernel_size=3, padding=1), nn.GroupNorm(_NUM_GROUPS, _WIDTHS[0]), nn.ReLU()
         )
         self.convs_down = nn.ModuleList(
+            # Half the resolution and twice the channels, from 16 at full size to 256 at a sixteenth of the width.
             nn.Sequential(nn.AvgPool2d(2), _block(narrow, wide), _block(wide, wide))
             for narrow, wide in itertools.pairwise(_WIDTHS)
         )
@@ -39,6 +40,8 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        # From the second step on, the input is the upsampled map beside the encoder's map of the same size, which
+        # doubles its channels. The last pair goes into `conv_out`.
         in_widths = (_WIDTHS[-1], *(2 * width for width in _WIDTHS[-2:0:-1]))
         self.convs_up = nn.ModuleList(
             nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), _block(wide, narrow), _block(narrow, narrow))
@@ -54,6 +57,7 @@ class _Decoder(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         x = maps[-1]
+        # The coarsest map is the start, and the others are joined from coarse to fine.
         for up, skip in zip(self.convs_up, maps[-2::-1], strict=True):
             x = torch.cat([up(x), skip], dim=1)
         y: Tensor = self.conv_out(x)
@@ -72,6 +76,7 @@ class ScaleMapEstimator(nn.Module):
     def forward(self, monodepth_m: Tensor, depth_m: Tensor) -> Tensor:
         """Map two depth maps (B, 1, S, S) in metres to a positive factor of the same shape."""
         disparities = [1.0 / depth.clamp(min=_MIN_DEPTH_M) for depth in (monodepth_m, depth_m)]
+        # An exponential keeps the factor positive and treats larger and smaller alike.
         return torch.exp(self.conv_out(self.decoder(self.encoder(torch.cat(disparities, dim=1)))))
 
 

@@ -84,6 +84,8 @@ class SharpConfig:
     @classmethod
     def matching(cls, shapes: Mapping[str, tuple[int, ...]]) -> SharpConfig:
         """Return the configuration that a checkpoint's shapes belong to: `tiny` by its token width, else `released`."""
+        # (1, 1 + grid_size^2, width). The shapes come from a file of the user's, so they may be anything; a wrong guess
+        # is refused when the checkpoint is loaded strictly.
         embedding = shapes.get("monodepth_model.monodepth_predictor.encoder.patch_encoder.pos_embed", (0,))
         if len(embedding) == 3 and embedding[-1] == cls.tiny().vit.width:
             return cls.tiny(grid_size=math.isqrt(max(0, embedding[1] - 1)))

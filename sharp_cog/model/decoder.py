@@ -21,6 +21,7 @@ class ResidualConvUnit(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
+            # Not in place, since the sum still needs the input. The second one acts on a new tensor.
             nn.ReLU(),
             nn.Conv2d(width, width, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
@@ -29,6 +30,8 @@ class ResidualConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width, H, W) to (B, width, H, W)."""
+        # The sum is written into the branch's output, which nobody else holds. At full resolution another map would
+        # take hundreds of megabytes.
         y: Tensor = self.residual(x).add_(x)
         return y
 
@@ -43,6 +46,7 @@ class FusionBlock(nn.Module):
         self.deconv = (
             nn.ConvTranspose2d(width, width, kernel_size=2, stride=2, bias=False) if doubles else nn.Identity()
         )
+        # Declared as a module, since `sharp_cog.runtime.prepare` folds the convolution and leaves an identity.
         self.out_conv: nn.Module = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -61,6 +65,7 @@ class MultiresDecoder(nn.Module):
         finest = in_channels[0]
         self.convs = nn.ModuleList(
             [
+                # The checkpoint has no parameters for this layer of monodepth's decoder, where the widths agree.
                 nn.Identity() if finest == width else nn.Conv2d(finest, width, kernel_size=1, bias=False),
                 *(nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False) for channels in in_channels[1:]),
             ]
@@ -84,6 +89,7 @@ class NormResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             nn.GroupNorm(num_groups, in_channels),
+            # In place, since the norm's output is new; the input itself is still needed for the shortcut.
             nn.ReLU(inplace=True),
             nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1),
             nn.GroupNorm(num_groups, hidden),

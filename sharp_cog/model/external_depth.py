@@ -73,6 +73,7 @@ def prepare(depth_m: Tensor, front_m: Tensor | None, use: DepthUse) -> Tensor:
     Raises:
         DepthError: The map has no known pixel, or there is no monodepth to fit it to.
     """
+    # First the fit, then scale and offset, then the limits, then unknown pixels: NaN passes through all of it.
     if use.fit != "none":
         if front_m is None:
             raise DepthError(
@@ -113,6 +114,7 @@ def _fill(depth_m: Tensor, front_m: Tensor) -> Tensor:
         return depth_m
     if num_unknown == depth_m.numel():
         raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
+    # A median, since single pixels of either map may be wrong by orders of magnitude.
     factor = (depth_m[known] / front_m[known]).median()
     _LOG.warning(
         "%d of %d pixels of the depth map are unknown and were filled from SHARP's monodepth, times %.3g",
@@ -125,6 +127,7 @@ def _fill(depth_m: Tensor, front_m: Tensor) -> Tensor:
 
 def _fit_median(depth_m: Tensor, front_m: Tensor) -> Tensor:
     """Return the map times the median of monodepth / map over the known pixels."""
+    # Unknown pixels are NaN here, and their ratios too.
     factor = torch.nanmedian(front_m / depth_m)
     _LOG.info("the depth map was fitted to SHARP's monodepth: times %.3g", factor.item())
     return depth_m * factor
@@ -135,6 +138,7 @@ def _fit_affine(depth_m: Tensor, front_m: Tensor) -> Tensor:
 
     The fit ignores outliers, since the two maps differ in places: that is why a caller brings an external one.
     """
+    # In disparity, since relative depth maps know disparity up to a factor and a shift, and not depth.
     external, own = _samples(1.0 / depth_m), _samples(1.0 / front_m)
     known = np.isfinite(external) & np.isfinite(own)
     factor, shift = robust_line(external[known], own[known])
@@ -145,12 +149,14 @@ def _fit_affine(depth_m: Tensor, front_m: Tensor) -> Tensor:
         )
         return _fit_median(depth_m, front_m)
     _LOG.info("the depth map was fitted to SHARP's monodepth: disparity times %.3g, plus %.3g / m", factor, shift)
+    # A negative shift may bring far pixels to a disparity of zero or less, which would be behind the camera.
     return 1.0 / (factor / depth_m + shift).clamp(min=1.0 / MAX_DEPTH_M)
 
 
 def _samples(values: Tensor) -> NDArray[np.float64]:
     """Return about `_NUM_SAMPLES` values, evenly spread, in float64 on the CPU."""
     flat = values.flatten()
+    # In float64, since the fit sums squares of small differences.
     return flat[:: max(1, flat.numel() // _NUM_SAMPLES)].cpu().numpy().astype(np.float64)
 
 
@@ -169,20 +175,24 @@ def robust_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, 
     """
     centre_x, centre_y = float(np.median(x)), float(np.median(y))
     spread_x, spread_y = (float(np.median(np.abs(v - c))) for v, c in ((x, centre_x), (y, centre_y)))
+    # At least half of the values are equal: a line through them has no slope.
     if spread_x <= 1e-9 * max(abs(centre_x), 1e-9):
         return 0.0, centre_y
+    # The start: the ratio of the spreads is the slope if the two agree, and outliers hardly move a median.
     factor = spread_y / spread_x
     shift = centre_y - factor * centre_x
     for _ in range(_NUM_ROUNDS):
         residual = y - factor * x - shift
         # 1.4826 times the median absolute deviation estimates a normal distribution's standard deviation.
         limit = _BISQUARE * 1.4826 * max(float(np.median(np.abs(residual))), 1e-9 * max(abs(centre_y), 1e-9))
+        # Full weight on the line, none beyond the limit: a point far away does not count at all.
         weight = np.clip(1 - (residual / limit) ** 2, 0, None) ** 2
         total = weight.sum()
         mean_x, mean_y = (weight @ x) / total, (weight @ y) / total
         variance = weight @ (x - mean_x) ** 2
         if variance <= 0:
             break
+        # The weighted least-squares line in closed form.
         factor = float(weight @ ((x - mean_x) * (y - mean_y)) / variance)
         shift = float(mean_y - factor * mean_x)
     return factor, shift

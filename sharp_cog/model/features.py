@@ -49,6 +49,7 @@ class FeatureModel(nn.Module):
         Returns:
             Texture and geometry features, each (B, feature_channels, S / 2, S / 2).
         """
+        # The skip connection is computed in float32, as its input holds disparity, and rounded only for the sum.
         fused = self.fusion(decoded, self.image_encoder(feature_input).to(decoded.dtype))
         return self.texture_head(fused), self.geometry_head(fused)
 
@@ -67,6 +68,7 @@ class PredictionHead(nn.Module):
         """Map two feature maps (B, feature_channels, h, w) to (B, 14, 2, h, w), attribute-major."""
         geometry = self.geometry_prediction_head(geometry_features)
         texture = self.texture_prediction_head(texture_features)
+        # Attribute-major: the two layers of one attribute are neighbours among the 28 channels.
         delta: Tensor = torch.cat([geometry, texture], dim=1).unflatten(1, (NUM_ATTRIBUTES, NUM_LAYERS))
         return delta
 

@@ -51,14 +51,19 @@ def initialize(image: Tensor, depth_m: Tensor) -> BaseGaussians:
         depth_m: (B, 2, H, W), metres, positive; or (B, 1, H, W), the same surface for both layers.
     """
     height, width = image.shape[-2:]
+    # The nearest pixel of both layers becomes the unit, one for each image of the batch. A single stray pixel would
+    # therefore push all others to the limit: `sharp_cog.depth.maps` guards against it.
     depth_factor = 1.0 / (depth_m.amin(dim=(1, 2, 3)) + 1e-6)
     depth = (depth_m * depth_factor.view(-1, 1, 1, 1)).clamp(max=_MAX_RELATIVE_DEPTH)
+    # A single layer serves both: `expand` repeats it without a copy.
     disparity = (1.0 / depth).expand(-1, NUM_LAYERS, -1, -1)
     return BaseGaussians(
+        # The largest disparity is the nearest pixel: a cell across an edge belongs to the object in front.
         inverse_z=F.max_pool2d(disparity, _STRIDE),
         x_ndc=_cell_centres(width, image),
         y_ndc=_cell_centres(height, image).unsqueeze(-1),
         cell_size=2.0 * _STRIDE / width,
+        # A dimension of one in place of the layers, which `compose` broadcasts.
         colors_srgb=F.avg_pool2d(image, _STRIDE).unsqueeze(2),
         feature_input=2.0 * torch.cat([image, disparity], dim=1) - 1.0,
         global_scale=1.0 / depth_factor,

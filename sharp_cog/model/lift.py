@@ -26,4 +26,5 @@ def lift(image: Tensor, depth_m: Tensor, use: DepthUse) -> NDCGaussians:
     if use.mode == "fixed":
         depth_m = torch.cat([depth_m, depth_m * use.back_surface_factor], dim=1)
     base = initialize(image, depth_m)
+    # A single zero, seen in the shape of all deltas: it takes no memory.
     return compose(base, image.new_zeros(()).expand(len(image), NUM_ATTRIBUTES, *base.inverse_z.shape[1:]))

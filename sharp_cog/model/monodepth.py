@@ -28,7 +28,9 @@ class MonodepthPredictor(nn.Module):
             nn.ConvTranspose2d(wide, wide, kernel_size=2, stride=2),
             nn.Conv2d(wide, narrow, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
+            # `sharp_cog.runtime.prepare` keeps this layer in float32, and with it the disparity.
             CastingConv2d(narrow, NUM_LAYERS, kernel_size=1),
+            # Disparity is never negative. A zero, infinitely far, is left to the clamp in `depth_from_disparity`.
             nn.ReLU(inplace=True),
         )
 

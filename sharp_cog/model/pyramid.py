@@ -51,6 +51,7 @@ class PyramidEncoder(nn.Module):
         Returns:
             Five feature maps, finest first: S / 2, S / 4, S / 8, S / 16 and S / 32 cells wide.
         """
+        # The image at full, half and quarter size, cut into 25, 9 and 1 tiles of the transformer's size.
         middle = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
         coarse = F.interpolate(image, scale_factor=0.25, mode="bilinear", align_corners=False)
         fine_tiles = split_tiles(image, self._tile_size, self._fine_stride)
@@ -59,7 +60,9 @@ class PyramidEncoder(nn.Module):
 
         final, intermediates = self._encode_tiles(torch.cat([fine_tiles, middle_tiles, coarse]))
         final_fine, final_middle, final_coarse = final.split(sizes)
+        # Only the fine tiles have intermediate maps of use, and the first `sizes[0]` are theirs.
         latent0, latent1 = (merge_tiles(latent[: sizes[0]], len(image), self._fine_crop) for latent in intermediates)
+        # A second transformer with weights of its own sees the whole image too.
         global_context, _ = self.image_encoder(coarse)
 
         lowest = torch.cat([self.upsample2(final_coarse), self.upsample_lowres(global_context)], dim=1)
@@ -93,6 +96,7 @@ def split_tiles(image: Tensor, tile_size: int, stride: int) -> Tensor:
     Returns:
         (n * n * B, C, T, T), row-major, the batch innermost.
     """
+    # (B, C, n, n, T, T): views into the image, without a copy until the permuted axes are joined.
     tiles = image.unfold(2, tile_size, stride).unfold(3, tile_size, stride)
     return tiles.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
 
@@ -116,6 +120,7 @@ def merge_tiles(tiles: Tensor, batch: int, crop: int) -> Tensor:
 
     grid = tiles.unflatten(0, (num_rows, num_rows, batch))
     total = num_rows * size - 2 * (num_rows - 1) * crop
+    # Written piece by piece into one tensor, since `torch.cat` of rows and columns would copy everything twice.
     merged = tiles.new_empty(batch, tiles.shape[1], total, total).contiguous(memory_format=torch.channels_last)
     for row in range(num_rows):
         for column in range(num_rows):

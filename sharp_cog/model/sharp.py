@@ -99,6 +99,7 @@ class Sharp(nn.Module):
         """
         if depth_m is None:
             return monodepth_m
+        # The front layer is what a depth map shows.
         depth_m = prepare(depth_m, monodepth_m[:, :1], use)
         if use.mode == "align":
             scale_map: Tensor = self.depth_alignment(monodepth_m, depth_m)
