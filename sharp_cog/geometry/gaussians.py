@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Size of the last dimension of each field; None for a field without one.
 _CHANNELS = {"means": 3, "scales": 3, "quaternions_wxyz": 4, "colors_linear": 3, "opacities": None}
 
 
@@ -82,6 +83,7 @@ class Gaussians:
         _check_shapes(self, num_leading=1)
         # Half precision cannot hold the logit of an opacity near 1, and float64 would be rounded silently by writers.
         for field in fields(self):
+            # By its name, since this module does not import torch.
             dtype = str(getattr(self, field.name).dtype)
             if dtype != "torch.float32":
                 raise ValueError(f"{field.name} is {dtype}, Gaussians are torch.float32: convert it with .float()")

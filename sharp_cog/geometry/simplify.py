@@ -43,8 +43,9 @@ def prune(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opacity
     kept = torch.nonzero(gaussians.opacities >= min_opacity).squeeze(-1)
     if max_gaussians is not None and len(kept) > max_gaussians:
         # Multiples of the golden ratio modulo 1 are spread evenly, however many there are (Weyl, 1916), and random
-        # numbers are not.
+        # numbers are not. They are computed as integers modulo 2^32, whose products fit into int64.
         turns = (kept * _GOLDEN_RATIO_32 & 0xFFFFFFFF).to(torch.float32) / 2.0**32
+        # A bonus of up to `EVEN_FACTOR`, added as a logarithm, decides between Gaussians that contribute alike.
         rank = contribution(gaussians)[kept].clamp(min=_TINY).log_() + math.log(EVEN_FACTOR) * turns
         kept = kept[torch.topk(rank, max_gaussians, sorted=False).indices].sort().values
     return Gaussians(
@@ -67,6 +68,7 @@ def contribution(gaussians: Gaussians) -> Tensor:
     Returns:
         (N,), 0 for Gaussians behind the camera.
     """
+    # A Gaussian at the camera itself has no direction; the clamp avoids a division by zero.
     distance = torch.linalg.vector_norm(gaussians.means, dim=-1).clamp(min=1e-12)
     w, vector = gaussians.quaternions_wxyz[:, :1], gaussians.quaternions_wxyz[:, 1:]
     direction = gaussians.means / distance.unsqueeze(-1)
@@ -78,5 +80,6 @@ def contribution(gaussians: Gaussians) -> Tensor:
     # det(S) S^-1 without a division, since deviations may be zero: each axis is multiplied by the two others.
     shadow = torch.sqrt((x * b * c) ** 2 + (y * a * c) ** 2 + (z * a * b) ** 2)
     depth = gaussians.means[:, 2]
+    # 1 / distance^2 times 1 / cos^3, with cos = depth / distance.
     area = shadow * distance / depth.clamp(min=1e-6) ** 3
     return torch.where(depth > 0, gaussians.opacities * area, 0.0)

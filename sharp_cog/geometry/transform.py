@@ -38,6 +38,7 @@ def scale_and_center(
         scaled = replace(gaussians, means=gaussians.means * scale, scales=gaussians.scales * scale)
     if not is_centred or not len(gaussians):
         return scaled, (0.0, 0.0, 0.0)
+    # The median of each axis, since a mean would follow the few far Gaussians of a sky.
     x, y, z = (-scaled.means.median(dim=0).values).tolist()
     return translate(scaled, (x, y, z)), (x, y, z)
 
@@ -54,6 +55,7 @@ def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
 
     The rotation is its own inverse.
     """
+    # The rotation is the quaternion 0, 1, 0, 0, and its product with w, x, y, z is -x, w, -z, y.
     w, x, y, z = gaussians.quaternions_wxyz.unbind(-1)
     return replace(
         gaussians,
@@ -64,6 +66,7 @@ def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
 
 def depths_ahead(gaussians: Gaussians, *shares: float) -> list[float]:
     """Return quantiles of depth in metres of the Gaussians in front of the photograph's camera, or 1 without any."""
+    # In numpy, since `torch.quantile` refuses more than 16 million values.
     depth_m = gaussians.means[:, 2].cpu().numpy()
     depth_m = depth_m[depth_m > 0]
     return [float(value) for value in np.quantile(depth_m, shares)] if len(depth_m) else [1.0] * len(shares)
