@@ -124,6 +124,8 @@ class _Worker:
         inputs.check_sources(given.keys(), image_name=named[0] if named else "image")
         sources = {key: given.pop(key) for key in (*named, "image_url", "depth", "depth_url") if key in given}
         upload_url = given.pop("upload_url", None)
+        if upload_url is not None and not isinstance(upload_url, str):
+            raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
         options = inputs.options_from(given)
         if options.save_internal_depth:
             raise OptionError("save_internal_depth is given, but the answer is one file: leave it out")
@@ -139,15 +141,13 @@ class _Worker:
         return self._answer(prediction, options, upload_url, name=name, budget=budget)
 
     def _answer(
-        self, prediction: Prediction, options: PredictOptions, upload_url: object, *, name: str, budget: int
+        self, prediction: Prediction, options: PredictOptions, upload_url: str | None, *, name: str, budget: int
     ) -> dict[str, Any]:
         format_ = FORMATS[options.output_format]
         with ScratchFolder() as folder:
             path = prediction.write(folder / f"{name.replace('/', '_')}{format_.suffix}", output_format=format_.name)
             splat: dict[str, str]
             if upload_url is not None:
-                if not isinstance(upload_url, str):
-                    raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
                 upload(upload_url, path, format_.media_type, self.settings)
                 splat = {"url": urlsplit(upload_url)._replace(query="", fragment="").geturl()}
             elif self.settings.has_bucket:

@@ -104,6 +104,12 @@ def test_a_bad_request_is_an_error_with_a_code(values: object, code: str) -> Non
     assert answer["error"]
 
 
+def test_an_upload_url_that_is_not_text_is_refused_before_the_prediction() -> None:
+    pipeline = Gated()
+    assert ask({"image": b64(b"abc"), "upload_url": 3}, pipeline=pipeline)["code"] == "invalid_input"
+    assert pipeline.predicted == []
+
+
 def test_a_list_is_answered_one_by_one() -> None:
     answer = ask({"images": [{"image": b64(b"abc")}, {"image": "%"}, 3, {"image": b64(b"ab"), "format": "spz"}]})
     assert answer["status"] == "partial"
