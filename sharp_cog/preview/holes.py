@@ -18,8 +18,9 @@ _OPEN_BELOW = 0.5
 """Coverage below which a pixel is a hole."""
 _WIDTH = 192
 """Width in pixels of the views that are searched for holes."""
-_NUM_POSES = 4
-"""Number of poses along the path that are searched for holes."""
+# A `shake` swings twice in a loop: four poses would all be the photograph's own view.
+_NUM_POSES = {"swipe": 4, "shake": 8, "rotate": 4, "rotate_forward": 4}
+"""Number of poses along each path that are searched for holes; the path's extremes are among them."""
 
 
 def largest_range_without_holes(
@@ -46,7 +47,7 @@ def largest_range_without_holes(
 
     def share_of_holes(camera_range: float) -> float:
         poses = camera_path(
-            path, num_frames=_NUM_POSES, camera=camera, near_m=near_m, focus_m=focus_m, camera_range=camera_range
+            path, num_frames=_NUM_POSES[path], camera=camera, near_m=near_m, focus_m=focus_m, camera_range=camera_range
         )
         views = (coverage(gaussians, photograph.moved(pose)) for pose in poses)
         return max(float(np.mean(covered < _OPEN_BELOW)) for covered in views) - share_before

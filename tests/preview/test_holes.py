@@ -9,7 +9,7 @@ import torch
 from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.preview.holes import CAMERA_RANGES, MAX_HOLES, largest_range_without_holes
-from sharp_cog.preview.path import DEFAULT_RANGE, camera_path
+from sharp_cog.preview.path import DEFAULT_RANGE, PATHS, camera_path
 from sharp_cog.preview.render import coverage
 from sharp_cog.preview.view import View
 from tests.preview.scenes import CAMERA, together, wall
@@ -28,6 +28,12 @@ def test_a_hole_behind_a_thing_limits_the_range_the_more_the_larger_it_is(hole_m
     scene = together(wall(1.0, width_m=0.8), wall(10.0, width_m=40.0, hole_m=hole_m))
     assert not (coverage(scene, View.of_photograph(CAMERA, width=192)) < 0.5).any(), "hidden from the photograph"
     assert tried(scene) == expected
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_is_limited_by_a_hole(path: str) -> None:
+    scene = together(wall(1.0, width_m=0.8), wall(10.0, width_m=40.0, hole_m=9.6))
+    assert largest_range_without_holes(scene, CAMERA, path, near_m=1.0, focus_m=2.0) < DEFAULT_RANGE
 
 
 def test_holes_in_the_photographs_own_view_do_not_count() -> None:
