@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sharp_cog.errors import SplatError
-from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_SCALE_M
+from sharp_cog.formats.limits import MAX_LENGTH_M, MIN_OPACITY, MIN_SCALE_M
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.quaternions import to_unit
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
@@ -45,7 +45,7 @@ def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fra
     scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M)
     opacities = gaussians.opacities.cpu()
     # The product of three small scales would underflow, so logarithms are added.
-    importance = block[:, 7:10].sum(dim=1).add_(opacities.clamp(min=MIN_SCALE_M).log())
+    importance = block[:, 7:10].sum(dim=1).add_(opacities.clamp(min=MIN_OPACITY).log())
     order = importance.argsort(descending=True, stable=True)
     rgba = torch.cat([block[:, 3:6] * SH_C0 + 0.5, opacities.unsqueeze(1)], dim=1).mul_(255.0)
     quaternions = block[:, 10:14].mul(128.0).add_(128.0)

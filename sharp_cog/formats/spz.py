@@ -139,7 +139,7 @@ def _gzip(content: bytes) -> list[bytes]:
 
     Blocks are compressed in parallel, each with the end of the previous block as its dictionary.
     """
-    starts = range(0, max(1, len(content)), _BLOCK)
+    starts = range(0, len(content), _BLOCK)
 
     def compress(start: int) -> bytes:
         is_last = start + _BLOCK >= len(content)

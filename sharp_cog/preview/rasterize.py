@@ -79,8 +79,8 @@ def _keep_torch_threads() -> Iterator[None]:
 
 
 def _rasterize(gaussians: Gaussians, view: View) -> Rendering:
-    def array(tensor: object) -> Floats:
-        return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float32)  # type: ignore[attr-defined]
+    def array(tensor: torch.Tensor) -> Floats:
+        return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype=np.float32)
 
     camera = view.world_to_camera.astype(np.float32)
     projected, depth = _project(
