@@ -43,6 +43,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
                 # descriptor holds the lock after the file is closed.
                 held = os.dup(file.fileno()) if sys.platform != "win32" else None
                 yield file
+            # Atomic, since the temporary file lies beside its target: others see the old file or the new one.
             os.replace(temporary, path)
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -58,6 +59,7 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
+            # A quota may be used up while the disk has room, which the figure shows.
             reason += f", {shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free"
     return OutputError(f"cannot write {path}: {reason}: check the folder, its permissions and the free space")
 
@@ -83,6 +85,7 @@ def lock(descriptor: int) -> bool:
     if sys.platform == "win32":
         return False
     try:
+        # The lock belongs to the open file and not to the process, so a second descriptor of it keeps the lock.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

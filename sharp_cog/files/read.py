@@ -37,6 +37,7 @@ def read_capped(
     """
     if declared_bytes is not None and declared_bytes > limit:
         raise too_large
+    # The announced length is only a claim, so the bytes that arrive are counted too.
     content = bytearray()
     for chunk in chunks:
         content += chunk

@@ -79,9 +79,11 @@ class RetryPolicy:
             try:
                 return attempt()
             except TransientError as error:
+                # A download that is cut again and again still completes, as long as each try brings it forward.
                 if position and position() > last_position:
                     num_failures, last_position = 0, position()
                 num_failures += 1
+                # A server that names a time knows better, and its wait gets no jitter.
                 wait_s = self._wait_s(num_failures) if error.retry_after_s is None else error.retry_after_s
                 if (
                     num_failures >= self.max_tries
@@ -92,6 +94,7 @@ class RetryPolicy:
                     raise
                 if on_retry:
                     on_retry(error, wait_s)
+            # Outside of the `except` block, where the error and its frames would stay alive during a long wait.
             sleep(wait_s)
 
     def _wait_s(self, num_failures: int) -> float:

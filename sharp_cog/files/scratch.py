@@ -47,6 +47,8 @@ class ScratchFolder:
             self.path = hidden.rename(hidden.with_name(hidden.name[1:]))
         except OSError as error:
             raise cannot_write(parent / PREFIX, error) from error
+        # The finalizer runs when the object is dropped or the interpreter exits, but not after a kill: hence the lock
+        # and `_remove_leftovers`.
         self._finalizer = weakref.finalize(self, _remove, self.path, descriptor)
 
     def remove(self) -> None:
@@ -63,6 +65,7 @@ class ScratchFolder:
 
 
 def _remove(folder: Path, descriptor: int | None) -> None:
+    # The lock is released last, so that no other process removes the folder at the same time.
     shutil.rmtree(folder, ignore_errors=True)
     if descriptor is not None:
         os.close(descriptor)
@@ -74,6 +77,7 @@ def _remove_leftovers(parent: Path) -> None:
         return
     for leftover in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # It is no folder, belongs to another user, or was removed meanwhile.
+            # Everybody can write to the folder for temporary files, so a link may have such a name: it is not followed.
             descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if os.fstat(descriptor).st_uid == os.geteuid() and lock(descriptor):
