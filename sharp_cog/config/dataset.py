@@ -55,6 +55,7 @@ _COUNT = (0, 10**9)
 """Limits of a number of photographs that may be zero."""
 _SLOTS = (1, 10**4)
 """Limits of the length of a queue or a batch."""
+# A name is joined to a folder of the run, so it must not lead out of it or be hidden.
 _NAMES_FILE = {
     "accepts": re.compile(r"[^./\\][^/\\]{,199}").fullmatch,
     "remedy": "give the name of a file, without folders",
@@ -139,6 +140,7 @@ class DatasetSettings:
         "HF_INDEX_REPO_PATH",
         "data/train.jsonl",
         "path of the index in the repository",
+        # No `..`, no blanks, and at least one character that is not a slash.
         accepts=re.compile(r"(?!.*\.\.)[^ ]*[^/ ][^ ]*").fullmatch,
         remedy="give a path in the repository",
     )
@@ -198,6 +200,7 @@ class DatasetSettings:
                 f"UNSPLASH_ACCESS_KEY is not set: the Unsplash API, SOURCE={self.source}, needs one; create it at "
                 "https://unsplash.com/developers"
             )
+        # A folder is read by path, so any order will do, the default included.
         orders = ORDERS_BY_SOURCE.get(self.source, ORDERS)
         if self.order_by not in orders:
             raise SettingError(
@@ -246,6 +249,7 @@ class DatasetSettings:
         Raises:
             SettingError: A value is bad.
         """
+        # These flags and variables are no fields, so that `given` does not read them.
         for name, folder in FIXED_FOLDERS.items():
             flag = getattr(flags, name, None)
             text = environment.get(name.upper(), "") if flag is None else flag
@@ -262,4 +266,5 @@ class DatasetSettings:
         Raises:
             SettingError: RUNS_DIR or RUN_ID is bad.
         """
+        # The only setting without a usable default is filled in, since `status` has to work without all others.
         return cls(input_dir=".", **given(cls, environment, flags, names=("run_id", "runs_dir")))

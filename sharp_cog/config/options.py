@@ -91,6 +91,7 @@ class OutputOptions:
         for about in parameters(type(self)):
             check(about, about.name, getattr(self, about.name), OptionError)
         format_ = OUTPUT_FORMATS[self.output_format]
+        # An option that the format would ignore is refused: the file would not be what was asked for.
         fixed = format_.axes if format_.has_fixed_axes else None
         if fixed and self.axes not in ("auto", fixed):
             raise OptionError(
@@ -114,9 +115,11 @@ class OutputOptions:
             OptionError: A name is unknown, or a value has the wrong type or is out of its range.
         """
         known = {about.name: about for about in parameters(cls)}
+        # Forms send an empty text for every field that was left out.
         given = {name: value for name, value in values.items() if value is not None and value != ""}
         unknown = sorted(given.keys() - known.keys())
         if unknown:
+            # Callers of a service choose the names: a thousand of them, or control characters, must not fill the log.
             named = ", ".join(plain(name) or quoted(name) for name in unknown[:_MAX_NAMED])
             more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
             raise OptionError(f"unknown option {named}{more}: choose from {', '.join(sorted(known))}")
@@ -192,6 +195,7 @@ class PredictOptions(OutputOptions):
     )
 
     def __post_init__(self) -> None:
+        # Not `super()`: a dataclass with slots replaces the class that the form without arguments refers to.
         OutputOptions.__post_init__(self)
         if self.back_surface_factor > 1 and self.depth_mode == "align":
             raise OptionError(

@@ -38,6 +38,7 @@ class OutputFormat:
     )
 
 
+# Without functions, so that commands and schemas can list the formats before torch is imported.
 OUTPUT_FORMATS = {
     format_.name: format_
     for format_ in (

@@ -106,6 +106,7 @@ def parameter(default: Any, help_: str, *, choices: Any = (), is_secret: bool = 
         facts: Other attributes of `Parameter`.
     """
     meanings = choices if isinstance(choices, Mapping) else dict.fromkeys(choices, "")
+    # Name, kind and default follow in `parameters`, once the class knows its fields.
     facts_of_field = Parameter(help=help_, choices=meanings, is_secret=is_secret, **facts)
     return field(default=default, repr=not is_secret, metadata={_KEY: facts_of_field})
 
@@ -121,6 +122,7 @@ def _parameters(cls: type) -> tuple[Parameter, ...]:
         replace(
             each.metadata[_KEY],
             name=each.name,
+            # Annotations are texts here: `int | None` becomes `int`, and `tuple[str, ...]` becomes `tuple`.
             kind=str(each.type).removesuffix(" | None").partition("[")[0],
             default=each.default,
         )
@@ -163,6 +165,7 @@ def check(about: Parameter, label: str, value: Any, error_type: type[SharpError]
         SharpError: The value is refused; the message names it and the remedy. The error is an `error_type`.
     """
     choices = tuple(about.choices)  # Not the mapping, which cannot look up a list.
+    # First the choices, then the limits, the rule of the setting, and the path.
     for item in value if about.kind == "tuple" else (value,):
         if choices and item not in choices:
             verb = "has" if about.kind == "tuple" else "is"
@@ -198,6 +201,7 @@ def as_path(value: object) -> Path | None:
     if not text:
         return None
     try:
+        # With a NUL in the name of a user, `expanduser` would raise an error of its own.
         path = Path("" if "\0" in text else text).expanduser()
     except RuntimeError:
         raise ValueError("that user has no home folder here, write the path out") from None
@@ -207,6 +211,7 @@ def as_path(value: object) -> Path | None:
 
 
 def _as_number(value: object, remedy: str = "give a number") -> float:
+    # In Python, True is the number 1; in a request it is a mistake.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(remedy)
     try:
@@ -217,6 +222,7 @@ def _as_number(value: object, remedy: str = "give a number") -> float:
 
 def _as_whole_number(value: object) -> int:
     remedy = "give a whole number"
+    # By a float, since forms and JSON also write whole numbers as 4.0; infinity and NaN are no whole numbers.
     number = _as_number(value, remedy)
     if not number.is_integer():
         raise ValueError(remedy)

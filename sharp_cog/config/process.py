@@ -19,6 +19,7 @@ def use_huge_pages(environment: MutableMapping[str, str] = os.environ) -> None:
     4 kB, a CPU spends as much time on the page faults as on the computation. The call must come before torch's first
     tensor, since torch reads the variable once.
     """
+    # torch's CPU allocator reads the variable, and then calls `madvise` for large blocks.
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
@@ -30,6 +31,7 @@ def use_one_arena(environment: Mapping[str, str] = os.environ) -> None:
     """
     if "MALLOC_ARENA_MAX" in environment or sys.platform != "linux":
         return
+    # `CDLL(None)` is the process itself. Under musl it has no `mallopt`.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

@@ -98,6 +98,7 @@ class ServiceSettings:
             "BUCKET_SECRET_ACCESS_KEY": self.bucket_secret_access_key,
             "BUCKET_NAME": self.bucket_name,
         }
+        # Half a bucket would be noticed only when the first result is uploaded.
         missing = [variable for variable, value in bucket.items() if not value]
         if missing and len(missing) < len(bucket):
             raise SettingError(

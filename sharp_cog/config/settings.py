@@ -51,6 +51,7 @@ def given(
     for about in parameters(cls):
         if names and about.name not in names:
             continue
+        # A flag wins even if it is empty, which gives a setting its empty value.
         flag = getattr(flags, about.name, None)
         text = variables.get(about.variable, "").strip() if flag is None else str(flag).strip()
         if text or flag is not None:
@@ -177,6 +178,7 @@ def process_environment(more: Mapping[str, str | None] | None = None) -> dict[st
     """
     for name, value in (more or {}).items():
         try:
+            # In the environment, since libraries such as the hub's client read their variables themselves.
             os.environ.setdefault(name, value or "")
         except ValueError as error:
             # The message leaves the value out, since it may be a token.
