@@ -239,11 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("sharp_cog")
+    # In place of the handler of an earlier call in the same process, or every line would come twice.
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         with _interrupted_by_sigterm():
             exit_code: int = import_module(f"sharp_cog.cli.{arguments.command.replace('-', '_')}").run(arguments)
+        # Text that a closed pipe refuses fails here, inside of `try`, and not when the interpreter ends.
         sys.stdout.flush()
     except SharpError as error:
         return report(error, verbose=arguments.verbose)
@@ -262,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _interrupted_by_sigterm() -> Iterator[None]:
     """Handle SIGTERM like Ctrl-C, so that no half-written file is left, and let it end the process afterwards."""
     is_main = threading.current_thread() is threading.main_thread()
+    # Signals can be set in the main thread only, and a program around this one may handle SIGTERM itself.
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -276,6 +279,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
+        # The process ends by the signal itself, as its parent expects, once all blocks have cleaned up.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if received:
             sys.stdout.flush()

@@ -26,6 +26,7 @@ _TEXT_HEIGHT = 24
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
+    # Before the networks are loaded, which takes minutes.
     movie.require_renderer()
     settings = settings_from(arguments)
     checkpoints = {"depth-pro": arguments.depth_pro, "depth-anything-v2-metric": arguments.depth_anything}
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         del estimate_depth
         target = folder / f"{path.stem}.{name}.npy"
         write_depth(target, estimate, estimator=name)
+        # Said to be metric, since a guess from the values could take a map of a large scene for disparity.
         prediction = pipeline(path, PredictOptions(depth_format="metric"), depth=estimate.depth_m)
         prediction.write(folder / f"{path.stem}.{name}.ply")
         movie.write_preview(folder / f"{path.stem}.{name}.preview.webp", prediction.gaussians, prediction.camera)

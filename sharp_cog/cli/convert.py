@@ -21,11 +21,13 @@ def run(arguments: argparse.Namespace) -> int:
     viewer_dir = settings_from(arguments).viewer_dir
     output_format = arguments.format or formats.format_of(target)
     options = options_from(arguments, OutputOptions, output_format=output_format)
+    # By the file and not by its name, which may lead there through a link.
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target} is the splat that is read: write to another file")
     output.check(options, viewer_dir=viewer_dir)
     sweep(target.parent)
     splat = formats.read(source, axes=arguments.input_axes)
+    # A missing camera matters only to the formats that need one.
     camera = camera_of(source, splat) if formats.FORMATS[output_format].needs_camera else splat.camera
     kept = prune(splat.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity)
     output.write(target, kept, camera, options, viewer_dir=viewer_dir)

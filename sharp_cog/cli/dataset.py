@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in UNUSED_VARIABLES:
         if environment.get(name):
             _LOG.warning("%s is set, but not needed: the model is loaded once, in this process", name)
+    # The model's settings read the same variable, and know `auto` but not `default`.
     device = "auto" if settings.device == "default" else settings.device
     return _run(settings, Settings.from_environment({**environment, "SHARP_DEVICE": device}))
 
@@ -83,6 +84,7 @@ def _run(settings: DatasetSettings, sharp: Settings) -> int:
         raise OutputError(f"{settings.run_dir} cannot be created: {error.strerror or error}: check RUNS_DIR") from error
     lock = FileLock(settings.run_dir / ".lock")
     try:
+        # Two processes would do everything twice. The system releases the lock however its process ends.
         lock.acquire(blocking=False)
     except Timeout:
         raise SettingError(
@@ -101,6 +103,7 @@ def _run(settings: DatasetSettings, sharp: Settings) -> int:
             os._exit(EXIT_INTERRUPTED)
         counts = journal.counts()
         journal.close()
+    # Also if the run has done everything meanwhile, since a script must be able to see that it was stopped.
     if received:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if counts.get("failed") and not counts.get("done") else 0
@@ -125,6 +128,7 @@ def _stop_on_signals(stop: Callable[[], None]) -> Iterator[list[int]]:
         _LOG.warning("stopping: work in progress is being finished; press Ctrl-C again to stop at once")
         stop()
 
+    # Python calls the handler in the main thread, so that the second signal interrupts `work` there.
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received

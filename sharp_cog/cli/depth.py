@@ -90,6 +90,7 @@ def load_estimator(
             raise OptionError(f"estimator sharp needs the model sharp, and SHARP_MODEL is {settings.model!r}: unset it")
         return partial(_front_layer, pipeline or SharpPipeline.load(settings))
     estimator = estimators.load(name, checkpoint=checkpoint, device=find_device(settings.device))
+    # The networks need only the pixels, and SHARP only the path: see `_front_layer`.
     return lambda path, source: estimator(source)
 
 

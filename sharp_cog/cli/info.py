@@ -65,6 +65,7 @@ def _camera(camera: Camera) -> Report:
 
 def _quantiles(values: torch.Tensor) -> dict[str, float]:
     """Return the minimum, the 10 %, 50 % and 90 % quantiles, and the maximum, with four digits."""
+    # By sorting, since `torch.quantile` refuses more than 16 million values.
     ordered = values.sort().values
     last = len(ordered) - 1
     return {f"{share:.0%}": float(f"{ordered[round(share * last)].item():.4g}") for share in (0, 0.1, 0.5, 0.9, 1)}

@@ -63,6 +63,7 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
     images = [image for image, _ in found]
     if not images:
         raise InputError(f"no image in {', '.join(map(str, inputs))}: name an image, or use --recursive")
+    # Folders of the images relative to the inputs, empty for images that were named themselves.
     folders = [image.parent.relative_to(path) if path.is_dir() else Path() for image, path in found]
     if output is None:
         targets = [image.with_suffix(suffix) for image in images]
@@ -118,6 +119,7 @@ def _check_targets(images: list[Path], targets: list[Path]) -> None:
     for folder in {target.parent for target in targets}:
         sweep(folder)
         try:
+            # Tried, since permissions alone do not tell: the file system may be read-only or full.
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
@@ -137,10 +139,12 @@ def _find_depth(image: Path, depth: Path | None, folder: Path) -> Path | None:
     """
     if depth is None or not depth.is_dir():
         return depth
+    # The more specific place and name come first.
     for parent in dict.fromkeys((depth / folder, depth)):
         for suffix in DEPTH_SUFFIXES:
             for stem in (image.name, f"{image.stem}.depth", image.stem):
                 found = parent / f"{stem}{suffix}"
+                # With images and maps in one folder, `a.png` is the image itself and not its map.
                 if found.is_file() and found != image:
                     return found
     _LOG.warning("%s has no depth map for %s", depth, image.name)

@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(arguments, PredictOptions, output_format=output_format)
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
+    # All checks come before anything is loaded or written, and the cheap ones first.
     output.check(options, viewer_dir=settings.viewer_dir)
     if arguments.preview:
         movie.require_renderer()
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
         # Loading would download gigabytes. An image that cannot be used should be reported before that.
         images.decode(read_bytes(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
+    # The estimator comes first: a missing package or checkpoint is reported before gigabytes are loaded.
     estimator = None
     if arguments.depth_from is not None:
         device = find_device(settings.device)
@@ -117,6 +119,7 @@ class _Batch:
         """Process all requests; an error of one image is reported and does not stop the others."""
         # Closing the iterator waits for the splats that are being written, also after Ctrl-C.
         with closing(pipeline.map(requests, encode=self._write)) as outcomes:  # type: ignore[type-var]
+            # Outcomes come in the order of the requests.
             for job, outcome in zip(self._jobs, outcomes, strict=True):
                 if isinstance(outcome, SharpError):
                     with tqdm.external_write_mode():
@@ -134,7 +137,9 @@ class _Batch:
             _write_monodepth(job, prediction.monodepth_m)
         if self._has_preview:
             movie.write_preview(job.preview, prediction.gaussians, prediction.camera)
+        # After its side files, so that an interrupted run counts only what is complete.
         self.written.append(job.target)
+        # Lines appear above the progress bar; printed directly, they would break it.
         with tqdm.external_write_mode():
             self._print_written(job, prediction)
 

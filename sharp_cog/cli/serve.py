@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     app = create_app(lambda: SharpPipeline.load(settings), service)
     try:
         family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+        # Bound before the model is loaded, so that a second service fails at once. Uvicorn takes over the socket.
         listener = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         # An unknown host name has a negative number, for which `os.strerror` has no text.
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = uvicorn.Config(
         app,
         log_level="info" if arguments.verbose else "warning",
+        # After Ctrl-C, requests under way may take the time that every request has.
         timeout_graceful_shutdown=int(service.request_seconds) + 1,
     )
     uvicorn.Server(config).run(sockets=[listener])

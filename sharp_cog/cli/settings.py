@@ -50,6 +50,7 @@ def setting_flags(*names: str) -> list[Flag]:
     named = {about.name: about for about in parameters(Settings)}
     return [
         flag(
+            # No default, so that a flag that is not given is None and leaves the variable its turn.
             _flag_of(name),
             choices=tuple(named[name].choices) or None,
             metavar=named[name].metavar or None,

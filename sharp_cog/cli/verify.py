@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(arguments, PredictOptions)
     source = images.decode(read_bytes(Path(arguments.image), ImageError), options, max_pixels=settings.max_pixels)
     reference = SharpPipeline.load(replace(settings, model="ml-sharp"))
+    # Float32 whatever the settings say, since Apple's package computes in it.
     candidate = SharpPipeline.load(replace(settings, model="sharp", precision="float32"))
     differences = compare(
         reference.predictor,
