@@ -53,14 +53,17 @@ class Ticket(Generic[_T]):
 
     def _run(self, function: Callable[[Any], Any], before: Future[Any] | None) -> Any:
         """Run one stage in its thread, as soon as the stage before has ended."""
+        # An error of the stage before is raised here, and so it passes through all later stages to the caller.
         if before is not None:
             before.result()
         with self._lock:
+            # An item that has only its last stage left is finished: what the device has computed is worth writing.
             if self._is_cancelled and self._num_left > 1:
                 raise CancelledError
             # Only the stage at work holds the value, so that a large one is freed as soon as a stage replaces it.
             value, self._value = self._value, None
             self._num_left -= 1
+        # Outside of the lock, so that `cancel` returns while a stage is at work.
         result = function(value)
         if self._num_left == 0:
             return result
@@ -127,6 +130,7 @@ class Conveyor(Generic[_T]):
             Exception: Whatever a stage or the iteration over the items raises.
         """
         feed: _Feed[_T] = _Feed(self, items, max_items, ordered=ordered)
+        # The iteration over the items may block, so its thread must not keep the process from ending.
         threading.Thread(target=feed.run, daemon=True, name="feed").start()
         try:
             while (future := feed.next()) is not None:
@@ -165,12 +169,15 @@ class _Feed(Generic[_T]):
         """Push all items. Body of the thread."""
         try:
             for item in self._items:
+                # The item is taken before there is room for it, so that one more than `max_items` exists.
                 self._room.acquire()
                 with self._lock:
+                    # `stop` takes the same lock, so an item is pushed early enough to be cancelled, or not at all.
                     if self._is_stopped:
                         return
                     ticket = self._conveyor.push(item)
                     self._tickets[ticket.future] = ticket
+                # An ordered run waits for the futures in this order; otherwise each comes when it is done.
                 if self._ordered:
                     self._futures.put(ticket.future)
                 else:
@@ -178,6 +185,7 @@ class _Feed(Generic[_T]):
                 del item, ticket  # They would hold a result while the next item is waited for.
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer, which would wait for ever
             self._failure = error
+        # The mark of the end. An unordered run may get it before the last results, which are still under way.
         self._futures.put(None)
 
     def next(self) -> Future[_T] | None:
@@ -197,6 +205,7 @@ class _Feed(Generic[_T]):
 
     def release(self, future: Future[_T]) -> None:
         """Forget a result, and make room for another item."""
+        # Without the lock: `stop` is the only loop over the tickets, and runs in the same thread as this.
         del self._tickets[future]
         self._room.release()
 

@@ -31,6 +31,7 @@ def read_files(request: Request) -> Request:
     """
     image, depth, options = _read(request.image, ImageError), _read(request.depth, DepthError), request.options
     depth_path = path_of(request.depth)
+    # `sharp-cog depth` writes the description; a caller of bytes has no file beside which it could lie.
     if depth_path is not None and options.depth_format == "auto":
         options = replace(options, depth_format=described_format(depth_path) or "auto")
     return replace(request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth))
@@ -42,6 +43,7 @@ def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int)
     Raises:
         ImageError: The image cannot be used.
     """
+    # A `Request` may bring pixels that are decoded already, and a depth that is not.
     if isinstance(image, SourceImage):
         return image
     if isinstance(image, Image.Image):
@@ -65,6 +67,7 @@ def decode_depth(
     Raises:
         DepthError: The depth map cannot be used with the image.
     """
+    # The map may come in the sensor's orientation, so it needs the operation that made the image upright.
     use: dict[str, Any] = {"depth_format": options.depth_format, "orientation": source.orientation}
     if isinstance(depth, bytes):
         depth_map = maps.decode(depth, source.camera, **use)

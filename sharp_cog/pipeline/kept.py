@@ -39,7 +39,9 @@ class KeptPredictions:
         if not _is_known(request):
             return
         with self._lock:
+            # Two threads may have predicted the same request at once; both splats are equal, and the later one stays.
             self._predictions[_key(request)] = prediction
+            # A loop, as the limit may have been lowered since; a limit of 0 drops what has just been added.
             while len(self._predictions) > self.limit:
                 self._predictions.popitem(last=False)
 
@@ -51,6 +53,7 @@ class KeptPredictions:
 
 def _is_known(request: Request) -> bool:
     """Return whether the bytes of image and depth were seen; pixels and estimated depth have none."""
+    # A depth without a hash is not the same as no depth: the request would find the prediction without depth.
     return request.image_hash is not None and (request.depth is None or request.depth_hash is not None)
 
 

@@ -33,7 +33,9 @@ def write(
     """
     if options.output_format != "mp4":
         return formats.write(path, gaussians, camera, options, viewer_dir=viewer_dir)
+    # A film flies around a camera: `OutputFormat.needs_camera` makes every caller provide one.
     assert camera is not None
+    # The renderer expects OpenCV axes, as the network predicts them, so `auto` means these.
     scene, _ = formats.to_output_frame(gaussians, options, default_axes="opencv")
     with open_atomically(path) as file:
         write_mp4(file, scene, camera)

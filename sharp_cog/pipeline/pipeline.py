@@ -94,9 +94,11 @@ class SharpPipeline:
             NotInstalledError: The model needs a package that is not installed.
             PredictionError: The device has too little memory.
         """
+        # Before anything else: torch reads the variable once, when it allocates its first tensor.
         use_huge_pages()
         settings = settings or Settings.from_environment()
         device = find_device(settings.device)
+        # Loading and the synchronization in the constructor use the device, so they fail in the same ways.
         with translate_errors(device):
             predictor = load_predictor(settings, device, source)
             return cls(predictor, device=device, settings=settings, num_kept_predictions=num_kept_predictions)
@@ -154,12 +156,14 @@ class SharpPipeline:
         if request.is_decoded:
             return request
         start = time.perf_counter()
+        # A kept prediction is found by the bytes of the files, so that even decoding is saved.
         request = read_files(request)
         answer = self.kept.find(request)
         if answer is not None:
             return replace(request, answer=answer)
         source = decode_image(request.image, request.options, max_pixels=self.settings.max_pixels)
         depth = request.depth
+        # An estimator, a decoded map and no depth at all pass through: they are no work for this stage.
         if isinstance(depth, (bytes, np.ndarray)):
             depth = self._decode_depth(depth, source, request.options)
         return replace(request, image=source, depth=depth, decode_s=time.perf_counter() - start)
@@ -172,21 +176,27 @@ class SharpPipeline:
             PredictionError: The device ran out of memory.
             DeviceError: The device failed; nothing more will work in this process.
         """
+        # A request that another thread has decoded passes through unchanged.
         request = self.decode(request)
         if request.answer is not None:
+            # A copy with options and timings of its own: the kept prediction is shared by all requests that it answers.
             return replace(request.answer, options=request.options, timings={}, key=request.key)
         # A predictor keeps the last image's encoding, and CUDA graphs their buffers: two callers would mix them up.
         with self._device_lock, translate_errors(self.device):
             if callable(request.depth):
                 request = self._estimate_depth(request, request.depth)
             source, depth_map = cast(SourceImage, request.image), cast(DepthMap | None, request.depth)
+            # Decoding may have happened in another thread, so its seconds travel with the request.
             timings = {"decode": request.decode_s}
+            # The stages synchronize with the stream, so that the results are complete when the lock is released.
             gaussians, predicted = self._on_own_stream(
                 lambda: self._predict(source, depth_map, request.options, request.image_hash, timings)
             )
+            # Copied to the CPU only if asked for: two layers in float32 are 19 MB at 1536 px.
             monodepth_m = None
             if request.options.save_internal_depth and predicted.monodepth_m is not None:
                 monodepth_m = predicted.monodepth_m[0].float().cpu().numpy()
+        # The options are applied later, by `gaussians` and `write`, so that a kept prediction serves any of them.
         prediction = Prediction(
             predicted=gaussians,
             camera=source.camera,
@@ -250,10 +260,12 @@ class SharpPipeline:
             return prediction if encode is None else encode(prediction)
 
         decode, predict, finish_ = (_errors_as_values(step) for step in (self.decode, self.predict, finish))
+        # A generator, so that images are taken from a long iterable only as there is room for them.
         items = (
             item if isinstance(item, Request) else Request(image=item, options=options or PredictOptions())
             for item in requests
         )
+        # Threads help on CUDA alone: on a CPU the network takes all cores, and Metal has one queue for all threads.
         if not (self.device.type == "cuda" if overlaps is None else overlaps):
             yield from (finish_(predict(decode(item))) for item in items)
             return
@@ -274,6 +286,7 @@ class SharpPipeline:
                 return 0.0
             size = self.predictor.image_size
             camera = Camera(width=size, height=size, focal_length_px=float(size))
+            # Unprojection and the rows of a .ply have compiled kernels too, for which the first image would wait.
             gaussians, _ = self._on_own_stream(lambda: (unproject(ndc, camera), None))
             vertex_block(gaussians)
         return time.perf_counter() - start
@@ -285,9 +298,11 @@ class SharpPipeline:
         """Run the estimator on the device, which the caller must have locked."""
         source = cast(SourceImage, request.image)
         estimate = estimator(source)
+        # A focal length from the caller or from EXIF is better than an estimated one; the default is a guess.
         if source.camera.focal_length_source == "default" and estimate.focal_length_px is not None:
             camera = replace(source.camera, focal_length_px=estimate.focal_length_px, focal_length_source="estimated")
             source = replace(source, camera=camera)
+        # An estimator's depth is in metres, whatever format the options name for a depth map of the caller's.
         depth_map = self._decode_depth(estimate.depth_m, source, replace(request.options, depth_format="metric"))
         return replace(request, image=source, depth=depth_map)
 
@@ -327,11 +342,13 @@ class SharpPipeline:
             raise DepthError(f"save_internal_depth is given, but the model {model!r} has no monodepth: leave it out")
         if self.predictor.needs_depth and depth_map is None:
             raise DepthError(f"the model {model!r} needs a depth map: give one as depth, or choose the model 'sharp'")
+        # Metres need no fit. Other maps have an unknown scale, which only monodepth can supply.
         fit = options.depth_fit
         if fit == "auto":
             needs_fit = depth_map is not None and not depth_map.is_metric and has_monodepth
             fit = "affine" if needs_fit else "none"
         return DepthUse(
+            # A factor has a meaning in the mode `fixed` alone, so giving one selects it.
             mode="fixed" if options.back_surface_factor > 1 else options.depth_mode,
             back_surface_factor=options.back_surface_factor,
             fit=fit,
@@ -358,6 +375,7 @@ class SharpPipeline:
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Iterator[None]:
         """Record the seconds of a stage, and synchronize with the device before and after it."""
+        # CUDA computes asynchronously: without waiting, a stage's seconds would count for the next one.
         synchronize_stream(self.device)
         start = time.perf_counter()
         yield

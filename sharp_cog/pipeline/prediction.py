@@ -21,6 +21,8 @@ from sharp_cog.pipeline import output
 from sharp_cog.runtime.device import translate_errors
 
 
+# Not compared by value, because a comparison of tensors has no single truth value. Not slotted, because the cached
+# property needs the instance's dictionary.
 @dataclass(kw_only=True, eq=False)
 class Prediction:
     """One image's splat, ready to be written.
@@ -54,11 +56,13 @@ class Prediction:
         Raises:
             PredictionError: The device ran out of memory, or failed.
         """
+        # Pruning and writing happen on the device too, after the pipeline has returned.
         with translate_errors(self.predicted.means.device):
             return prune(self.predicted, max_gaussians=self.options.max_gaussians, min_opacity=self.options.min_opacity)
 
     def with_options(self, options: PredictOptions) -> Prediction:
         """Return the same splat with other options of its output."""
+        # A new object, so that `gaussians` is computed again; `write` changes its timings, so they are copied.
         return replace(self, options=options, timings=dict(self.timings))
 
     def write(self, path: Path | str, *, output_format: str | None = None) -> Path:
@@ -98,9 +102,12 @@ def _format_for(path: Path, chosen: str) -> str:
     try:
         named = format_of(path)
     except OptionError:
+        # A suffix that belongs to no format leaves the choice to the options.
         return chosen
+    # Two formats share the suffix .ply, so the path agrees with either of them.
     if FORMATS[named].suffix == FORMATS[chosen].suffix:
         return chosen
+    # The default cannot be told from an option that was left out, so the suffix has precedence.
     if chosen == DEFAULT_FORMAT:
         return named
     raise OptionError(

@@ -26,6 +26,7 @@ DepthInput = bytes | str | os.PathLike[str] | NDArray[Any] | DepthMap | Callable
 """Forms of an external depth map: file content, a path, numbers, or a network that estimates it."""
 
 
+# Not compared by value, because a comparison of arrays has no single truth value.
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Request:
     """One image to turn into a splat.
@@ -56,6 +57,7 @@ class Request:
     answer: Prediction | None = None
 
     def __post_init__(self) -> None:
+        # A copy: the caller may reuse its buffer, and later steps recognise a file's content by the type `bytes`.
         if isinstance(self.image, (bytearray, memoryview)):
             object.__setattr__(self, "image", bytes(self.image))
         if isinstance(self.depth, (bytearray, memoryview)):
@@ -75,6 +77,7 @@ class Request:
     @property
     def is_decoded(self) -> bool:
         """True if image and depth have been decoded, so that only the device has work left."""
+        # An estimator counts as decoded, because it runs on the device, as a part of the prediction.
         has_depth = self.depth is None or isinstance(self.depth, DepthMap) or callable(self.depth)
         return self.answer is not None or (isinstance(self.image, SourceImage) and has_depth)
 
