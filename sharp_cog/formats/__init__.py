@@ -61,11 +61,13 @@ def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
 
 
 CODECS = {
+    # Stands before ply, whose magic bytes its files share.
     "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, matches=is_compressed_ply),
     "ply": Codec(write=write_ply, read=read_ply, matches=_starts_with(b"ply")),
     "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Detected as ply.
     "splat": Codec(write=write_splat, read=read_splat),  # Has no magic bytes: detected by its suffix.
     "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
+    # Formats without a reader are matched too, so that `read` can name them in its refusal.
     "sog": Codec(write=write_sog, matches=_starts_with(b"PK\x03\x04")),
     "glb": Codec(write=write_glb, matches=_starts_with(b"glTF")),
     "html": Codec(write=write_html, matches=_starts_with(b"<!do", b"<!DO")),
@@ -124,9 +126,11 @@ def write(
         OutputError: The file cannot be written, or the format cannot hold the scene.
     """
     format_ = FORMATS[options.output_format]
+    # Predictions have a camera, and `convert` assumes one for these formats.
     assert camera is not None or not format_.needs_camera
     scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
     extra: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
+    # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
     with open_atomically(path) as file:
         CODECS[format_.name].write(file, scene, camera, frame, **extra.get(format_.name, {}))
     return path
@@ -173,12 +177,15 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
         raise _refusal(content, path)
     splat = reader(content)
     frame = splat.frame or PHOTOGRAPH_FRAME
+    # The camera's position is in the file's axes, so the translation comes before the rotation.
     x, y, z = frame.camera_position
     gaussians = transform.translate(splat.gaussians, (-x, -y, -z))
     if (frame.axes if axes == "auto" else axes) == "opengl":
         gaussians = transform.opencv_to_opengl(gaussians)
+    # `Splat` has checked the values of the file, but their distance from the camera may overflow.
     if not gaussians.means.isfinite().all():
         raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond the range of float32: it is broken")
+    # Writers have the same limit, so that each splat that was read can be written again.
     if len(gaussians) and (farthest := gaussians.means.abs().max().item()) > MAX_LENGTH_M:
         raise SplatError(f"a Gaussian is {farthest:.3g} m away, the limit is {MAX_LENGTH_M:g} m: the file is broken")
     return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME)
@@ -190,6 +197,7 @@ def detect(content: bytes, path: Path | None = None) -> str | None:
     All plain .ply files count as `ply`. A .splat has no magic bytes and is detected by the suffix of `path`.
     """
     for name, codec in CODECS.items():
+        # A match without a reader may be chance: the first coordinate of a .splat may have the bytes `glTF`.
         if codec.read is not None and codec.matches(content):
             return name
     return "splat" if path is not None and path.suffix.lower() == FORMATS["splat"].suffix else None

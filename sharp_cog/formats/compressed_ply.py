@@ -51,6 +51,7 @@ MAX_LOG_SCALE = 20.0
 A chunk's steps are fractions of its range, so one Gaussian without extent would cost the others their precision.
 """
 
+# Bits of each component, from the highest down; a quaternion's leave two for the index of its largest component.
 _VECTOR_BITS = (11, 10, 11)
 _COLOR_BITS = (8, 8, 8, 8)
 _QUATERNION_BITS = (10, 10, 10)
@@ -99,6 +100,7 @@ def write_compressed_ply(
     vertices = torch.empty(len(order), len(VERTEX_PROPERTIES), dtype=torch.int32)
     for start in range(0, len(order), _PART):
         part = slice(start, start + _PART)
+        # (14, n): every property in one contiguous row, in the order of `sharp_cog.formats.ply.PROPERTIES`.
         columns = block[order[part]].t().contiguous()
         bounds = chunks[start // CHUNK_SIZE : (start + _PART) // CHUNK_SIZE]
         means, bounds[:, 0:6] = _within_chunks(columns[0:3])
@@ -114,6 +116,7 @@ def write_compressed_ply(
     ]
     file.write(write_header(elements, metadata_comments(camera, frame)))
     file.write(chunks.numpy().astype("<f4", copy=False).data)
+    # torch cannot shift uint32; the int32 have the same bits as the uint32 in the header.
     file.write(vertices[:num_gaussians].numpy().astype("<i4", copy=False).data)
 
 
@@ -131,6 +134,7 @@ def _morton_order(means: Tensor) -> Tensor:
         for shift, mask in _SPREAD:
             bits = (bits | bits << shift).bitwise_and_(mask)
         codes[part] = bits[:, 0] << 2 | bits[:, 1] << 1 | bits[:, 2]
+    # Equal positions keep their order, so that the same splat always has the same bytes.
     return codes.argsort(stable=True)
 
 
@@ -153,6 +157,7 @@ def _pack(units: Tensor, bits: tuple[int, ...]) -> Tensor:
     """Pack values in [0, 1], (k, n), into the bits of int32 (n,), the first value into the highest bits."""
     packed = torch.zeros(units.shape[1], dtype=torch.int32)
     for unit, num_bits in zip(units, bits, strict=True):
+        # Units are not negative, so truncation after adding 0.5 rounds to the nearest code.
         packed = (packed << num_bits).bitwise_or_((unit * ((1 << num_bits) - 1) + 0.5).to(torch.int32))
     return packed
 
@@ -166,6 +171,7 @@ def _pack_quaternions(quaternions_wxyz: Tensor) -> Tensor:
 
 def is_compressed_ply(content: bytes) -> bool:
     """Return whether a file's content starts with the header of a compressed .ply."""
+    # Without `end_header`, `find` returns -1 and nearly the whole file is searched; `read_header` then refuses it.
     return content.startswith(b"ply") and b"packed_position" in content[: content.find(b"end_header")]
 
 
@@ -190,10 +196,13 @@ def read_compressed_ply(content: bytes) -> Splat:
         raise SplatError(
             f"the .ply has {len(chunks)} chunks for {num_gaussians} Gaussians: there must be one for every {CHUNK_SIZE}"
         )
+    # (N, 12): a row for each Gaussian. The last chunk may have fewer than 256.
     bounds = torch.from_numpy(chunks).repeat_interleave(CHUNK_SIZE, dim=0)[:num_gaussians]
+    # int64, since a shift of int32 to the right would repeat its sign bit.
     packed = torch.from_numpy(vertices.astype(np.int64))
     colors = _unpack(packed[:, 3], _COLOR_BITS)
     rgb = colors[:, :3]
+    # Where chunks have no colours, the bytes themselves are the colours.
     if set(CHUNK_PROPERTIES[12:]) <= set(elements["chunk"].dtype.names or ()):
         color_chunks = torch.from_numpy(_columns(elements, "chunk", CHUNK_PROPERTIES[12:], "f4"))
         rgb = _between(color_chunks.repeat_interleave(CHUNK_SIZE, dim=0)[:num_gaussians], rgb)
@@ -214,6 +223,7 @@ def _columns(
     """Return properties of an element as one array (count, len(properties)) in this machine's byte order."""
     element = elements.get(name)
     fields = {} if element is None else dict(element.dtype.fields or {})
+    # `str[1:]` is the type without the byte order, which the assignments below convert.
     wrong = [field for field in properties if field not in fields or fields[field][0].str[1:] != type_]
     if element is None or wrong:
         raise SplatError(
@@ -239,4 +249,5 @@ def _unpack(packed: Tensor, bits: tuple[int, ...]) -> Tensor:
 
 def _between(bounds: Tensor, units: Tensor) -> Tensor:
     """Return the values (n, 3) at the fractions `units` of the ranges `bounds` (n, 6), the minima first."""
+    # Unlike low + (high - low) * unit, this is exact at both ends, and the difference cannot overflow.
     return bounds[:, :3] * (1.0 - units) + bounds[:, 3:] * units

@@ -60,7 +60,9 @@ def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
     num_bytes = sum(view.nbytes for view in views.values())
     document = _document(views, len(block), camera, frame)
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    # Chunks start at multiples of 4 bytes, so JSON is padded with spaces.
     text += b" " * (-len(text) % 4)
+    # The file has a header of 12 bytes, and each of its chunks one of 8.
     total = 12 + 8 + len(text) + (8 + num_bytes if views else 0)
     if total > _MAX_BYTES:
         raise OutputError(
@@ -81,6 +83,7 @@ def _views(block: NDArray[np.float32], gaussians: Gaussians) -> dict[str, NDArra
     opacities = gaussians.opacities.cpu().unsqueeze(-1).numpy()
     # Viewers without the extension take vertex colours as linear, as glTF defines them.
     rgba = np.concatenate([linear, opacities], axis=1).clip(0.0, 1.0) * np.float32(255.0)
+    # The exponentials of the block's logarithms would have lost digits.
     scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M).numpy()
     views: dict[str, NDArray[Any]] = {
         "POSITION": block[:, 0:3],
@@ -101,6 +104,7 @@ def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None,
     accessors: list[dict[str, Any]] = []
     buffer_views: list[dict[str, Any]] = []
     num_bytes = 0
+    # Views, accessors and attributes have the same indices, in the order of the binary chunk.
     for index, (name, view) in enumerate(views.items()):
         is_byte = view.dtype == np.uint8
         accessor = {
@@ -111,6 +115,7 @@ def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None,
         }
         if is_byte:
             accessor["normalized"] = True
+        # glTF demands bounds of positions. `tolist` is exact, so that validators find the same numbers in the data.
         if name == "POSITION":
             accessor |= {"min": view.min(axis=0).tolist(), "max": view.max(axis=0).tolist()}
         accessors.append(accessor)
@@ -127,12 +132,14 @@ def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None,
         perspective = {
             "aspectRatio": camera.width / camera.height,
             "yfov": math.radians(camera.vertical_fov_degrees),
+            # Without `zfar`, the projection is infinite and nothing far is cut off.
             "znear": 0.01,
         }
         node = {"camera": 0, "translation": list(frame.camera_position), "extras": camera_fields(camera)}
         document["nodes"].append({"name": "photograph", **node})
         document["cameras"] = [{"type": "perspective", "perspective": perspective}]
     if views:  # glTF has no empty accessors: without Gaussians, the node has no mesh.
+        # The colour space is that of the harmonics; COLOR_0 is linear.
         splatting = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
         primitive = {
             "attributes": {name: index for index, name in enumerate(views)},

@@ -149,17 +149,21 @@ def write_html(
     bootstrap = {
         "settings": _settings(camera, near_m=near_m, focus_m=focus_m),
         "contentUrl": "data:application/octet-stream;base64," + _base64(sog.getbuffer()),
+        # A data URL has no suffix, so the viewer selects its reader by this name.
         "contentFilename": "scene.sog",
     }
-    # Without the name of the source map, which a browser's developer tools would request.
+    # The last line names the source map, which a browser's developer tools would request.
     program = program.rpartition("\n//# sourceMappingURL=")[0] or program
     replacements = {
         _TITLE: f"<title>{PAGE_TITLE}</title>",
         _STYLESHEET: f"<style>\n{style}</style>",
+        # Numbers, base64 and constants cannot end the script element, so nothing is escaped.
         _BOOTSTRAP: f'<script type="application/json" id="sse-bootstrap">{json.dumps(bootstrap)}</script>',
+        # A page that is opened from a disk may not import a file beside it, but it may import a data URL.
         _IMPORT: "import { createViewer as makeViewer } from 'data:text/javascript;base64,"
         f"{_base64(program.encode())}';{_KEEP_TO_PHOTOGRAPH % json.dumps(_bounds(camera, near_m))}",
     }
+    # The page has the parts in this order, so each search starts behind the last one and never reads inserted text.
     for part, text in replacements.items():
         before, found, after = page.partition(part)
         if not found or part in after:
@@ -198,6 +202,7 @@ def _base64(content: bytes | memoryview) -> str:
 
 def _sideways_m(camera: Camera, near_m: float, camera_range: float) -> float:
     """Return how far a camera moves sideways for the nearest things to move by `camera_range` of the diagonal."""
+    # At depth z, a step s moves a thing by focal_length_px * s / z pixels; this is solved for s.
     return camera_range * near_m * math.hypot(camera.width, camera.height) / camera.focal_length_px
 
 
@@ -224,6 +229,7 @@ def _settings(camera: Camera, *, near_m: float, focus_m: float) -> dict[str, Any
     sway = {
         "name": "sway",
         "duration": _SWAY_S,
+        # At one frame per second, the times of keyframes are seconds.
         "frameRate": 1,
         "loopMode": "repeat",
         "interpolation": "spline",
@@ -232,6 +238,7 @@ def _settings(camera: Camera, *, near_m: float, focus_m: float) -> dict[str, Any
             "times": [index * _SWAY_S / _SWAY_KEYS for index in range(_SWAY_KEYS)],
             "values": {
                 "position": positions.ravel().tolist(),
+                # Python repeats the lists: x, y and z once for each keyframe.
                 "target": target * _SWAY_KEYS,
                 "fov": [fov] * _SWAY_KEYS,
             },
@@ -244,6 +251,7 @@ def _settings(camera: Camera, *, near_m: float, focus_m: float) -> dict[str, Any
         "background": {"color": [0, 0, 0]},
         "postEffectSettings": _EFFECTS,
         "animTracks": [sway],
+        # With the viewer's own choice of camera, the page shows black or drifts away.
         "cameras": [{"initial": {"position": [0, 0, 0], "target": target, "fov": fov}}],
         "annotations": [],
         "startMode": "animTrack",

@@ -39,6 +39,7 @@ def require_writable(gaussians: Gaussians) -> None:
     total = torch.stack([getattr(gaussians, field.name).sum() for field in fields(gaussians)]).sum()
     nearest, farthest = gaussians.means.aminmax()
     shortest, longest = _lengths(gaussians).aminmax()
+    # All of this stays on the device; `item` is the only wait.
     is_good = (
         total.isfinite()
         & (torch.maximum(-nearest, farthest) <= MAX_LENGTH_M)

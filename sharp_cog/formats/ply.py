@@ -89,6 +89,7 @@ def _vertex_rows(gaussians: Gaussians) -> Tensor:
         part = slice(start, start + _CHUNK)
         rows = block[part]
         rows[:, 0:3] = gaussians.means[part]
+        # Viewers show 0.5 + SH_C0 * f_dc as it is, without a transfer function, so it must be sRGB.
         rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part].clamp(0.0, 1.0)).sub_(0.5).div_(SH_C0)
         rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
         rows[:, 7:10] = gaussians.scales[part].clamp(MIN_SCALE_M, MAX_LENGTH_M).log_()
@@ -116,12 +117,15 @@ def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame:
     """Write the layout of Apple's own tool, for its `render` command; its camera always stands at the origin."""
     del frame
     width, height, focal = camera.width, camera.height, camera.focal_length_px
+    # Apple's tool stores an array as an element that is named like its only property, with a row for each value.
     extras: dict[str, NDArray[np.generic]] = {
         "extrinsic": np.eye(4, dtype="<f4").ravel(),
         "intrinsic": np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1], dtype="<f4"),
         "image_size": np.array([width, height], dtype="<u4"),
+        # One frame, and its number of Gaussians.
         "frame": np.array([1, len(gaussians)], dtype="<i4"),
         "disparity": np.array(_disparity_quantiles(gaussians), dtype="<f4"),
+        # 0 stands for sRGB, 1 for linear colours.
         "color_space": np.array([0], dtype="u1"),
         "version": np.array([1, 5, 0], dtype="u1"),
     }
@@ -144,6 +148,7 @@ def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
     if not len(gaussians):
         return 0.0, 0.0
     disparity = gaussians.means[:, 2].reciprocal().clamp(-MAX_DISPARITY_PER_M, MAX_DISPARITY_PER_M)
+    # On a CPU, torch.quantile sorts all values, while numpy only partitions them.
     if disparity.device.type == "cpu" or len(disparity) > _MAX_QUANTILES:
         low, high = np.quantile(disparity.cpu().numpy(), (0.1, 0.9))
     else:
@@ -195,9 +200,11 @@ def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
     # Other tools write quaternions of any length: divided by the largest component, no square over- or underflows.
     largest = quaternions.abs().amax(dim=-1, keepdim=True)
     quaternions = torch.where(largest > 0, quaternions / largest, quaternions)
+    # Other tools may write colours beyond [0, 1], which their higher harmonics bring back.
     colors = (columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5).clamp_(0.0, 1.0)
     return Gaussians(
         means=columns("x", "y", "z"),
+        # Logarithms above 88 become infinite scales, and `Splat` refuses those.
         scales=columns("scale_0", "scale_1", "scale_2").exp_(),
         quaternions_wxyz=to_unit(quaternions),
         colors_linear=colors if is_linear else srgb_to_linear(colors),

@@ -16,6 +16,7 @@ from sharp_cog.formats.scene import Frame, camera_fields
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.text import plain, reason_of
 
+# A file without an end of its header is searched no farther than this.
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_COUNT_DIGITS = 18
 """Maximum digits of an element's count: as many as fit in 64 bits, and more than any file needs."""
@@ -85,6 +86,7 @@ def read_header(content: bytes) -> Header:
         SplatError: The content is not a .ply, or its header is broken.
     """
     head = content[:_MAX_HEADER_BYTES]
+    # Lines may end with CR LF: the content starts after the LF, and `split` and `rstrip` drop each CR.
     end = head.find(b"\nend_header")
     newline = head.find(b"\n", end + 1)
     if head[:3] != b"ply" or end < 0 or newline < 0:
@@ -96,8 +98,10 @@ def read_header(content: bytes) -> Header:
                 encoding = name
             case ["comment" | "obj_info", *_]:
                 comments.append(line.partition(" ")[2].rstrip())
+            # isdigit would accept the superscripts of latin-1, for which int raises an error.
             case ["element", name, count] if count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS:
                 elements.append(Element(name=name, count=int(count), properties=[]))
+            # Lists, which faces of meshes have, match only the last case, which refuses them.
             case ["property", type_, name] if type_ in _TYPES and elements:
                 elements[-1].properties.append((name, _TYPES[type_]))
             case []:
@@ -126,6 +130,7 @@ def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]
         if element.name in arrays:
             raise SplatError(f"the .ply has the element {name!r} twice: it is broken")
         try:
+            # numpy refuses two properties of the same name.
             dtype = np.dtype([(property_, order + type_) for property_, type_ in element.properties])
         except ValueError as error:
             raise SplatError(f"the .ply element {name!r} is broken: {reason_of(error)}") from error
@@ -151,6 +156,7 @@ class _Rows:
 
     def __init__(self, content: bytes, header: Header) -> None:
         self._num_bytes = len(content) - header.num_bytes
+        # A list of all lines would take many times the memory of the file.
         self._lines = io.BytesIO(content)
         self._lines.seek(header.num_bytes)
 
@@ -165,8 +171,10 @@ class _Rows:
         array = np.empty(count, dtype=dtype)
         for start in range(0, count, _ROWS_AT_ONCE):  # A list of words takes ten times the memory of the text.
             num_rows = min(_ROWS_AT_ONCE, count - start)
+            # At most one word too many is split off, which is enough for the array to be refused.
             rows = [line.split(None, len(columns)) for line in islice(self._lines, num_rows)]
             try:
+                # float64 holds each value of each type in `_TYPE_NAMES` exactly.
                 values = np.array(rows, dtype=np.float64).reshape(num_rows, len(columns))
             except ValueError as error:
                 raise SplatError(
@@ -183,6 +191,7 @@ def metadata_comments(camera: Camera | None, frame: Frame) -> list[str]:
     comments = [f"generator sharp_cog {sharp_cog.__version__}"]
     if camera is not None:
         stored = camera_fields(camera)
+        # repr is the shortest text that reads back as the same number.
         comments.append(f"focal_length_px {stored['focal_length_px']!r}")
         comments.append("image_size {} {}".format(*stored["image_size"]))
     comments += [f"axes {frame.axes}", "color_space srgb"]
@@ -203,6 +212,7 @@ def read_camera(comments: Sequence[str], elements: dict[str, NDArray[np.void]]) 
             (focal,), (width, height) = words["focal_length_px"], words["image_size"]
             return Camera(width=int(width), height=int(height), focal_length_px=float(focal))
         if "intrinsic" in elements and "image_size" in elements:
+            # For a property that is missing, numpy raises ValueError.
             apple_width, apple_height = elements["image_size"]["image_size"][:2]
             apple_focal = float(elements["intrinsic"]["intrinsic"][0])
             return Camera(width=int(apple_width), height=int(apple_height), focal_length_px=apple_focal)
@@ -219,12 +229,14 @@ def read_frame(comments: Sequence[str]) -> Frame | None:
     """
     words = _words(comments)
     axes = words.get("axes", [])
+    # Another tool's comment may start with the same word, so other values are no error.
     if axes not in (["opencv"], ["opengl"]):
         return None
     try:
         x, y, z = (float(word) for word in words.get("camera_position", ["0", "0", "0"]))
     except ValueError as error:
         raise SplatError(f"the camera's position in the .ply cannot be read: {reason_of(error)}") from error
+    # float accepts `nan` and `inf`.
     if not np.isfinite([x, y, z]).all():
         raise SplatError(f"the .ply says that the camera is at {x} {y} {z}: it is broken")
     return Frame(axes=axes[0], camera_position=(x, y, z))

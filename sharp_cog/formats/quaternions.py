@@ -23,6 +23,7 @@ def drop_largest(quaternions: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = quaternions.abs().argmax(dim=0, keepdim=True)
     others = torch.tensor(_OTHER_COMPONENTS).t()[:, largest[0]]
+    # The largest component of a unit quaternion is at least 1/2, so its sign is never 0.
     return largest[0], quaternions.gather(0, others).mul_(quaternions.gather(0, largest).sign_())
 
 
@@ -38,6 +39,7 @@ def restore_largest(largest: Tensor, others: Tensor) -> Tensor:
     """
     quaternions = torch.empty(len(largest), 4)
     quaternions.scatter_(1, torch.tensor(_OTHER_COMPONENTS)[largest], others)
+    # Stored components are rounded, so their squares may add up to more than 1.
     remainder = (1.0 - others.square().sum(dim=1)).clamp_(min=0.0).sqrt_()
     return quaternions.scatter_(1, largest.unsqueeze(1), remainder.unsqueeze(1))
 

@@ -46,6 +46,7 @@ class Splat:
     frame: Frame | None = None
 
     def __post_init__(self) -> None:
+        # One check for all readers: files may state any float, and the exponential of a finite logarithm may overflow.
         for field in fields(self.gaussians):
             num_bad = int((~getattr(self.gaussians, field.name).isfinite()).sum())
             if num_bad:

@@ -85,6 +85,7 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
     }
     with ThreadPoolExecutor(len(images)) as executor:  # Pillow releases the GIL while it encodes.
         encoded = executor.map(lambda pixels: _encode(pixels, width, height), images.values())
+        # WebP leaves nothing to compress. `map` yields in the order of `images`, whichever thread ends first.
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, "meta.json", json.dumps(meta, separators=(",", ":")).encode("ascii"))
             for name, content in zip(images, encoded, strict=True):
@@ -103,6 +104,7 @@ def _image_size(count: int) -> tuple[int, int]:
 
 def _pack_means(means: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]:
     """Return the low and the high bytes of 16-bit positions on a symmetric logarithmic scale, and their metadata."""
+    # sign(x) * ln(1 + |x|): steps grow with the distance from the origin.
     logs = means.abs().log1p_().copysign_(means)
     mins = (logs.amin(dim=0) if len(logs) else torch.zeros(3)).double()
     maxs = (logs.amax(dim=0) if len(logs) else torch.zeros(3)).double()
@@ -111,6 +113,7 @@ def _pack_means(means: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], di
     steps = torch.where(steps > 0, steps, 1.0)
     # float64, because float32 would add some hundredths of a code of rounding error.
     codes = logs.sub(mins).div_(steps).round_().clamp_(0.0, 65535.0).to(torch.int32).numpy()
+    # (N, 3, 2), the low byte first.
     pairs = codes.astype("<u2").view(np.uint8).reshape(-1, 3, 2)
     meta = {"mins": mins.tolist(), "maxs": maxs.tolist(), "files": ["means_l.webp", "means_u.webp"]}
     return pairs[..., 0], pairs[..., 1], meta
@@ -133,16 +136,20 @@ def _fit_codebook(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], list[
     """
     if not values.size:
         return values.astype(np.uint8), [0.0] * CODEBOOK_SIZE
+    # A histogram, and the sum of the values in each bin. The largest value falls into the last bin.
     low, high = float(values.min()), float(values.max())
     bins_per_unit = (_NUM_BINS - 1) / (high - low) if high > low else 0.0
     bins = ((values - np.float32(low)) * np.float32(bins_per_unit)).astype(np.intp).clip(0, _NUM_BINS - 1)
     counts = np.bincount(bins.ravel(), minlength=_NUM_BINS)
     sums = np.bincount(bins.ravel(), weights=values.ravel(), minlength=_NUM_BINS)
+    # The share of the levels that each bin gets.
     density = np.cbrt(counts)
     density = density / density.sum() * (1.0 - _EVEN_SHARE) + _EVEN_SHARE / _NUM_BINS
+    # Each bin takes the level at the middle of its part of the cumulative density.
     level_of_bin = ((np.cumsum(density) - density / 2) * CODEBOOK_SIZE).clip(0, CODEBOOK_SIZE - 1).astype(np.uint8)
     level_counts = np.bincount(level_of_bin, weights=counts, minlength=CODEBOOK_SIZE)
     level_sums = np.bincount(level_of_bin, weights=sums, minlength=CODEBOOK_SIZE)
+    # Levels without values lie between their neighbours, so that the codebook ascends.
     used = np.flatnonzero(level_counts)
     levels = np.interp(np.arange(CODEBOOK_SIZE), used, level_sums[used] / level_counts[used])
     return level_of_bin[bins], levels.tolist()

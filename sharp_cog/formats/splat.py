@@ -42,12 +42,14 @@ def write_splat(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fra
     """
     del camera, frame
     block = torch.from_numpy(vertex_block(gaussians))
+    # The exponentials of the block's logarithms would have lost digits.
     scales = gaussians.scales.cpu().clamp(MIN_SCALE_M, MAX_LENGTH_M)
     opacities = gaussians.opacities.cpu()
     # The product of three small scales would underflow, so logarithms are added.
     importance = block[:, 7:10].sum(dim=1).add_(opacities.clamp(min=MIN_OPACITY).log())
     order = importance.argsort(descending=True, stable=True)
     rgba = torch.cat([block[:, 3:6] * SH_C0 + 0.5, opacities.unsqueeze(1)], dim=1).mul_(255.0)
+    # A component of 1 would become 256: the clamp below makes it 255, as antimatter15's converter does.
     quaternions = block[:, 10:14].mul(128.0).add_(128.0)
     records = np.empty(len(block), dtype=RECORD)
     records["means"] = block[:, 0:3][order].numpy()
@@ -74,8 +76,10 @@ def read_splat(content: bytes) -> Splat:
             f"the .splat has {len(content)} bytes, not a multiple of {RECORD.itemsize}: it is truncated or not a .splat"
         )
     records = np.frombuffer(content, dtype=RECORD)
+    # `astype` copies into memory that torch may write, in this machine's byte order.
     means = torch.from_numpy(records["means"].astype(np.float32))
     scales = torch.from_numpy(records["scales"].astype(np.float32))
+    # The format has no magic bytes: a negative scale is the best sign that the content is something else.
     num_bad = int((scales < 0).any(dim=1).sum())
     if num_bad:
         raise SplatError(

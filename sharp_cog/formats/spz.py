@@ -36,6 +36,7 @@ MAGIC = 0x5053474E
 
 FRACTION_BITS = 12
 """Default number of fraction bits of a position: steps of a quarter of a millimetre."""
+# Smaller than SH_C0, so that colours beyond [0, 1] fit into a byte, for harmonics that bring them back.
 COLOR_SCALE = 0.15
 """Niantic's factor from spherical harmonics to colours around the middle of a byte."""
 LOG_SCALE_STEPS = 16.0
@@ -109,6 +110,7 @@ def write_spz(
     ]
     content = [plane.tobytes() for plane in planes if plane.size]  # Empty streams are omitted.
     if version == 3:
+        # No harmonics above degree 0; no flags: neither antialiased nor with extensions.
         header = _HEADER.pack(MAGIC, 3, len(block), 0, num_fraction_bits, 0, 0)
         file.writelines(_gzip(b"".join([header, *content])))
         return
@@ -143,13 +145,16 @@ def _gzip(content: bytes) -> list[bytes]:
 
     def compress(start: int) -> bytes:
         is_last = start + _BLOCK >= len(content)
+        # -15 means raw deflate: all blocks share the header and the checksum below. 9 is the memory level.
         deflate = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, -15, 9, zdict=content[max(0, start - _WINDOW) : start])
+        # A flush with Z_SYNC_FLUSH ends at a whole byte, so that the next block can be appended.
         return deflate.compress(content[start : start + _BLOCK]) + deflate.flush(
             zlib.Z_FINISH if is_last else zlib.Z_SYNC_FLUSH
         )
 
     with ThreadPoolExecutor() as executor:
         blocks = list(executor.map(compress, starts))
+    # Neither a name nor a time, so that the same splat always has the same bytes.
     header = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
     return [header, *blocks, struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF)]
 
@@ -159,12 +164,14 @@ def _fraction_bits(means: Tensor) -> int:
     farthest = means.abs().amax().item() if len(means) else 0.0
     if farthest > _POSITION_LIMIT:
         raise OutputError(f"a Gaussian is {farthest:.0f} m from the origin, a .spz ends at {_POSITION_LIMIT}: scale it")
+    # Up to 1 m there is room for 22 bits, and the farthest position may be at 0.
     room = math.floor(math.log2(_POSITION_LIMIT / farthest)) if farthest > 1.0 else FRACTION_BITS
     return min(FRACTION_BITS, room)
 
 
 def _pack_positions(means: Tensor, num_fraction_bits: int) -> NDArray[np.uint8]:
     """Return positions as 24-bit little-endian integers, (N, 3, 3) bytes."""
+    # The upper byte of an int32 in this range repeats the sign, so the lower three are the whole number.
     fixed = means.mul(float(1 << num_fraction_bits)).round_().clamp_(-_POSITION_LIMIT, _POSITION_LIMIT).to(torch.int32)
     return np.ascontiguousarray(fixed.numpy().astype("<i4", copy=False).view(np.uint8).reshape(-1, 3, 4)[..., :3])
 
@@ -179,13 +186,14 @@ def _pack_quaternions(quaternions_wxyz: Tensor) -> NDArray[np.uint32]:
 
     The bits are the index of the largest component, then sign and magnitude of the others, relative to sqrt(1/2).
     """
+    # The components' order is x y z w.
     largest, others = drop_largest(quaternions_wxyz[:, [1, 2, 3, 0]].t().contiguous())
     most = (1 << _MAGNITUDE_BITS) - 1
     magnitudes = others.abs().mul_(math.sqrt(2.0) * most).round_().clamp_(max=most).to(torch.int32)
-    codes = magnitudes | others.lt(0).to(torch.int32) << _MAGNITUDE_BITS
+    codes = magnitudes | (others.lt(0).to(torch.int32) << _MAGNITUDE_BITS)
     packed = largest.to(torch.int32)
     for code in codes:
-        packed = packed << _MAGNITUDE_BITS + 1 | code
+        packed = packed << (_MAGNITUDE_BITS + 1) | code
     return packed.numpy().view(np.uint32).astype("<u4", copy=False)
 
 
@@ -234,6 +242,7 @@ def _plane_sizes(version: int, count: int, degree: int) -> list[int]:
         raise SplatError(
             f"the .spz has spherical harmonics of degree {degree}, the limit is {len(_NUM_HARMONICS) - 1}: it is broken"
         )
+    # Version 1 has half floats for positions; versions 1 and 2 have one byte for each of x y z of a quaternion.
     per_gaussian = (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * _NUM_HARMONICS[degree])
     return [count * size for size in per_gaussian]
 
@@ -241,6 +250,7 @@ def _plane_sizes(version: int, count: int, degree: int) -> list[int]:
 def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
     """Read versions 1 to 3: return the version, the number of fraction bits, and the planes."""
     try:
+        # 31 is the largest window, 15, and 16 for a gzip header.
         inflate = zlib.decompressobj(31)
         head = inflate.decompress(content, _HEADER.size)
         if len(head) < _HEADER.size:
@@ -278,6 +288,7 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
     import zstandard
 
     sizes = _plane_sizes(version, count, degree)
+    # Empty streams are omitted. In a file with Gaussians only the harmonics, which come last, can be empty.
     wanted = [size for size in sizes if size]
     position = toc + num_streams * _TOC_ENTRY.size
     if num_streams != len(wanted) or toc < _NGSP_HEADER.size or position > len(content):
@@ -290,6 +301,7 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
             raise SplatError(f"stream {index} of the .spz has the wrong size for {count} Gaussians: it is broken")
         position += num_compressed
         # The size in the stream's own frame may be false too, so it is read piece by piece.
+        # It also states how much memory its decoder needs: up to 128 MiB is accepted.
         reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(stream)
         try:
             body.append(_read_at_most(reader.read, size))
@@ -313,18 +325,21 @@ def _split(body: bytes, sizes: list[int]) -> Planes:
         raise SplatError(f"the .spz has {len(body)} bytes of {sum(sizes[:5])}: it is truncated")
     ends = np.cumsum(sizes[:5]).tolist()
     whole = np.frombuffer(body, dtype=np.uint8)
+    # `strict=False` leaves out the sixth size, that of the harmonics.
     return [whole[end - size : end] for end, size in zip(ends, sizes, strict=False)]
 
 
 def _unpack_quaternions(plane: NDArray[np.uint8], version: int) -> Tensor:
     """Return unit quaternions w x y z with w >= 0, (N, 4)."""
     if version < 3:
+        # w is not stored: it is never negative, so it follows from the others.
         xyz = torch.from_numpy(plane.astype(np.float32).reshape(-1, 3)).div_(127.5).sub_(1.0)
         w = (1.0 - xyz.square().sum(dim=1, keepdim=True)).clamp_(min=0.0).sqrt_()
         return to_unit(torch.cat([w, xyz], dim=1))
     packed = torch.from_numpy(plane.view("<u4").astype(np.int64))
     most = (1 << _MAGNITUDE_BITS) - 1
     codes = torch.stack([packed >> shift & (2 * most + 1) for shift in (20, 10, 0)], dim=1)
+    # Sign and magnitude, not two's complement: a code above `most` is negative.
     others = (codes & most).to(torch.float32).mul_(math.sqrt(0.5) / most)
     others = torch.where(codes > most, -others, others)
     return to_unit(restore_largest(packed >> 30, others)[:, [3, 0, 1, 2]])
