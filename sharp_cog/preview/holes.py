@@ -52,6 +52,7 @@ def largest_range_without_holes(
         views = (coverage(gaussians, photograph.moved(pose)) for pose in poses)
         return max(float(np.mean(covered < _OPEN_BELOW)) for covered in views) - share_before
 
+    # The last range is returned without a search, since there is none below it to choose.
     for camera_range in CAMERA_RANGES[:-1]:
         if share_of_holes(camera_range) <= MAX_HOLES:
             return camera_range

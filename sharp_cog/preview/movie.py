@@ -37,6 +37,7 @@ _MAX_SIDE_PX = 4096
 _CRF = "10"
 """Constant rate factor of x264, from 0 (lossless) to 51."""
 
+# Six samples of matplotlib's colour map viridis, in reverse order.
 _DEPTH_COLORS = np.array(
     [[253, 231, 37], [122, 209, 81], [34, 168, 132], [42, 120, 142], [65, 68, 135], [68, 1, 84]], dtype=np.float32
 )
@@ -116,6 +117,7 @@ def frames(gaussians: Gaussians, camera: Camera, options: VideoOptions) -> Itera
         camera_range=camera_range,
     )
     for pose in poses:
+        # Both eyes look in the direction of the pose; the left one comes first, on the left half.
         eyes = (-EYE_DISTANCE_M / 2, EYE_DISTANCE_M / 2) if options.is_stereo else (0.0,)
         views = [render(gaussians, photograph.moved(_shifted(pose, shift_m))) for shift_m in eyes]
         image = np.concatenate([pixels for pixels, _ in views], axis=1)
@@ -239,6 +241,7 @@ class MovieWriter:
     def _write_webp(self) -> None:
         first, *rest = [Image.fromarray(image) for image in self._images]
         with open_atomically(self.path) as file:
+            # `loop=0` repeats forever. Pillow rounds the times of frames, not the duration, so no time is lost.
             first.save(
                 file,
                 "WEBP",
@@ -253,6 +256,7 @@ class MovieWriter:
     def _write_mp4(self) -> None:
         require_ffmpeg()
         with open_atomically(self.path) as file:
+            # ffmpeg overwrites the temporary file by its name; if it fails, nothing gets the video's name.
             failure = _encode_mp4(self._images, self._fps, file.name)
             if failure:
                 raise OutputError(
@@ -272,6 +276,8 @@ def _encode_mp4(images: Sequence[Pixels], fps: int, name: str) -> str:
     # yuv420p stores colours for blocks of 2 x 2 pixels, so both sides must be even.
     scaled = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
     encoded = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF, *scaled]
+    # `-f mp4`, because the temporary file ends with .part; `file:`, because a colon in a name would make it a URL.
+    # At this level of messages, stderr cannot fill its pipe and block ffmpeg while the frames are being written.
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *read, *encoded, "-f", "mp4", "-y", f"file:{name}"]
     with subprocess.Popen(  # noqa: S603 - fixed arguments and a file name, without a shell
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -283,6 +289,7 @@ def _encode_mp4(images: Sequence[Pixels], fps: int, name: str) -> str:
                     ffmpeg.stdin.write(np.ascontiguousarray(image).data)
             _, message = ffmpeg.communicate()
         except BaseException:
+            # Leaving the block waits for ffmpeg, which would first encode all that it has received.
             ffmpeg.kill()
             raise
     if ffmpeg.returncode == 0:
@@ -304,15 +311,18 @@ def write_image(path: Path, image: Pixels) -> None:
 def _shifted(pose: NDArray[np.float64], shift_m: float) -> NDArray[np.float64]:
     """Return the pose of a camera that is moved along its own x axis."""
     moved = pose.copy()
+    # The pose maps world to camera: a camera that moves right sees the world move left.
     moved[0, 3] -= shift_m
     return moved
 
 
 def in_colors(depth_m: NDArray[np.float32], near_m: float, far_m: float) -> Pixels:
     """Convert depth to colours, linear in disparity from `near_m` to `far_m`; pixels without depth are black."""
+    # Empty pixels have a depth of 0: any number will do, since they become black at the end.
     disparity = 1.0 / np.maximum(depth_m, 1e-6)
     span = max(1.0 / near_m - 1.0 / far_m, 1e-9)
     position = np.clip((1.0 / near_m - disparity) / span, 0.0, 1.0) * (len(_DEPTH_COLORS) - 1)
+    # The last colour is reached from the one before it, with a share of 1.
     lower = np.minimum(position.astype(np.int64), len(_DEPTH_COLORS) - 2)
     share = (position - lower)[..., None]
     colors = _DEPTH_COLORS[lower] * (1 - share) + _DEPTH_COLORS[lower + 1] * share

@@ -44,6 +44,7 @@ def camera_path(
     if kind not in PATHS:
         raise ValueError(f"path is {kind!r}: choose one of {', '.join(PATHS)}")
     diagonal = math.hypot(camera.width, camera.height) / camera.focal_length_px
+    # Relative to the farthest things, a step s moves a thing at depth z by focal_length_px * s / z pixels.
     side_m = camera_range * diagonal * near_m
     forward_m = _FORWARD_SHARE * (camera_range / DEFAULT_RANGE) * near_m
     # The last frame stops one step short of the first, so that a repeated video does not stutter.
@@ -52,10 +53,12 @@ def camera_path(
     if kind == "swipe":
         positions = [np.linspace(-side_m, side_m, num_frames), still, still]
     elif kind == "shake":
+        # One whole swing to the right and left, then one down and up.
         first_half = np.arange(num_frames) < num_frames / 2
         sway = side_m * np.sin(2 * turn)
         positions = [np.where(first_half, sway, 0), np.where(first_half, 0, sway), still]
     elif kind == "rotate":
+        # A circle around the photograph's position, which it never passes.
         positions = [side_m * np.cos(turn), side_m * np.sin(turn), still]
     else:
         positions = [side_m * np.sin(turn), still, forward_m * (1 - np.cos(turn)) / 2]
@@ -66,10 +69,12 @@ def looking_at_focus(position_m: NDArray[np.float64], focus_m: float) -> Poses:
     """Return the pose (4, 4), world to camera, of an upright camera at `position_m` (3,) looking at (0, 0, focus_m)."""
     forward = np.array([0.0, 0.0, focus_m]) - position_m
     forward /= np.linalg.norm(forward)
+    # y points down, and down x forward = right.
     right = np.cross([0.0, 1.0, 0.0], forward)
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(forward, right), forward])
     pose = np.eye(4)
     pose[:3, :3] = rotation
+    # x_camera = R (x - position).
     pose[:3, 3] = -rotation @ position_m
     return pose

@@ -94,15 +94,19 @@ def _rasterize(gaussians: Gaussians, view: View) -> Rendering:
         view.height,
     )
     visible = np.flatnonzero(projected[:, 5] > 0)
+    # One order for all tiles. The sort is stable, so that equal depths give the same image each time.
     order = visible[np.argsort(depth[visible], kind="stable")].astype(np.int32)
     starts, members = _assign_to_tiles(projected, order, view.width, view.height)
     rgb, alpha, weighted_depth = _blend(
         projected, depth, array(gaussians.colors_linear), starts, members, view.width, view.height
     )
+    # The weights add up to alpha.
     depth_m = np.divide(weighted_depth, np.maximum(alpha, 1e-6), dtype=np.float32)
     return Rendering(rgb=rgb, alpha=alpha, depth_m=depth_m)
 
 
+# No fastmath: it may reorder sums, and assumes that no value is NaN, while the negated comparisons filter out NaN.
+# The compiled code is cached on the disk, since compiling takes seconds.
 @numba.njit(parallel=True, cache=True, fastmath=False)
 def _project(
     means: Floats,
@@ -145,6 +149,8 @@ def _project(
         xy = np.float32(0.0)
         yy = np.float32(0.0)
         for axis in range(3):
+            # One column of R (rx, ry, rz), of W R (cx, cy, cz), and of J W R S (u, v).
+            # The rows of J are (jz, 0, -jz tx) and (0, jz, -jz ty).
             if axis == 0:
                 rx, ry, rz = 1 - 2 * (qy * qy + qz * qz), 2 * (qx * qy + w * qz), 2 * (qx * qz - w * qy)
             elif axis == 1:
@@ -160,6 +166,7 @@ def _project(
             xy += u * v
             yy += v * v
         # The low-pass widens the Gaussian, so its opacity is lowered by the ratio of the areas.
+        # Rounding may make the determinant of a thin Gaussian negative.
         before = max(np.float32(0.0), xx * yy - xy * xy)
         xx += np.float32(LOW_PASS_PX2)
         yy += np.float32(LOW_PASS_PX2)
@@ -169,8 +176,10 @@ def _project(
             continue
         # Beyond this squared Mahalanobis distance, the alpha is below MIN_ALPHA.
         radius2 = 2 * np.log(opacity / np.float32(MIN_ALPHA))
+        # Half sides of the smallest upright box around the ellipse at that distance.
         half_x = np.sqrt(radius2 * xx)
         half_y = np.sqrt(radius2 * yy)
+        # From here on, u and v are the centre in pixels.
         u = focal * px + np.float32(0.5) * width
         v = focal * py + np.float32(0.5) * height
         if u + half_x <= 0 or u - half_x >= width or v + half_y <= 0 or v - half_y >= height:
@@ -202,6 +211,7 @@ def _assign_to_tiles(projected: Floats, order: Ints, width: int, height: int) ->
     """
     columns = (width + TILE - 1) // TILE
     rows = (height + TILE - 1) // TILE
+    # Counts stand one place further on, so that their running sum is the start of each tile.
     starts = np.zeros(rows * columns + 1, np.int64)
     for k in range(order.size):
         i = order[k]
@@ -242,12 +252,14 @@ def _blend(
     rgb = np.zeros((height, width, 3), np.float32)
     alpha_out = np.zeros((height, width), np.float32)
     depth_out = np.zeros((height, width), np.float32)
+    # Tiles have no pixel in common: threads need no locks, and sums have a fixed order.
     for tile in numba.prange(num_tiles):
         top = (tile // columns) * TILE
         left = (tile % columns) * TILE
         bottom = min(top + TILE, height)
         right = min(left + TILE, width)
         transmittance = np.ones((TILE, TILE), np.float32)
+        # Pixels that are not complete; a tile ends when there are none.
         num_open = (bottom - top) * (right - left)
         for k in range(starts[tile], starts[tile + 1]):
             if num_open == 0:
@@ -257,6 +269,7 @@ def _blend(
             a, b, c = projected[i, 2], projected[i, 3], projected[i, 4]
             opacity = projected[i, 5]
             red, green, blue, z = colors[i, 0], colors[i, 1], colors[i, 2], depth[i]
+            # Pixels whose centres, at + 0.5, are in the box of the Gaussian.
             first_row = max(top, int(np.ceil(v - projected[i, 7] - 0.5)))
             last_row = min(bottom - 1, int(np.floor(v + projected[i, 7] - 0.5)))
             first_column = max(left, int(np.ceil(u - projected[i, 6] - 0.5)))

@@ -65,6 +65,7 @@ def _uses_gsplat(gaussians: Gaussians) -> bool:
     return gaussians.means.device.type == "cuda" and _has_gsplat()
 
 
+# Cached, so that a video warns once and not with each frame.
 @cache
 def _has_gsplat() -> bool:
     is_installed = importlib.util.find_spec("gsplat") is not None
@@ -74,6 +75,7 @@ def _has_gsplat() -> bool:
 
 
 def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:
+    # gsplat is optional, and compiles its kernels on first use, which takes minutes.
     import gsplat
 
     from sharp_cog.preview.rasterize import LOW_PASS_PX2, NEAR_M
@@ -81,6 +83,7 @@ def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:
     device = gaussians.means.device
     focal = view.focal_length_px
     intrinsics = [[focal, 0.0, view.width / 2], [0.0, focal, view.height / 2], [0.0, 0.0, 1.0]]
+    # The near plane, low-pass and opacities are those of `rasterize`, and a test compares the images.
     rendered, alpha, _ = gsplat.rasterization(
         means=gaussians.means,
         quats=gaussians.quaternions_wxyz,
@@ -97,11 +100,13 @@ def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:
         render_mode="RGB+ED",
     )
     covered = alpha[0, ..., 0]
+    # ED is the depth divided by the coverage, which means nothing where that is 0.
     return rendered[0, ..., :3], torch.where(covered > 0, rendered[0, ..., 3], 0.0), covered
 
 
 def _render_on_cpu(gaussians: Gaussians, view: View) -> _Layers:
     try:
+        # This imports numba, which only the extra `preview` installs.
         from sharp_cog.preview.rasterize import rasterize
     except ImportError as error:
         raise NotInstalledError(

@@ -38,6 +38,7 @@ class View:
         """Return the view of the photograph's camera, `width` pixels wide; both sides are even, for video codecs."""
         even_width = max(2, width - width % 2)
         height = max(2, round(camera.height * even_width / camera.width / 2) * 2)
+        # The scale is that of the width: rounding the height cuts off or adds a row, without stretching.
         return cls(width=even_width, height=height, focal_length_px=camera.focal_length_px * even_width / camera.width)
 
     def moved(self, world_to_camera: NDArray[np.float64]) -> View:
