@@ -73,6 +73,7 @@ def small_state() -> dict[str, Tensor]:
 
     Only the position embeddings depend on the size of the image. They are cut to their upper left.
     """
+    # Tests change their weights, and the cached ones belong to all of them.
     return {name: tensor.clone() for name, tensor in _small_state().items()}
 
 
@@ -149,6 +150,7 @@ class Reference:
 
     def error(self, name: str, value: Tensor) -> float:
         """Return the relative error of a whole tensor at the sampled places: norm of the difference over norm."""
+        # Feature maps are sampled at places of their own, and all fields of the Gaussians at the same ones.
         if f"{name}__index" in self.arrays:
             sampled = value.flatten()[torch.from_numpy(self.arrays[f"{name}__index"])]
         else:
@@ -169,6 +171,7 @@ def run(model: Sharp, reference: Reference, *, aligned: bool = False) -> tuple[d
     def observe(stage: str, value: Tensor) -> None:
         name = REFERENCE_NAMES[stage]
         errors[name] = reference.error(name, value)
+        # Monodepth is not the output of a module, so no hook sees it.
         if stage == "disparity":
             monodepth_m = depth_from_disparity(value, reference.disparity_factor)
             errors["monodepth"] = reference.error("monodepth", monodepth_m)

@@ -75,6 +75,7 @@ def ensure(settings: Settings, *, effort: Effort | None = None) -> Path:
     if path is not None:
         return path
     target = _download_path(settings)
+    # A warning is shown even where logging is not configured, and the licence has to be seen.
     _LOG.warning(LICENSE_NOTICE)
     _LOG.info("downloading %s to %s", redact(settings.checkpoint_url), target)
     download(
@@ -98,6 +99,7 @@ def verify(path: Path, settings: Settings) -> None:
         return
     remedy = "remove it and run 'sharp-cog download', or set SHARP_CHECKPOINT_SHA256 if you mean this file"
     try:
+        # The length first, so that a truncated file is reported without hashing 2.8 GB.
         num_bytes = path.stat().st_size
         if expected_bytes not in (None, num_bytes):
             raise CheckpointError(f"{path} has {num_bytes:,} bytes, expected {expected_bytes:,}: {remedy}")
@@ -119,6 +121,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is not a state dict of float32 tensors; the message says what it is instead.
     """
     try:
+        # The first bytes distinguish files that are here by mistake, for all of which torch raises the same error.
         with path.open("rb") as file:
             head = file.read(4)
         if head != b"PK\x03\x04":
@@ -130,11 +133,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
             elif path.suffix == ".safetensors":  # SHARP_CHECKPOINT could once name such a file.
                 what = "a converted copy, which is no longer read"
             raise CheckpointError(f"{path} is {what}: remove it and run 'sharp-cog download'")
+        # Checked before and after the load: torch maps whatever the headers of the file say, and only the loaded
+        # tensors show which lengths it believed.
         sizes = torch_archive.check(path)
         state = _checked_state(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path)
         torch_archive.check_storages(state.values(), sizes)
         return state
     except pickle.UnpicklingError as error:
+        # torch wraps the reason in long advice, part of which is to load with `weights_only=False`.
         found = re.search(r"WeightsUnpickler error: *(.*)", str(error))
         reason = found[1] if found else str(error)
         if "global" in reason.lower():  # The pickle names a class or a function, which could run code.
@@ -155,6 +161,7 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict: use Apple's file")
     for name, value in state.items():
+        # Training loops save the state dict beside the state of the optimizer.
         if isinstance(value, dict):
             raise CheckpointError(
                 f"{path} is a training checkpoint ({quoted(name)} is a dict): save the state dict alone"
@@ -164,6 +171,7 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
         elif value.dtype != torch.float32:
             what = f" as {value.dtype}, not as torch.float32"
         elif value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+            # `weights_only` admits sparse, nested and meta tensors too.
             what = " as a tensor without plain memory"
         else:
             continue
@@ -185,6 +193,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[st
     expected = model.state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in ignore}
     shared = [name for name in expected if name in used]
+    # `load_state_dict` would list all names of a wrong checkpoint, and with `assign=True` accept any type.
     faults = (
         [f"{name} is missing" for name in sorted(expected.keys() - used.keys())],
         [f"{plain(name)} is unknown" for name in sorted(used.keys() - expected.keys())],
@@ -218,5 +227,6 @@ def _known_bytes(settings: Settings) -> int | None:
 def _download_path(settings: Settings) -> Path:
     """Return the target of a download; by default in torch hub's folder, where Apple's own tool puts its copy."""
     folder = settings.cache_dir or Path(torch.hub.get_dir()) / "checkpoints"
+    # The last part of a path may be empty or "..", which would be the folder itself or its parent.
     name = Path(urlsplit(settings.checkpoint_url).path).name
     return folder / (name if name not in ("", "..") else "checkpoint.pt")

@@ -27,6 +27,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingError(f"SHARP_DEVICE is {name!r}: choose auto, cpu, cuda, cuda:N or mps") from error
+    # `torch.device` accepts every type and index that it can parse, whether or not the machine has such a device.
     exists = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -58,6 +59,7 @@ def is_shortage(error: BaseException) -> bool:
     """Report whether an error means that memory ran out: the operation did not run, and the device still works."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    # Only the CUDA allocator has an exception class for this. The other libraries raise a plain RuntimeError.
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _SHORTAGES)
 
 
@@ -72,6 +74,7 @@ def translate_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        # Shortages come first, because the driver reports them as a "CUDA error" too.
         if is_shortage(error):
             remedy = "" if device.type == "cpu" else ", or set SHARP_DEVICE=cpu"
             raise PredictionError(

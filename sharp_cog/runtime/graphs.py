@@ -55,9 +55,13 @@ class GraphedCall:
         return self._outputs
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        # A replay reads the addresses that were captured, so every input that may lie elsewhere next time gets a
+        # buffer.
         self._inputs = tuple(
             value if position in self._fixed else value.clone() for position, value in enumerate(inputs)
         )
+        # CUDA cannot capture its default stream, so the function runs on another one. That stream waits until the
+        # inputs have been written, and the current stream waits for the warm-up.
         device = inputs[0].device
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -71,6 +75,7 @@ class GraphedCall:
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = self._function(*self._inputs)
         except torch.OutOfMemoryError:
+            # This is no fault of the function: the runner answers a shortage by cutting the work into smaller parts.
             raise
         except RuntimeError as error:
             raise CaptureError(str(error)) from error

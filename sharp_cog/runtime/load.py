@@ -49,5 +49,7 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
 
 def _start(device: torch.device) -> None:
     """Initialise CUDA and build the fused kernels, which takes seconds."""
+    # An error ends only this thread. The main thread meets it again when it uses the device, because `fused_for`
+    # remembers results and no exceptions.
     if device.type == "cuda":
         fused_for(torch.empty(1, device=device).device)  # A tensor's device has an index, which 'cuda' alone lacks.

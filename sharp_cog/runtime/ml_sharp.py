@@ -18,6 +18,8 @@ from sharp_cog.runtime.preprocess import ModelInput
 COMMIT = "1eaa046834b81852261262b41b0919f5c1efdd2e"
 """Commit of github.com/apple/ml-sharp that the adapter was written for."""
 
+# Apple asks for Python 3.13 and for more packages than a prediction needs, so neither the version file nor the list of
+# dependencies is used.
 _INSTALL = (
     f"git clone https://github.com/apple/ml-sharp && cd ml-sharp && git checkout {COMMIT} && rm .python-version && "
     "pip install --no-deps . && pip install timm==1.0.22 plyfile==1.1.5 scipy==1.17.1"
@@ -76,6 +78,7 @@ class MLSharp:
                     f"depth_mode is {use.mode!r} and depth_fit {use.fit!r}, but Apple's package can only align: choose "
                     "depth_mode align and depth_fit none"
                 )
+            # Without monodepth nothing could be filled in here, but the pipeline has filled all unknown pixels already.
             depth_m = prepare(depth_m, None, use)
         return Predicted(gaussians=_from_apple(self.network(model_input.image, model_input.disparity_factor, depth_m)))
 

@@ -39,6 +39,7 @@ def choose(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16())):
         able = "float32 or bfloat16" if cpu_has_bfloat16() else "float32"
         raise SettingError(f"SHARP_PRECISION is {precision!r}, for which this CPU has no instructions: choose {able}")
+    # Compute capability 8.0, Ampere, is the first with bfloat16.
     if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
         raise SettingError(f"SHARP_PRECISION is 'bfloat16', which {name} does not have: choose float16 or float32")
@@ -56,6 +57,8 @@ def exact_sums(device: torch.device, *, is_lasting: bool = True) -> Iterator[Non
         is_lasting: Whether the same shapes will occur again. If so, cuDNN measures on CUDA which of its algorithms is
             the fastest, once for each shape.
     """
+    # The flags hold for the whole process, so they are put back. There is none for float32 matrix products, which torch
+    # does not round to tf32 by default.
     flags = torch.backends.cuda.matmul
     before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
     flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False

@@ -61,6 +61,8 @@ class Predictor(Protocol):
     has_monodepth: bool
     counters: Counters
 
+    # A property, because a plain attribute of a protocol must be writable, and `SharpRunner` derives it from its
+    # network.
     @property
     def image_size(self) -> int: ...
 

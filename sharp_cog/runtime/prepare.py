@@ -32,6 +32,7 @@ def fold(model: nn.Module, *, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.to(device)
+            # A branch ends in `proj` or `fc2`, so its gain can scale the rows of that layer and its bias.
             for scale, linear in ((module.ls1, module.attn.proj), (module.ls2, module.mlp.fc2)):
                 _scale_rows(linear, scale)
             module.ls1 = module.ls2 = nn.Identity()
@@ -47,6 +48,8 @@ def fold(model: nn.Module, *, device: torch.device) -> None:
             module.to(device)
             pointwise = module.out_conv
             assert isinstance(pointwise, nn.Conv2d)
+            # Weights of a transposed convolution are (in, out, y, x). It has no bias here, so it takes that of
+            # `out_conv`.
             weight = torch.einsum("icyx,oc->ioyx", module.deconv.weight, pointwise.weight[:, :, 0, 0])
             module.deconv.weight, module.deconv.bias = _parameter(weight), pointwise.bias
             module.out_conv = nn.Identity()
@@ -83,10 +86,12 @@ def convert(model: Sharp, *, device: torch.device, dtype: torch.dtype, packs: bo
             isinstance(module, nn.GroupNorm) and device.type != "cpu"
         )
         for parameter in module.parameters(recurse=False):
+            # Feature maps are channels-last. A convolution would reorder a weight of another layout at each call.
             layout = torch.channels_last if parameter.dim() == 4 else torch.preserve_format
             target = dtype if is_converted and id(module) not in wide else torch.float32
             # Always a copy: a single mapped bias would keep the whole file mapped.
             parameter.data = parameter.detach().to(device).to(target, memory_format=layout, copy=True)
+        # `modules` yields a parent before its children, so these layers are packed before the loop would convert them.
         if isinstance(module, (Attention, MLP)) and packs and device.type == "cpu" and can_pack(dtype):
             _pack(module, dtype)
 
@@ -95,9 +100,11 @@ def _wide_parts(model: Sharp, device: torch.device, dtype: torch.dtype) -> list[
     """Return the modules whose weights stay in float32."""
     wide: list[nn.Module] = [
         model.depth_alignment,
+        # The layer that outputs disparity. In bfloat16, only 128 values lie between a power of two and the next.
         model.monodepth_model.monodepth_predictor.head[-2],
         model.feature_model.image_encoder,
         model.prediction_head,
+        # The layers that write the first values of the float32 residual stream.
         *(part.proj for part in model.modules() if isinstance(part, PatchEmbed)),
     ]
     if device.type == "cpu" and dtype == torch.bfloat16:
@@ -113,5 +120,6 @@ def _pack(module: Attention | MLP, dtype: torch.dtype) -> None:
             has_gelu = name == "fc1"
             setattr(module, name, PackedLinear(child.to(dtype), has_gelu=has_gelu))
             if has_gelu:
+                # oneDNN now applies the GELU together with the product.
                 assert isinstance(module, MLP)
                 module.act = nn.Identity()

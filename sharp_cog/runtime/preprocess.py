@@ -77,4 +77,5 @@ def preprocess(
 
 def _resize(pixels: Tensor, size: int) -> Tensor:
     """Return (1, C, S, S) for (1, C, H, W)."""
+    # NaN in a depth map spreads to every pixel that is interpolated from it, so unknown never mixes with known.
     return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=True)

@@ -82,7 +82,9 @@ class SharpRunner:
         self._uses_graphs = uses_graphs and device.type == "cuda"
         self._kept: tuple[str, Encoding] | None = None
         self._graphs: tuple[GraphedCall, GraphedCall] | None = None
+        # Sets `error` too, and `dtype` if it falls back to float32.
         self.model = self._load_checked()
+        # Other devices take all tiles at once, the default of a new network.
         if device.type == "cpu":
             self._encoder.num_tiles_at_once = _AMX_TILES if cpu_has_amx() else _CPU_TILES
 
@@ -98,7 +100,9 @@ class SharpRunner:
         # of the weights, and it finds only the errors of the computation.
         if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
             convert(model, device=self.device, dtype=torch.float32, packs=False)
+        # Folding has moved only the modules that it changed.
         model.to(self.device)
+        # The shapes of the small image do not occur again, so cuDNN need not time its algorithms for them.
         with exact_sums(self.device, is_lasting=False):
             exact = probe(model, device=self.device)
             convert(model, device=self.device, dtype=self.dtype)
@@ -112,6 +116,7 @@ class SharpRunner:
             self.error,
             LIMIT,
         )
+        # Released first, because the device may not have room for both networks.
         del model
         self.dtype = torch.float32
         self.counters.float32_fallbacks += 1
@@ -124,6 +129,8 @@ class SharpRunner:
 
     def _network(self) -> Sharp:
         model = self._source.network(self.device)
+        # Otherwise the self-check would take NaN for a failure of half precision, and the first splat would be refused
+        # in place of the checkpoint.
         for name, parameter in model.named_parameters():
             if parameter.isnan().any():
                 raise CheckpointError(f"the weights {name} hold NaN: use Apple's sharp_2572gikvuh.pt")
@@ -169,6 +176,7 @@ class SharpRunner:
                 depth_m = self.model.depth_layers(monodepth_m, model_input.depth_m, model_input.use)
                 return self._compose(model_input.image, encoding, depth_m), monodepth_m
             except CaptureError as error:
+                # A CaptureError is a RuntimeError, so this handler must come before the next one.
                 self.counters.graph_failures += 1
                 self._uses_graphs = False
                 self._release()
@@ -184,9 +192,12 @@ class SharpRunner:
     def _predict_in_float32(self, model_input: ModelInput) -> Predicted:
         """Predict by a float32 network that is loaded for this image alone, and count it."""
         self.counters.float32_repeats += 1
+        # The float32 network has to fit beside this one, which stays for the next image.
         self._release()
         model = self._load(torch.float32)
+        # A new network would try all tiles at once again.
         model.monodepth_model.monodepth_predictor.encoder.num_tiles_at_once = self._encoder.num_tiles_at_once
+        # A repeat runs each shape once, and timing all of cuDNN's algorithms takes longer than running any of them.
         with exact_sums(self.device, is_lasting=False):
             encoding = model.encode(model_input.image)
             monodepth_m = depth_from_disparity(encoding.disparity, model_input.disparity_factor)
@@ -198,6 +209,8 @@ class SharpRunner:
         if self._kept is not None and image_hash is not None and self._kept[0] == image_hash:
             self.counters.reused_encodings += 1
             return self._kept[1]
+        # Dropped before the next image is encoded: that needs the memory, and a replay overwrites an encoding that lies
+        # in the buffers of the graph.
         self._kept = None
         encoding: Encoding = self._graphed()[0](image) if self._uses_graphs else self.model.encode(image)
         if self._keeps_encoding and image_hash is not None:
@@ -214,9 +227,12 @@ class SharpRunner:
     def _graphed(self) -> tuple[GraphedCall, GraphedCall]:
         """Return the two parts of the network as graphs. The step between them depends on options."""
         if self._graphs is None:
+            # The outputs of the first graph are in use when the second one is captured. So the second one gets other
+            # memory of the pool, and a kept encoding outlives its replays.
             pool = torch.cuda.graph_pool_handle()
             self._graphs = (
                 GraphedCall(self.model.encode, pool=pool),
+                # Input 1, `decoded`, is always the output buffer of the first graph.
                 GraphedCall(self.model.compose, pool=pool, fixed=(1,)),
             )
         return self._graphs
@@ -224,6 +240,7 @@ class SharpRunner:
     def _shrink(self) -> None:
         """Release memory, and use less of it from now on."""
         self.counters.memory_shortages += 1
+        # The smaller number holds for all later images too, which are as large as this one.
         tiles = self._encoder.num_tiles_at_once
         self._encoder.num_tiles_at_once = _FEWER_TILES.get(tiles, tiles)
         # Graphs keep all the memory that they ever need.
@@ -238,10 +255,12 @@ class SharpRunner:
     def _release(self) -> None:
         self._kept = self._graphs = None
         if self.device.type == "cuda":
+            # Blocks from the pool of a released graph serve no other allocation until CUDA has them back.
             torch.cuda.empty_cache()
 
 
 def _are_finite(gaussians: NDCGaussians) -> bool:
     """Report whether all values are finite, after waiting for the device. A sum is finite only if every term is."""
+    # The sum of finite values may overflow too, which costs no more than an unnecessary repeat.
     parts = (getattr(gaussians, field.name) for field in fields(gaussians))
     return bool(torch.stack([part.sum() for part in parts]).sum().isfinite().item())

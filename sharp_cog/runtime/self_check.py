@@ -33,6 +33,7 @@ class Probe:
         errors = []
         for name, value in self.values.items():
             error = (other.values[name] - value).norm() / value.norm().clamp(min=1e-12)
+            # Comparisons with NaN are false, so `max` could pass over it.
             errors.append(error.item() if error.isfinite() else float("inf"))
         return max(errors)
 
@@ -45,10 +46,12 @@ def probe(model: Sharp, *, device: torch.device) -> Probe:
     """
     image = _test_image().to(device)
     encoder = model.monodepth_model.monodepth_predictor.encoder
+    # Each map has 8 x 8 cells. Both encoders get the same tile, so that all weights of both take part.
     final, (latent0, latent1) = encoder.patch_encoder(image, encoder.intermediate_blocks)
     context, _ = encoder.image_encoder(image)
     coarse = [F.avg_pool2d(features, 4) for features in (final, context)]
     lowest = torch.cat([encoder.upsample2(coarse[0]), encoder.upsample_lowres(coarse[1])], dim=1)
+    # 64, 32, 16, 8 and 4 cells wide: the decoders double the resolution from each map to the one before.
     features = [
         encoder.upsample_latent0(latent0),
         encoder.upsample_latent1(latent1),
@@ -62,6 +65,7 @@ def probe(model: Sharp, *, device: torch.device) -> Probe:
     # Disparity is not negative, so depths lie between 0.9 and 1.7 m. With depth = 1 / disparity, a few pixels of almost
     # zero disparity would dominate every norm.
     gaussians = model.compose(image, decoded, 1.0 / (disparity.sigmoid() + 0.0909))
+    # The norm of scales would be that of the few largest. Of their logarithms, each counts.
     values = {"disparity": disparity, "scales": gaussians.scales.log(), "colors_linear": gaussians.colors_linear}
     values |= {
         "means": gaussians.means,

@@ -41,6 +41,7 @@ def check(path: Path) -> Counter[int]:
             raise ValueError("a part of it is compressed")
         if part.filename.endswith("/data.pkl") and part.file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"its list of tensors has {part.file_size} bytes and the limit is {MAX_PICKLE_BYTES}")
+    # The directory may list the parts in any order, but in the file they must not overlap.
     parts.sort(key=lambda part: part.header_offset)
     starts = [*(part.header_offset for part in parts), end_of_parts]
     with path.open("rb") as file:
@@ -49,6 +50,8 @@ def check(path: Path) -> Counter[int]:
             header = file.read(_LOCAL_HEADER_BYTES)
             if len(header) < _LOCAL_HEADER_BYTES:
                 raise ValueError("a part of it is behind its end")
+            # Bytes 26 to 29 of a local header have the lengths of a name and of an extra field, which precede the
+            # content. torch finds a tensor by the same sum.
             end = start + _LOCAL_HEADER_BYTES + sum(struct.unpack_from("<HH", header, 26)) + part.file_size
             file.seek(end)
             # The next part, the directory, and the descriptor that some writers append to a part all begin with PK.
@@ -67,7 +70,10 @@ def check_storages(tensors: Iterable[Tensor], sizes: Counter[int]) -> None:
     Raises:
         ValueError: A tensor is shorter or longer than any part that is left for it.
     """
+    # Tensors that share memory count once.
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    # torch does not return the part that a tensor came from, so it is only checked that no length occurs more often
+    # than in the file. Empty tensors have no memory.
     mapped = Counter(storages.values())
     if any(num > sizes[num_bytes] for num_bytes, num in mapped.items() if num_bytes):
         raise ValueError("a tensor has another length than its part of the file")

@@ -25,6 +25,7 @@ def unproject(ndc: NDCGaussians, camera: Camera) -> Gaussians:
     """
     if len(ndc.means) != 1:
         raise ValueError(f"the batch holds {len(ndc.means)} images, unproject takes one")
+    # The composer has multiplied x and y by their depth already, so L is diagonal and does not depend on z.
     stretch = (camera.width / (2 * camera.focal_length_px), camera.height / (2 * camera.focal_length_px), 1.0)
     fused = fused_for(ndc.means.device)
     if fused is not None:

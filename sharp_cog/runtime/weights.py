@@ -44,6 +44,7 @@ class Weights:
         with torch.device("meta"):
             model = Sharp(SharpConfig.matching(shapes))
         if self.is_folded:
+            # The tensors are folded already. This only changes the names and shapes that the network expects.
             fold(model, device=torch.device("meta"))
             model.load_state_dict(dict(self.state), strict=True, assign=True)
         else:
@@ -79,6 +80,7 @@ class WeightsFile:
         """
         weights = Weights(state=checkpoint.load_state(self.path), is_folded=False)
         # A process may load the network again for float32. All its predictions must come from the same weights.
+        # They are compared after the mapping, because a file could be replaced between a comparison and the mapping.
         if _identity(self.path) != self.identity:
             raise CheckpointError(f"{self.path} was replaced since this process has found it: restart the process")
         return weights

@@ -48,12 +48,15 @@ def download(
     remedy = "choose another folder with SHARP_CACHE_DIR, or make room"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # The rename to a folder would fail too, but only after the last byte.
         if target.is_dir():
             raise DownloadError(f"{target} is a folder, where the checkpoint belongs: remove it, or {remedy}")
         with _exclusive(target):
+            # Checked under the lock, because the process that held it before may have fetched the file.
             if not target.exists():
                 _Download(url, target, sha256, num_bytes, effort or Effort()).run()
     except OSError as error:
+        # These come from the file system alone. Errors of requests are OSErrors too, but `RemoteFile` translates them.
         reason = error.strerror or str(error)
         raise DownloadError(f"cannot write to {target.parent}: {reason}: {remedy}") from error
     except OutputError as error:
@@ -103,6 +106,7 @@ class _Download:
         if done:
             _LOG.info("%s: resuming at %.2f of %.2f GB", self._name, done / 1e9, num_bytes / 1e9)
         with _progress(self._name, num_bytes, done) as progress:
+            # Not as a context manager, which would fetch all other pieces before it passes an error on.
             executor = ThreadPoolExecutor(self._effort.num_connections, thread_name_prefix="download")
             try:
                 futures = [executor.submit(self._fetch_piece, *span, offer, progress) for span in missing]
@@ -112,6 +116,7 @@ class _Download:
                 # After a failure or Ctrl-C, the workers stop at their next block.
                 self._remote.stop.set()
                 executor.shutdown(cancel_futures=True)
+                # All workers have ended, and the next try needs the event unset.
                 self._remote.stop.clear()
 
     def _fetch_piece(self, start: int, end: int, offer: Offer, progress: tqdm[Never]) -> None:
@@ -120,6 +125,9 @@ class _Download:
 
         def attempt() -> None:
             nonlocal position
+            # A generator that is left half-way would keep its connection, so it is closed. Each try opens the file for
+            # itself: threads write at different positions, and closing the file flushes its buffer before `add`
+            # synchronizes the piece.
             with (
                 closing(self._remote.read_range(position, end, offer)) as blocks,
                 self._partial.path.open("r+b") as file,
@@ -128,6 +136,7 @@ class _Download:
                 for block in blocks:
                     file.write(block)
                     position += len(block)
+                    # The counter of tqdm is not safe between threads.
                     with self._progress_lock:
                         progress.update(len(block))
             if position < end:
@@ -187,6 +196,8 @@ def _progress(name: str, num_bytes: int | None, done: int) -> tqdm[Never]:
 @contextmanager
 def _exclusive(target: Path) -> Iterator[None]:
     """Hold the target's lock file, and log a warning where another process holds it. A killed holder frees it."""
+    # The lock file is never removed: a process could hold the lock of the removed file, and another one that of a new
+    # file.
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
         lock.acquire(timeout=0)

@@ -38,6 +38,8 @@ class Partial:
         """
         folder, allocated = self.path.parent, 0
         if self.path.exists():
+            # The file is sparse, so only its blocks count. `st_blocks` has units of 512 bytes, whatever the file
+            # system's own.
             status = self.path.stat()
             # Windows does not count blocks, and its files are not sparse.
             allocated = int(getattr(status, "st_blocks", status.st_size / 512) * 512)
@@ -50,6 +52,7 @@ class Partial:
 
     def missing(self, offer: Offer, num_bytes: int) -> list[tuple[int, int]]:
         """Prepare the file for its pieces; return start and end of those that it does not hold."""
+        # Pieces of another version of the file, or of another division into pieces, must not be reused.
         self._key = {
             "url": self._address,
             "validator": offer.validator,
@@ -59,6 +62,7 @@ class Partial:
         self._done = self._read_journal(num_bytes)
         if not self._done:
             self.discard()
+            # The full length at once, without data: threads can then write their pieces anywhere.
             with self.path.open("wb") as file:
                 file.truncate(num_bytes)
         starts = range(0, num_bytes, self._piece_bytes)
@@ -66,11 +70,13 @@ class Partial:
 
     def add(self, start: int) -> None:
         """Note in the journal that a piece is complete. Threads may call it."""
+        # Outside of the lock, so that other pieces are not held up by the disk.
         with self.path.open("r+b") as file:
             # After a power cut, the journal would otherwise list pieces that never reached the disk.
             os.fsync(file.fileno())
         with self._lock:
             self._done.add(start)
+            # Not synchronized: if a power cut damages the journal, its pieces are fetched again.
             with open_atomically(self._journal) as journal:
                 journal.write(json.dumps({**self._key, "done": sorted(self._done)}).encode())
 
@@ -80,6 +86,8 @@ class Partial:
             journal = read_json(self._journal.read_bytes())
             done = set(journal.pop("done"))
             starts = range(0, num_bytes, self._piece_bytes)
+            # A damaged journal may hold anything: starts between two pieces are refused, and 0.0, which equals 0,
+            # becomes an integer.
             if journal == self._key and self.path.stat().st_size == num_bytes and all(one in starts for one in done):
                 return {int(start) for start in done}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -93,6 +101,8 @@ class Partial:
             DownloadError: The file is a web page or has another hash; it was removed.
         """
         with self.path.open("r+b") as file:
+            # The rename could reach the disk before the content, and a power cut would leave a broken file with a valid
+            # name.
             os.fsync(file.fileno())
             is_page = file.read(64).lstrip()[:1] == b"<"
             file.seek(0)
@@ -105,6 +115,7 @@ class Partial:
                 "SHARP_CHECKPOINT_URL or SHARP_CHECKPOINT_SHA256 if you meant another file, or fetch it by hand and "
                 "set SHARP_CHECKPOINT=/path/to/the/file"
             )
+        # In this order, because a journal without its file is ignored if the process ends in between.
         os.replace(self.path, self._target)
         self._journal.unlink(missing_ok=True)
 

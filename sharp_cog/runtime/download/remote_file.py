@@ -94,6 +94,7 @@ class RemoteFile:
             DownloadError: The last try failed.
         """
         try:
+            # Once `stop` is set, `wait` returns at once, and the next try ends the download in `_check_stop`.
             self._effort.retries.call(
                 attempt,
                 sleep=self.stop.wait,
@@ -111,10 +112,12 @@ class RemoteFile:
             DownloadError: The server refuses.
         """
         try:
+            # Not a HEAD request: only an answer to a range shows that the server supports ranges.
             with self._get({"Range": "bytes=0-0"}) as response:
                 self._check_begun(response)
                 headers = response.headers
                 if response.status_code == 206:
+                    # Servers may name no length, as in "bytes 0-0/*". Such a file cannot be divided into pieces.
                     unit, _, length = headers.get("Content-Range", "").rpartition("/")
                     takes_ranges = unit == "bytes 0-0" and read_count(length) is not None
                 else:
@@ -132,11 +135,13 @@ class RemoteFile:
             DownloadError: The server refuses.
         """
         with self._get({"Range": f"bytes={start}-{end - 1}"}) as response:
+            # The answer may be the whole file or another range; written at this position, either would break the file.
             expected = f"bytes {start}-{end - 1}/{offer.num_bytes}"
             served = response.headers.get("Content-Range", "the whole file")
             if response.status_code != 206 or served != expected:
                 self._check_begun(response)
                 raise ChangedError(f"the server sends {served} when asked for {expected}")
+            # Pieces of two versions of a file would have the right lengths and make a broken file.
             if _validator(response) != offer.validator:
                 self._check_begun(response)
                 raise ChangedError("the server's file changed")
@@ -150,6 +155,7 @@ class RemoteFile:
             DownloadError: The server refuses.
         """
         with self._get({}) as response:
+            # One byte more is enough to notice that the file is too long.
             yield from self._blocks(response, None if num_bytes is None else num_bytes + 1)
 
     @contextmanager
@@ -160,6 +166,7 @@ class RemoteFile:
         """
         self._check_stop()
         try:
+            # Lengths and ranges must count bytes of the file itself, hence no compression.
             response = requests.get(
                 self._url,
                 headers={"Accept-Encoding": "identity", **headers},
@@ -167,6 +174,7 @@ class RemoteFile:
                 timeout=self._effort.timeout_s,
             )
         except (requests.ConnectionError, requests.Timeout) as error:
+            # Another try would meet the same certificate.
             if isinstance(_root(error), ssl.SSLCertVerificationError):
                 raise self.error(f"shows a certificate that is not trusted ({_reason(error)})") from None
             raise TransientError(f"no answer ({_reason(error)})") from None
@@ -180,6 +188,7 @@ class RemoteFile:
                 raise ChangedError("the server's file ends before the requested range")
             if status not in (200, 206):
                 raise self.error(f"answered HTTP {status} {response.reason}")
+            # Log-in forms and captive portals answer with HTTP 200 too.
             if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() in _PAGE_TYPES:
                 raise self.error("answered with a web page instead of the file")
             yield response

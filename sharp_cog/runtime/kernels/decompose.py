@@ -54,6 +54,7 @@ def decompose(quaternions_wxyz: Tensor, scales: Tensor, stretch: tuple[float, fl
     """
     quaternions_out = torch.empty_like(quaternions_wxyz)
     scales_out = torch.empty_like(scales)
+    # A GPU takes all Gaussians at once. `range` needs a step of at least 1, even without Gaussians.
     chunk = _CPU_CHUNK if scales.device.type == "cpu" else max(1, len(scales))
     for start in range(0, len(scales), chunk):
         part = slice(start, start + chunk)
@@ -76,18 +77,23 @@ def _stretched_axes(
     multiple of 1 / GRID and a rest. Components are below 2, so products of the multiples, and the sums of products that
     make an entry, fit in 24 bits and are exact. The rest is so small that its rounding does not matter.
     """
+    # One contiguous tensor (n,) for each component: twice as fast on a CPU as operations on (n, 4).
     whole = [component.contiguous() for component in quaternions_wxyz.unbind(-1)]
     largest = _largest(whole)
     # Subnormal numbers have no exponent to read their power of two from, so they are scaled to normal ones first.
     lift = torch.where(largest < SMALL, 1.0 / SMALL, 1.0)
+    # The largest component becomes 1 or more and less than 2. Any length will do, since |q|^2 is divided out below, and
+    # a power of two rounds nothing.
     unit = _power_of_two(largest * lift)
     whole = [component * lift / unit for component in whole]
     whole[0] += largest == 0  # The identity.
+    # GRID is a power of two, and a component has 24 bits, so both parts are exact.
     coarse = [(component * GRID).round_().div_(GRID) for component in whole]
     fine = [component - part for component, part in zip(whole, coarse, strict=True)]
 
     def product(first: int, second: int, factor: float) -> tuple[Tensor, Tensor]:
         """Return a product of two components, times 1 or 2, as its exact part and the rest."""
+        # a b = a_coarse b_coarse + a_coarse b_fine + a_fine b.
         exact, rest = coarse[first] * coarse[second], coarse[first] * fine[second]
         rest.addcmul_(fine[first], whole[second])
         return (exact, rest) if factor == 1.0 else (exact.mul_(factor), rest.mul_(factor))
@@ -95,6 +101,8 @@ def _stretched_axes(
     ww, xx, yy, zz = (product(index, index, 1.0) for index in range(4))
     xy, xz, yz = product(1, 2, 2.0), product(1, 3, 2.0), product(2, 3, 2.0)
     wx, wy, wz = product(0, 1, 2.0), product(0, 2, 2.0), product(0, 3, 2.0)
+    # |q|^2 R, column by column. Its diagonal is ww + xx - yy - zz and so on, its other entries are 2 (xy - wz) and so
+    # on; the parts are added up separately and joined last.
     w_x, y_z = _sum(ww, xx), _sum(yy, zz)
     w_less_x, y_less_z = _difference(ww, xx), _difference(yy, zz)
     rotation = (
@@ -102,6 +110,8 @@ def _stretched_axes(
         (_join(_difference(xy, wz)), _join(_sum(w_less_x, y_less_z)), _join(_sum(yz, wx))),
         (_join(_sum(xz, wy)), _join(_difference(yz, wx)), _join(_difference(w_less_x, y_less_z))),
     )
+    # Divided out together with S. Normalising q first would round its components, and an entry of R that nearly cancels
+    # would show it.
     per_length = _join(_sum(w_x, y_z)).reciprocal_()
     first, second, third = (
         [component.mul_(factor).mul_(deviation) for component, factor in zip(axis, stretch, strict=True)]
@@ -140,15 +150,18 @@ def _jacobi(matrix: tuple[Column, Column, Column]) -> tuple[list[Column], Column
     columns = [[component / unit for component in column] for column in matrix]
     one, least = unit.new_tensor(1.0), unit.new_tensor(LEAST_SQUARE)
     for _ in range(NUM_SWEEPS):
+        # Computed again in each sweep, because the updates below add up their rounding errors.
         squares = [_dot(column, column) for column in columns]
         for p, q in ((0, 1), (0, 2), (1, 2)):
             first, second = columns[p], columns[q]
             dot = _dot(first, second)
             twice, gap = 2.0 * dot, squares[q] - squares[p]
-            # The smaller root of t^2 + (2 gap / twice) t - 1, as a quotient whose divisor is never zero.
+            # The smaller root of t^2 + (2 gap / twice) t - 1, as a quotient whose divisor is never zero. It rotates by
+            # at most 45 degrees, with which the sweeps converge.
             root = torch.addcmul(least, gap, gap).addcmul_(twice, twice).sqrt_()
             tangent = twice.div_(root.copysign_(gap).add_(gap))
             cosine = torch.addcmul(one, tangent, tangent).rsqrt_()
+            # With t and c, the tangent and the cosine of the angle: p becomes c (p - t q), and q becomes c (q + t p).
             pairs = list(zip(first, second, strict=True))
             columns[p] = [torch.addcmul(a, tangent, b, value=-1.0).mul_(cosine) for a, b in pairs]
             columns[q] = [torch.addcmul(b, tangent, a).mul_(cosine) for a, b in pairs]
@@ -157,6 +170,7 @@ def _jacobi(matrix: tuple[Column, Column, Column]) -> tuple[list[Column], Column
             squares[q].addcmul_(tangent, dot)
     norms = [_dot(column, column).sqrt_() for column in columns]
     for column, norm in zip(columns, norms, strict=True):
+        # The axis of a Gaussian without extent stays zero.
         inverse = norm.clamp(min=TINY).reciprocal_()
         for component in column:
             component.mul_(inverse)
@@ -171,6 +185,7 @@ def _dot(first: Column, second: Column) -> Tensor:
 def _sorted_axes(columns: list[Column], norms: Column) -> tuple[list[Tensor], Column]:
     """Sort axes by norm, largest first; return the four components of their quaternion, and the norms."""
     axes, lengths = list(columns), list(norms)
+    # Three exchanges sort three lengths. Masks take the place of branches, because each Gaussian has its own order.
     for p, q in ((0, 1), (1, 2), (0, 1)):
         swaps = (lengths[p] < lengths[q]).to(lengths[p].dtype)
         stays = 1.0 - swaps
@@ -186,6 +201,7 @@ def _sorted_axes(columns: list[Column], norms: Column) -> tuple[list[Tensor], Co
 
 def _select(mask: Tensor, chosen: Tensor, opposite: Tensor, other: Tensor) -> Tensor:
     """Return `chosen` where the mask is 1, else `other`; several times faster on a CPU than `torch.where`."""
+    # The product of 0 and infinity would be NaN, but unit axes and candidates are finite.
     return (other * opposite).addcmul_(chosen, mask)
 
 
@@ -204,6 +220,8 @@ def _quaternion(x_axis: Column, y_axis: Column, z_axis: Column) -> list[Tensor]:
         (wy, xy, 1.0 - m00 + m11 - m22, yz),
         (wz, xz, yz, 1.0 - m00 - m11 + m22),
     )
+    # The diagonal adds up to 4, so its largest entry is at least 1, and the length below is not zero even where an axis
+    # is.
     best, largest = list(candidates[0]), candidates[0][0]
     for index in (1, 2, 3):
         is_larger = (candidates[index][index] > largest).to(largest.dtype)

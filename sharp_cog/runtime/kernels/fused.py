@@ -21,6 +21,8 @@ _GRID = tl.constexpr(decompose.GRID)
 _TINY = tl.constexpr(decompose.TINY)
 _LEAST_SQUARE = tl.constexpr(decompose.LEAST_SQUARE)
 _SMALL = tl.constexpr(decompose.SMALL)
+# The next five repeat constants of `sharp_cog.formats`, which this package must not import. Triton reads no global that
+# is not a constexpr.
 _SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 _LARGEST_LENGTH = tl.constexpr(1e38)
 _LARGEST_BELOW_1 = tl.constexpr(1.0 - 2.0**-24)
@@ -89,10 +91,12 @@ def try_out(device: torch.device) -> None:
         Exception: Any error of triton, if it cannot build or run them.
     """
     num = 16  # A multiple of 16, for which triton builds a special variant, as for the network's number of Gaussians.
+    # Transposed, it has the strides (1, N), as the Gaussians of the network do.
     by_channel = torch.ones(4, num, device=device)
     vectors, opacities = by_channel[:3].T, by_channel[0]
     means, scales, quaternions_wxyz = unproject(vectors, vectors, by_channel.T, (1.0, 1.0, 1.0))
     rows = vertex_rows(means, vectors, 0.5 * opacities, scales, quaternions_wxyz)
+    # Reading the result waits for the device, so that an error of the launch is raised here and not in a prediction.
     if not rows.isfinite().all():
         raise RuntimeError("the fused kernels return values that are not finite")
 
@@ -101,6 +105,8 @@ def try_out(device: torch.device) -> None:
 def _power_of_two(values: tl.tensor) -> tl.tensor:
     """Return the power of two at or below each value, and its inverse."""
     bits = tl.maximum(values, _SMALLEST_NORMAL).to(tl.int32, bitcast=True) & 0x7F800000
+    # 2^-k by its bits: exact, and cheaper than a division. The inverse of 2^127 would be subnormal, but lengths from
+    # there on are beyond `_LARGEST_LENGTH`.
     inverse = tl.maximum(0x7F000000 - bits, 0x00800000)
     return bits.to(tl.float32, bitcast=True), inverse.to(tl.float32, bitcast=True)
 
@@ -108,6 +114,7 @@ def _power_of_two(values: tl.tensor) -> tl.tensor:
 @triton.jit
 def _halves(component: tl.tensor) -> tl.tensor:
     """Split a component into a multiple of 1 / _GRID and the rest."""
+    # Halves are rounded up, in the twin to even. Both splits are exact.
     coarse = tl.floor(component * _GRID + 0.5) * (1.0 / _GRID)
     return coarse, component - coarse
 
@@ -115,6 +122,7 @@ def _halves(component: tl.tensor) -> tl.tensor:
 @triton.jit
 def _product(coarse_a: tl.tensor, fine_a: tl.tensor, coarse_b: tl.tensor, fine_b: tl.tensor, b: tl.tensor) -> tl.tensor:
     """Return a product of two components as its exact part and the rest."""
+    # The first product needs no rounding, so a compiler may turn it into a fused multiply-add without changing it.
     return coarse_a * coarse_b, coarse_a * fine_b + fine_a * b
 
 
@@ -138,6 +146,7 @@ def _rotate(
     dot = _dot(ax, ay, az, bx, by, bz)
     twice, gap = 2.0 * dot, square_b - square_a
     root = tl.sqrt(gap * gap + twice * twice + _LEAST_SQUARE)
+    # Either sign will do for a gap of zero: the angle is 45 degrees in one direction or the other.
     tangent = twice / (tl.where(gap < 0, -root, root) + gap)
     cosine = tl.rsqrt(tangent * tangent + 1.0)
     new_ax, new_ay, new_az = (ax - tangent * bx) * cosine, (ay - tangent * by) * cosine, (az - tangent * bz) * cosine
@@ -186,6 +195,7 @@ def _unproject(
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num
 
+    # Positions. Lanes beyond the last Gaussian load defaults, compute with them and store nothing.
     mean = means + index * means_row
     tl.store(means_out + index * 3, tl.load(mean, mask=inside, other=0.0) * stretch_x, mask=inside)
     tl.store(means_out + index * 3 + 1, tl.load(mean + means_column, mask=inside, other=0.0) * stretch_y, mask=inside)
@@ -219,6 +229,7 @@ def _unproject(
     wy, wy_rest = _product(cw, fw, cy, fy, y)
     wz, wz_rest = _product(cw, fw, cz, fz, z)
 
+    # From here on, cx, cy and cz are the third column, and no longer the coarse parts of x, y and z.
     per_length = 1.0 / (((ww + xx) + (yy + zz)) + ((ww_rest + xx_rest) + (yy_rest + zz_rest)))
     scale = scales + index * scales_row
     first = tl.load(scale, mask=inside, other=0.0) * per_length
@@ -256,6 +267,7 @@ def _unproject(
     bx, by, bz = bx * per_b, by * per_b, bz * per_b
     cx, cy, cz = cx * per_c, cy * per_c, cz * per_c
 
+    # The longest axis first: three exchanges sort three lengths.
     ax, ay, az, a, bx, by, bz, b = _sort(ax, ay, az, a, bx, by, bz, b)
     bx, by, bz, b, cx, cy, cz, c = _sort(bx, by, bz, b, cx, cy, cz, c)
     ax, ay, az, a, bx, by, bz, b = _sort(ax, ay, az, a, bx, by, bz, b)
@@ -263,12 +275,14 @@ def _unproject(
     tl.store(scales_out + index * 3 + 1, b * unit, mask=inside)
     tl.store(scales_out + index * 3 + 2, c * unit, mask=inside)
 
-    # The third axis is computed from the first two, which excludes reflections. Then Shepperd's quaternion.
+    # The third axis is computed from the first two, which excludes reflections. Then Shepperd's quaternion, in which wx
+    # to yz are differences and sums of entries of the rotation, and no longer products of components.
     cx, cy, cz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
     wx, wy, wz = bz - cy, cx - az, ay - bx
     xy, xz, yz = ay + bx, cx + az, bz + cy
     best_w, best_x, best_y, best_z = 1.0 + ax + by + cz, wx, wy, wz
     largest = best_w
+    # Each of the other three candidates takes the place of the best one if its own component is larger.
     other = 1.0 + ax - by - cz
     is_larger = other > largest
     best_w, best_x = tl.where(is_larger, wx, best_w), tl.where(is_larger, other, best_x)
@@ -298,6 +312,7 @@ def _harmonic(linear: tl.tensor) -> tl.tensor:
     # Not by a clamp, which would hide NaN. A comparison with NaN is false, so it stays.
     linear = tl.where(linear < 0.0, 0.0, linear)
     linear = tl.where(linear > 1.0, 1.0, linear)
+    # IEC 61966-2-1. `tl.maximum` replaces NaN, but the branch of NaN is the linear one, which keeps it.
     curve = 1.055 * tl.exp(tl.log(tl.maximum(linear, 0.0031308)) * (1.0 / 2.4)) - 0.055
     return (tl.where(linear > 0.0031308, curve, linear * 12.92) - 0.5) * (1.0 / _SH_C0)
 
@@ -325,6 +340,7 @@ def _vertex_rows(
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num
     row = rows + index * _NUM_PROPERTIES
+    # Columns of a row: position 0 to 2, colour 3 to 5, opacity 6, scales 7 to 9, quaternion 10 to 13.
     for axis in tl.static_range(3):
         mean = tl.load(means + index * means_row + axis * means_column, mask=inside, other=0.0)
         tl.store(row + axis, mean, mask=inside)

@@ -29,6 +29,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), both of the weight's type."""
+        # The algorithm "none" is the exact GELU, in contrast to "tanh".
         activation, algorithm = ("gelu", "none") if self.has_gelu else ("none", "")
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation, [], algorithm)
         return y
