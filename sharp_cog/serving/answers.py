@@ -66,6 +66,7 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
     """
     with translate_errors(prediction.gaussians.means.device):
         transformed, _ = formats.to_output_frame(prediction.gaussians, prediction.options, default_axes="opencv")
+        # After the transform, whose scale may take a value out of range.
         require_writable(transformed)
         tensors = {
             "positions": transformed.means,
@@ -76,6 +77,7 @@ def arrays(prediction: Prediction) -> dict[str, NDArray[np.float32]]:
         }
         named = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     if prediction.monodepth_m is not None:
+        # The older name of monodepth, which existing clients read.
         named["internal_depth_m"] = prediction.monodepth_m
     return named
 
@@ -95,10 +97,12 @@ def write_json(path: Path, prediction: Prediction) -> None:
 def _json_chunks(named: dict[str, NDArray[np.float32]], about: dict[str, Any]) -> Iterator[bytes]:
     import orjson  # Only the extra `http` installs it.
 
+    # The object is put together by hand, so that only a part of its 250 MB of text is in memory at a time.
     yield b"{"
     for name, values in named.items():
         yield orjson.dumps(name) + b":["
         for start in range(0, len(values), ROWS_AT_A_TIME):
+            # Without their outer brackets the parts join into one list. orjson refuses arrays that are not contiguous.
             rows = np.ascontiguousarray(values[start : start + ROWS_AT_A_TIME])
             yield (b"," if start else b"") + orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
         yield b"],"
@@ -130,6 +134,7 @@ def error_body(error: BaseException) -> dict[str, str]:
     if isinstance(error, (InputError, BusyError, DeadlineError)):
         # The message may repeat input with lone surrogates, which UTF-8 cannot encode.
         return {"error": str(error).encode("utf-8", "backslashreplace").decode("utf-8"), "code": error.code}
+    # Its message holds a command for the operator, and the caller can do no more than choose another format.
     if isinstance(error, NotInstalledError):
         _LOG.warning("%s", error)
         return {
@@ -143,6 +148,7 @@ def error_body(error: BaseException) -> dict[str, str]:
 
 def status_of(error: BaseException) -> int:
     """Return the HTTP status of an error."""
+    # The first match counts, so a subclass comes before its base.
     table = {RequestTooLargeError: 413, InputError: 422, NotInstalledError: 422, BusyError: 503, DeadlineError: 504}
     return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
 
@@ -154,6 +160,7 @@ def file_name(name: str | None, suffix: str) -> str:
         name: Name of the image as the caller sent it, perhaps with folders of any system.
         suffix: Suffix of the splat, with the dot.
     """
+    # The name comes from the caller and goes into a header and a path: no folder, no quotes, no leading dot.
     stem = PurePosixPath((name or "").replace("\\", "/")).stem
     safe = re.sub(r"[^\w.-]+", "_", stem)[:100].strip("._-")
     return f"{safe or 'splat'}{suffix}"

@@ -44,6 +44,7 @@ def store(path: Path, key: str, content_type: str, settings: ServiceSettings) ->
         client.upload_file(str(path), **location, ExtraArgs={"ContentType": content_type})
         link: str = client.generate_presigned_url("get_object", Params=location, ExpiresIn=LINK_SECONDS)
     except (Boto3Error, BotoCoreError, ClientError) as error:
+        # The error's own text may hold the address of the store, which is a secret.
         raise OutputError(
             f"the bucket {settings.bucket_name} refuses {key} ({type(error).__name__}): check the BUCKET_* variables"
         ) from error

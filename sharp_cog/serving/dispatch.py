@@ -81,8 +81,10 @@ class Dispatcher:
             Stage(self._decode, 2, "decode"), Stage(self._predict, 1, "device"), Stage(self._encode, 2, "encode")
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        # asyncio admits the waiters of a semaphore in the order in which they came: this is the queue.
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)
         self._places: dict[str, Place] = {}
+        # Seconds of a request, a guess until the first one has ended.
         self._mean_s = 1.0
         self._folder = ScratchFolder()
         self._loading: asyncio.Task[None] | None = None
@@ -97,6 +99,7 @@ class Dispatcher:
         try:
             loop = asyncio.get_running_loop()
             self.pipeline = await loop.run_in_executor(self._loader, self._load)
+            # A pipeline keeps no predictions by default; here the number is a setting of the service.
             self.pipeline.kept.limit = self._settings.kept_predictions
             warm_up_s = await loop.run_in_executor(self._loader, self.pipeline.warm_up)
         except Exception as error:  # noqa: BLE001 - the health check reports every error
@@ -105,6 +108,7 @@ class Dispatcher:
             model, device = self.pipeline.settings.model, self.pipeline.device
             ready_s = time.monotonic() - start
             _LOG.info("%s on %s: ready after %.1f s, of which warm-up %.1f s", model, device, ready_s, warm_up_s)
+            # The service may have been stopped meanwhile.
             if self.state == "loading":
                 self.state = "ready"
 
@@ -119,6 +123,7 @@ class Dispatcher:
     def close(self) -> None:
         """Wait for the threads, and delete all files."""
         self.stop()
+        # The stages use the pipeline and the folder, so they end first.
         self._conveyor.close()
         self._loader.shutdown(wait=True, cancel_futures=True)
         if self.pipeline is not None:
@@ -137,6 +142,7 @@ class Dispatcher:
             raise BusyError("the service has failed and must be restarted: tell its operator", retry_after_s=60)
         if self.state == "stopping":
             raise BusyError("the service is stopping: try again in a while", retry_after_s=5)
+        # One more than the queue holds is admitted, because the request on the device does not wait.
         if self.num_admitted > self._settings.queue_size:
             wait_s = max(1, round(self._mean_s * self.num_admitted))
             raise BusyError(
@@ -152,8 +158,10 @@ class Dispatcher:
         Raises:
             BusyError: See `check`.
         """
+        # The queue may have filled while the request's body was read.
         self.check()
         place = Place()
+        # Only the event loop's thread counts, so no lock is needed.
         self.num_admitted += 1
         self._places[request_id] = place
         try:
@@ -199,15 +207,18 @@ class Dispatcher:
                 ticket.future.add_done_callback(lambda _: path.unlink(missing_ok=True))
                 raise
             except DeviceError as error:
+                # No later prediction can work, so later requests are refused and `/health` reports the failure.
                 self._fail(error, "the device failed")
                 raise
             finally:
                 self._tidy()
+        # An exponential moving average, in which about the last five requests count.
         self._mean_s += 0.2 * (time.monotonic() - start - self._mean_s)
         return prediction
 
     def _tidy(self) -> None:
         """Give memory back to the system, once for all requests that end meanwhile."""
+        # The loader's thread is idle once the model is loaded, and takes no more work after `close`.
         if (self._tidying is None or self._tidying.done()) and self.state != "stopping":
             self._tidying = self._loader.submit(give_back)
 

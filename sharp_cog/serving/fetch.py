@@ -60,6 +60,7 @@ def fetch(url: str, settings: ServiceSettings) -> bytes:
     Raises:
         FetchError: The URL is not allowed or cannot be fetched, or the file is empty or too large.
     """
+    # One deadline for all redirects, and each of them is checked like the first URL.
     deadline = time.monotonic() + settings.fetch_seconds
     for _ in range(MAX_REDIRECTS + 1):
         target = _Target.parse(url, FetchError)
@@ -90,6 +91,7 @@ def upload(url: str, path: Path, content_type: str, settings: ServiceSettings) -
     seconds = settings.request_seconds
     deadline = time.monotonic() + seconds
     with _connected(target, settings, seconds, deadline) as connection, path.open("rb") as file:
+        # Without a length, http.client sends a file in chunks, which S3 refuses.
         headers = {**_HEADERS, "Content-Type": content_type, "Content-Length": str(path.stat().st_size)}
         connection.request("PUT", target.path, body=file, headers=headers)
         response = connection.getresponse()
@@ -166,6 +168,7 @@ def _addresses(target: _Target, settings: ServiceSettings, deadline: float) -> l
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if not settings.fetch_private:
         for address in addresses:
+            # A link-local IPv6 address ends with the name of an interface, after a percent sign.
             if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                 raise target.error(f"the host {target.host[:100]!r} is at a private address: give a public URL")
     return addresses
@@ -177,12 +180,14 @@ def is_public(address: Address) -> bool:
     For an IPv6 address that embeds an IPv4 address (mapped, 6to4, Teredo, NAT64), the embedded one must be public too.
     """
     if isinstance(address, ipaddress.IPv6Address):
+        # Python's `is_global` is true for 127.0.0.1 inside of NAT64 and 6to4.
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
         if address in _NAT64:
             return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if not all(is_public(other) for other in (address.sixtofour, *(address.teredo or ())) if other is not None):
             return False
+    # `is_global` is true for multicast and for some reserved addresses as well.
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -215,6 +220,7 @@ def _connected(
             with contextlib.suppress(OSError):
                 guard.shutdown(socket.SHUT_RDWR)
 
+        # The timeout of a socket bounds each read alone: a server that sends a byte at a time would never exceed it.
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
         timer.daemon = True
         timer.start()
@@ -228,6 +234,7 @@ def _connected(
         finally:
             timer.cancel()
             guard.close()
+            # Without TLS this closes the connection; TLS has detached the socket, and then `connection` closes it.
             sock.close()
             if connection is not None:
                 connection.close()
@@ -241,6 +248,7 @@ def _connected(
 def _dial(addresses: list[str], port: int, deadline: float) -> socket.socket:
     """Connect to the first address that answers."""
     failure: OSError = TimeoutError("no address answered")
+    # A host may have an IPv6 address that this network does not reach, so the next one is tried.
     for address in addresses:
         timeout = min(CONNECT_SECONDS, deadline - time.monotonic())
         if timeout <= 0:
@@ -268,6 +276,7 @@ class _Connection(http.client.HTTPConnection):
         """Wrap the socket in TLS for https, and check the host's certificate."""
         self.sock = self._socket
         if self._target.scheme == "https":
+            # certifi's certificates, so that the result does not depend on those of the system.
             context = ssl.create_default_context(cafile=certifi.where())
             self.sock = context.wrap_socket(self._socket, server_hostname=self._target.host)
 
@@ -289,6 +298,7 @@ def _body(response: http.client.HTTPResponse, host: str, settings: ServiceSettin
         FetchError(f"the file behind the URL is larger than {limit_mb:g} MB: give a smaller one"),
         declared_bytes=expected,
     )
+    # http.client returns what has come when the server closes the connection early.
     if expected is not None and len(content) < expected:
         raise FetchError(f"{host} sent {len(content)} of {expected} bytes: try again")
     if not content:

@@ -75,6 +75,7 @@ def create_app(
         frontend: Name of the service in its metrics.
         root: Path prefix that a proxy in front of the service removes.
     """
+    # Before any thread starts, since each one would get an arena of its own.
     use_one_arena()
     metrics = Metrics(frontend)
     dispatcher = Dispatcher(load, settings)
@@ -82,9 +83,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # The server accepts requests at once, and answers 503 until the model is loaded.
         dispatcher.start()
         yield
+        # uvicorn comes here after the last answer, or at the end of its grace period.
         dispatcher.stop()
+        # `close` waits for threads, and must not block the event loop meanwhile.
         await asyncio.to_thread(dispatcher.close)
 
     app = FastAPI(
@@ -96,6 +100,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=_refusal)
+    # Starlette raises an error again after the handler of `Exception`; a `SharpError` is only answered.
     for kind_of_error in (SharpError, Exception):
         app.add_exception_handler(kind_of_error, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
@@ -105,6 +110,7 @@ def create_app(
         "/", responses={200: {"content": {"text/html": {}}, "description": "what this service is; a page for browsers"}}
     )
     async def about(request: Request) -> Response:
+        # Browsers ask for HTML, programs do not. `Vary` keeps caches from giving one the answer of the other.
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Vary": "Accept"})
         return JSONResponse(_about(dispatcher.pipeline), headers={"Vary": "Accept"})
@@ -119,6 +125,7 @@ def create_app(
             "model": pipeline.settings.model if pipeline else None,
             "requests": dispatcher.num_admitted,
         }
+        # The code alone: the message may hold paths of this machine.
         if dispatcher.failure is not None:
             body["code"] = getattr(dispatcher.failure, "code", SharpError.code)
         return JSONResponse(body, 200 if is_ready else 503)
@@ -185,12 +192,17 @@ class _Service:
     ) -> Response:
         """Answer one request, unless it takes too long or the client disconnects."""
         seconds, start, outcome = self._settings.request_seconds, time.monotonic(), SharpError.code
+        # The id goes into the log and into an answer's header, so an id with other characters is replaced.
         sent_id = request.headers.get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else secrets.token_hex(8)
+        # A name only: the file appears when it is written, and every end but `ok` deletes it.
         path = self._dispatcher.new_path(kind.suffix)
         try:
+            # Before the body is read: while the service is busy, an upload would be in vain.
             self._dispatcher.check()
+            # The time limit includes the upload. The form stays open, as its files are read when there is room.
             async with asyncio.timeout(seconds), reading_form(request) as form:
+                # Fields that are neither files nor URLs are options, and unknown ones are refused as such.
                 values = _values(form)
                 files = {name: values.pop(name) for name in _FILES if name in values}
                 urls = {url: values.pop(url) for url in _FILES.values() if url in values}
@@ -201,6 +213,7 @@ class _Service:
                 raise ClientDisconnect
             outcome = "ok"
         except ClientDisconnect:
+            # Nobody receives the answer, but an exception would be logged as a failure of the service.
             outcome = "hung_up"
             return Response(status_code=HUNG_UP)
         except TimeoutError:
@@ -215,6 +228,7 @@ class _Service:
         except Exception as error:  # noqa: BLE001 - Starlette would raise it again, and uvicorn log it a second time
             return _refusal(error)
         finally:
+            # A thread may write the file later; `Dispatcher.run` deletes it then.
             if outcome != "ok":
                 path.unlink(missing_ok=True)
             elapsed_s = time.monotonic() - start
@@ -243,12 +257,14 @@ class _Service:
         path: Path,
         request_id: str,
     ) -> Prediction:
+        # A URL is fetched only for a request with a place, so that a full service fetches nothing.
         with self._dispatcher.admitted(request_id) as place:
             fetched = {
                 name: await asyncio.to_thread(inputs.fetch_named, name, url, self._settings)
                 for name, url in urls.items()
             }
 
+            # Called in a thread of the conveyor, once there is room: a queued upload stays in its temporary file.
             def content(name: str) -> bytes | None:
                 if name not in files:
                     return fetched.get(_FILES[name])
@@ -332,6 +348,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     """Answer a request that Starlette itself refuses: an unknown path or method, or a form that cannot be parsed."""
+    # Starlette answers a form that it cannot parse with 400; here every input error is a 422.
     codes = {400: InputError.code, 404: "not_found", 405: "method_not_allowed"}
     body = {"error": plain(error.detail, 200), "code": codes.get(error.status_code, f"http_{error.status_code}")}
     return JSONResponse(body, 422 if error.status_code == 400 else error.status_code, headers=error.headers)

@@ -54,6 +54,7 @@ def decode_base64(name: str, text: object) -> bytes:
     """
     if not isinstance(text, str):
         raise InputError(f"{name} is of type {type(text).__name__}: give base64 text")
+    # An address in this field is a common mistake, and base64 would refuse it for its colon.
     if _ADDRESS.match(text):
         right_name = "depth_url" if name.startswith("depth") else "image_url"
         raise InputError(f"{name} is a web address, not base64: give it as {right_name}")
@@ -61,6 +62,7 @@ def decode_base64(name: str, text: object) -> bytes:
     if prefix and ";base64," not in prefix.group().lower():
         raise InputError(f"{name} is a data URI that is not base64: give base64")
     try:
+        # Without `validate`, Python skips characters that are not base64. White space goes first, as it is legal.
         content = base64.b64decode("".join(text[prefix.end() if prefix else 0 :].split()), validate=True)
     except (binascii.Error, ValueError):
         raise InputError(f"{name} begins with {text[:20]!r}, which is not base64: encode the file's bytes") from None

@@ -43,6 +43,7 @@ class Metrics:
         Args:
             frontend: Value of the label `door`, the name that existing dashboards know.
         """
+        # prometheus_client's global registry refuses a second metric of the same name in the process.
         self._registry = CollectorRegistry()
         self._frontend = frontend
         self._requests = Counter(
@@ -71,6 +72,7 @@ class Metrics:
         ready = Gauge("sharp_ready", "1 once the model is loaded", registry=self._registry)
         ready.set_function(lambda: dispatcher.state == "ready")
         for field in fields(Counters):
+            # Gauges, because a Counter of prometheus_client cannot be looked up at a scrape.
             gauge = Gauge(f"sharp_{field.name}", _HELP[field.name], registry=self._registry)
             gauge.set_function(partial(_counter, dispatcher, field.name))
         if torch.cuda.is_available():
@@ -103,5 +105,6 @@ class Metrics:
 
 def _counter(dispatcher: Dispatcher, name: str) -> int:
     pipeline = dispatcher.pipeline
+    # A scrape may come before the model is loaded.
     count: int = 0 if pipeline is None else getattr(pipeline.counters, name)
     return count

@@ -19,6 +19,7 @@ app = modal.App("sharp-api")
 def load() -> SharpPipeline:
     """Load the pipeline, and store a downloaded checkpoint in the volume."""
     pipeline = SharpPipeline.load(Settings.from_environment())
+    # Other containers see what is in the volume once it is committed.
     if not modal.is_local():
         volume.commit()
     return pipeline

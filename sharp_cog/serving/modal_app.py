@@ -40,8 +40,10 @@ class Sharp:
     @modal.enter(snap=True)
     def load(self) -> None:
         """Read the weights into memory, where the snapshot captures them."""
+        # A snapshot of the memory is restored in place of this method, so that a cold start reads no weights.
         self.settings = Settings.from_environment()
         self.weights = weights.in_memory(self.settings) if self.settings.model == "sharp" else None
+        # Other containers see a downloaded checkpoint once it is committed.
         if not modal.is_local():
             volume.commit()
 
@@ -92,6 +94,7 @@ class Sharp:
 
     def _predict(self, image_bytes: bytes, values: dict[str, Any]) -> Prediction:
         depth_bytes = values.pop("depth_bytes", None)
+        # Callers send any pickled value, and the pipeline would open a text as a path on this machine.
         for name, content in (("image_bytes", image_bytes), ("depth_bytes", depth_bytes)):
             if not isinstance(content, (bytes, bytearray)) and (name, content) != ("depth_bytes", None):
                 raise InputError(f"{name} is of type {type(content).__name__}: give the file's bytes")
@@ -114,6 +117,7 @@ _FORWARDING: dict[str, Any] = {
 }
 
 
+# A call only waits for the class here, so one small container holds many.
 @app.function(**_FORWARDING)
 @modal.concurrent(max_inputs=100)
 def predict(image_bytes: bytes, f_px: float | None = None, **options: Any) -> dict[str, Any]:

@@ -92,16 +92,19 @@ class _Worker:
                 if not isinstance(image, dict):
                     raise InputError(f"images[{index}] is of type {type(image).__name__}: give an object")
                 answer = self.answer_image(job, {**shared, **image}, name=f"{job['id']}_{index}", budget=budget)
+                # The images share the size of one answer. The splat is its longest text, unless a URL takes its place.
                 budget -= max((len(value) for value in answer.values() if isinstance(value, str)), default=0)
                 results.append({"status": "success", **answer})
             except Exception as error:  # noqa: BLE001 - one bad image does not stop the others
                 refusal = _refusal(error)
+                # RunPod looks for `refresh_worker` at the top of an answer alone.
                 is_broken |= refusal.pop("refresh_worker", False)
                 results.append({"status": "error", **refusal})
         num_failed = sum(result["status"] == "error" for result in results)
         status = "success" if not num_failed else "error" if num_failed == len(results) else "partial"
         summary = {"total": len(results), "succeeded": len(results) - num_failed, "failed": num_failed}
         answer_of_list: dict[str, Any] = {"status": status, "results": results, "summary": summary}
+        # RunPod marks a job as failed if its answer has `error`, so a list with one success must not have it.
         if status == "error":
             answer_of_list |= {"error": f"none of {len(results)} images became a splat: {results[0]['error']}"}
             answer_of_list |= {"code": results[0]["code"]}
@@ -126,6 +129,7 @@ class _Worker:
         upload_url = given.pop("upload_url", None)
         if upload_url is not None and not isinstance(upload_url, str):
             raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
+        # The rest are options, which are checked before anything is fetched.
         options = inputs.options_from(given)
         if options.save_internal_depth:
             raise OptionError("save_internal_depth is given, but the answer is one file: leave it out")
@@ -149,6 +153,7 @@ class _Worker:
             splat: dict[str, str]
             if upload_url is not None:
                 upload(upload_url, path, format_.media_type, self.settings)
+                # Without the query, whose signature is the right to write there.
                 splat = {"url": urlsplit(upload_url)._replace(query="", fragment="").geturl()}
             elif self.settings.has_bucket:
                 from sharp_cog.serving.bucket import store
@@ -179,11 +184,13 @@ def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: in
     Raises:
         ResultTooLargeError: The splat is too large; the message names formats and sizes that fit.
     """
+    # base64 turns each three bytes, or a part of three, into four characters.
     encoded, budget = 4 * -(-num_bytes // 3), max(0, budget)
     if encoded <= budget:
         return
     fitting = []
     for name, size in {format_name: num_bytes / max(1, num_gaussians), **_BYTES_PER_GAUSSIAN}.items():
+        # Three quarters remain after base64; 5 % are a reserve for scenes that compress less well.
         num_fitting = int(0.95 * 0.75 * budget / size) // 1000 * 1000
         if num_fitting >= num_gaussians:
             fitting.append(f"format {name}")
@@ -198,6 +205,7 @@ def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: in
 def _refusal(error: Exception) -> dict[str, Any]:
     body: dict[str, Any] = answers.error_body(error)
     if isinstance(error, DeviceError):
+        # The container's health check looks for the file, and fails from now on.
         READY.unlink(missing_ok=True)
         body["refresh_worker"] = True  # RunPod restarts the worker.
     return body

@@ -55,6 +55,7 @@ class BodyLimit:
             refusal.headers["Connection"] = "close"  # The body stays unread.
             await refusal(scope, receive, send)
             return
+        # A body in chunks declares no length, so its bytes are counted as they come.
         num_bytes = 0
 
         async def counted() -> Message:
@@ -83,6 +84,7 @@ class TemporaryFileResponse(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
         try:
+            # A client that reads a byte at a time would keep the file on disk for ever.
             async with asyncio.timeout(self._seconds):
                 await super().__call__(scope, receive, send)
         finally:
@@ -100,14 +102,17 @@ async def reading_form(request: Request) -> AsyncIterator[FormData]:
         OutputError: A large file of the form cannot be written to disk.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
+    # Starlette looks the charset up among all codecs of Python, and decodes the fields with it.
     charset = parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
     if charset not in _CHARSETS:
         raise InputError(f"the form's charset is {quoted(charset)}: send it in UTF-8")
     try:
         form = await request.form(max_files=2, max_fields=64)
     except FormParserError as error:
+        # Starlette translates the errors of its own parser, but not those of python_multipart.
         raise InputError("the form cannot be read: send multipart/form-data") from error
     except OSError as error:
+        # Starlette spools files above 1 MB to the disk, which may be full.
         raise cannot_write(Path(tempfile.gettempdir()) / "upload", error) from error
     try:
         yield form
@@ -126,6 +131,7 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    # Servers do not cancel a request whose client has gone; they only say so to the next `receive`.
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -133,6 +139,7 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
     finally:
         for task in (working, watching):
             task.cancel()
+        # The work uses the form's files until it has ended.
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
@@ -155,6 +162,7 @@ def gzipped(path: Path) -> Path:
         OutputError: The compressed file cannot be written.
     """
     target = path.with_name(f"{path.name}.gz")
+    # 31 is 15, the largest window, plus 16 for gzip's header.
     pack = zlib.compressobj(level=1, wbits=31)
     try:
         with open_atomically(target) as packed, path.open("rb") as plain:
