@@ -120,6 +120,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
     ) -> Path:
         """Predicts the splat of one photograph."""
+        # At the start, since the last prediction's output must outlive its `run`.
         folder = self.folder.path
         _delete_leftovers(folder, keep=(image, depth))
         try:
@@ -144,12 +145,15 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             name = _output_name(image, FORMATS[output_format].suffix)
             output = prediction.write(folder / name, output_format=output_format)
         except SharpError as error:
+            # Cog shows the caller the text of an error and nothing else, so the code stands in front of it.
             self.has_failed |= isinstance(error, DeviceError)
             raise RuntimeError(f"{error.code}: {error}") from error
+        # Not `BaseException`, by which Cog cancels a prediction.
         except Exception as error:
             print(trace(error), file=sys.stderr)  # Cog itself logs the message alone.
             raise
         camera = prediction.camera
+        # Cog fails a prediction whose metric changes its type, so measures are always floats.
         self.record_metric("num_gaussians", len(prediction.gaussians))
         self.record_metric("focal_length_px", float(camera.focal_length_px))
         self.record_metric("precision", prediction.precision)
@@ -171,6 +175,7 @@ def _delete_leftovers(folder: LocalPath, keep: Iterable[object]) -> None:
     Cog reads an output after `run` has returned and never deletes it. It also leaves the inputs that it has fetched if
     another input of the same prediction cannot be fetched.
     """
+    # Cog stores the inputs of this prediction in the same folder. A depth that is not given is None.
     kept = {LocalPath(path) for path in keep if isinstance(path, Path)}
     for path in folder.iterdir():
         if path.is_file() and path not in kept:

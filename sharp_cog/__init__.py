@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Type checkers and editors do not run `__getattr__`, so they find the names here.
 if TYPE_CHECKING:
     from sharp_cog.config.options import PredictOptions
     from sharp_cog.config.settings import Settings

@@ -40,6 +40,7 @@ _QUOTES = _Quotes()
 
 def quoted(value: object) -> str:
     """Return the `repr` of a value; the middle of a long one is replaced with an ellipsis."""
+    # The limits of `_Quotes` hold for each part of a value, so the whole may still be long.
     text = _QUOTES.repr(value)
     return text if len(text) <= 2 * MAX_CHARS else f"{text[:MAX_CHARS]}...{text[-MAX_CHARS // 2 :]}"
 
@@ -54,6 +55,7 @@ def plain(text: object, limit: int = MAX_CHARS) -> str:
     Returns:
         The text without secrets, with spaces for characters that cannot be printed, cut to the limit.
     """
+    # Redacted before it is cut to the limit, because half of a token would not be recognised.
     searched = redact(str(text)[:_MAX_SEARCHED])
     line = " ".join("".join(char if char.isprintable() else " " for char in searched).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
@@ -77,6 +79,7 @@ def read_json(content: bytes | str) -> Any:
     """
     try:
         return json.loads(content)
+    # Python's parser descends into nested lists, and thousands of brackets exhaust its stack.
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
