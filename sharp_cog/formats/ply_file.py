@@ -116,8 +116,6 @@ def read_header(content: bytes) -> Header:
 def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]:
     """Return the elements by name, as structured arrays.
 
-    The counts in the header are checked against the bytes of the file before anything is allocated.
-
     Raises:
         SplatError: An element is broken, truncated, or occurs twice.
     """
@@ -137,6 +135,7 @@ def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]
         if rows is not None:
             arrays[element.name] = rows.take(element.count, dtype, name)
             continue
+        # A header can promise any count, so it is compared with the bytes of the file before anything is allocated.
         needed = element.count * dtype.itemsize
         if needed > len(content) - position:
             raise SplatError(

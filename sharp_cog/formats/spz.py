@@ -137,15 +137,13 @@ def require_zstandard() -> None:
 
 
 def _gzip(content: bytes) -> list[bytes]:
-    """Return one gzip member in parts.
-
-    Blocks are compressed in parallel, each with the end of the previous block as its dictionary.
-    """
+    """Compress content in parallel; return one gzip member in parts."""
     starts = range(0, len(content), _BLOCK)
 
     def compress(start: int) -> bytes:
         is_last = start + _BLOCK >= len(content)
         # -15 means raw deflate: all blocks share the header and the checksum below. 9 is the memory level.
+        # The bytes before the block are its dictionary: otherwise each block would start with an empty window.
         deflate = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, -15, 9, zdict=content[max(0, start - _WINDOW) : start])
         # A flush with Z_SYNC_FLUSH ends at a whole byte, so that the next block can be appended.
         return deflate.compress(content[start : start + _BLOCK]) + deflate.flush(
@@ -261,7 +259,7 @@ def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
         if version not in (1, 2, 3):
             raise SplatError(f"the .spz has version {version}: 1 to 4 can be read")
         sizes = _plane_sizes(version, count, degree)
-        # Compared before anything is allocated.
+        # A header can promise any count, so it is compared with the bytes of the file before anything is allocated.
         if sum(sizes) > _MAX_DEFLATE_RATIO * len(content):
             raise SplatError(f"the .spz promises {count} Gaussians in {len(content)} bytes: it is broken")
         body = _read_at_most(lambda size: inflate.decompress(inflate.unconsumed_tail, size), sum(sizes[:5]))

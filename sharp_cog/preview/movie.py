@@ -164,7 +164,7 @@ def write_preview(path: Path, gaussians: Gaussians, camera: Camera) -> None:
 
 
 def _write_video(path: Path, gaussians: Gaussians, camera: Camera, options: VideoOptions) -> None:
-    # With a progress bar on a terminal: on a CPU, a video takes most of a minute.
+    # On a CPU, a video takes most of a minute, so terminals show a progress bar.
     rendered = tqdm(
         frames(gaussians, camera, options),
         total=options.num_frames,
@@ -265,10 +265,7 @@ class MovieWriter:
 
 
 def _encode_mp4(images: Sequence[Pixels], fps: int, name: str) -> str:
-    """Encode images into an existing file; return ffmpeg's error message, empty on success.
-
-    imageio_ffmpeg has a writer of its own, but it does not report that ffmpeg has failed, for example on a full disk.
-    """
+    """Encode images into an existing file; return ffmpeg's error message, empty on success."""
     import imageio_ffmpeg
 
     height, width = images[0].shape[:2]
@@ -279,6 +276,7 @@ def _encode_mp4(images: Sequence[Pixels], fps: int, name: str) -> str:
     # `-f mp4`, because the temporary file ends with .part; `file:`, because a colon in a name would make it a URL.
     # At this level of messages, stderr cannot fill its pipe and block ffmpeg while the frames are being written.
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *read, *encoded, "-f", "mp4", "-y", f"file:{name}"]
+    # imageio_ffmpeg's own writer does not report that ffmpeg has failed, for example on a full disk.
     with subprocess.Popen(  # noqa: S603 - fixed arguments and a file name, without a shell
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as ffmpeg:
