@@ -22,7 +22,7 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, DeviceError, SharpError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.conveyor import Conveyor, Stage
-from sharp_cog.pipeline.pipeline import SharpPipeline
+from sharp_cog.pipeline.pipeline import NUM_DECODERS, NUM_ENCODERS, SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request
 from sharp_cog.text import trace
@@ -78,7 +78,9 @@ class Dispatcher:
         self._load = load
         self._settings = settings
         self._conveyor: Conveyor[Prediction] = Conveyor(
-            Stage(self._decode, 2, "decode"), Stage(self._predict, 1, "device"), Stage(self._encode, 2, "encode")
+            Stage(self._decode, NUM_DECODERS, "decode"),
+            Stage(self._predict, 1, "device"),
+            Stage(self._encode, NUM_ENCODERS, "encode"),
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         # asyncio admits the waiters of a semaphore in the order in which they came: this is the queue.
