@@ -85,10 +85,8 @@ def read_json(content: bytes | str) -> Any:
 
 
 def read_count(text: str) -> int | None:
-    """Parse a number of bytes, items or seconds in a header; None for any other text.
-
-    `str.isdigit` alone would also accept superscripts, which `int` refuses.
-    """
+    """Parse a number of bytes, items or seconds in a header; None for any other text."""
+    # `str.isdigit` alone would also accept superscripts, which `int` refuses.
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 

@@ -357,13 +357,11 @@ class SharpPipeline:
         )
 
     def _on_own_stream(self, predict: Callable[[], tuple[Gaussians, _T]]) -> tuple[Gaussians, _T]:
-        """Run a prediction on the pipeline's own CUDA stream.
-
-        Threads that write the last splat use another stream. On the same one, each of their steps would wait for the
-        next image.
-        """
+        """Run a prediction on the pipeline's own CUDA stream."""
         if self._stream is None:
             return predict()
+        # Threads that write the last splat use another stream. On the same one, each of their steps would wait for the
+        # network of the next image.
         caller_stream = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._stream):
             gaussians, rest = predict()
@@ -386,7 +384,7 @@ class SharpPipeline:
 def _errors_as_values(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a function that returns errors instead of raising them, and passes on errors of earlier stages.
 
-    A device that failed will fail for the next request too, so that error is still raised.
+    A `DeviceError` is still raised.
     """
 
     def wrapped(item: Any) -> Any:
@@ -395,6 +393,7 @@ def _errors_as_values(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             return function(item)
         except DeviceError:
+            # The device will fail for the next request too, so the run ends.
             raise
         except SharpError as error:
             return error

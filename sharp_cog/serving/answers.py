@@ -127,10 +127,7 @@ def write_npz(path: Path, prediction: Prediction) -> None:
 
 
 def error_body(error: BaseException) -> dict[str, str]:
-    """Return the description of an error for the caller: `error`, a message for people, and `code`, for programs.
-
-    The message of an error that is not the caller's fault may hold paths and settings, so it goes to the log alone.
-    """
+    """Return the description of an error for the caller: `error`, a message for people, and `code`, for programs."""
     if isinstance(error, (InputError, BusyError, DeadlineError)):
         # The message may repeat input with lone surrogates, which UTF-8 cannot encode.
         return {"error": str(error).encode("utf-8", "backslashreplace").decode("utf-8"), "code": error.code}
@@ -141,6 +138,7 @@ def error_body(error: BaseException) -> dict[str, str]:
             "error": "this service lacks what that format or option needs: choose another",
             "code": error.code,
         }
+    # Any other message may hold paths and settings of the service, so it goes to the log alone.
     code = error.code if isinstance(error, SharpError) else SharpError.code
     _LOG.error("%s: %s\n%s", code, redact(str(error)), trace(error))
     return {"error": "the service failed; its log says why", "code": code}

@@ -125,7 +125,7 @@ class _Target:
             host, port = _ascii_host(parts), parts.port
             path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
             if not path.isascii() or any(char <= " " or char == "\x7f" for char in path):
-                # Browsers quote characters that must not stand in a request line, too.
+                # A request line holds neither spaces nor other alphabets. Browsers quote them too.
                 path = requote_uri(path)
             if len(host) > MAX_HOST_CHARS or not host.isprintable():
                 raise ValueError("the host's name is not valid")

@@ -37,10 +37,8 @@ def make_image() -> modal.Image:
 
 
 def make_secret() -> modal.Secret:
-    """Return the settings of the process that deploys, as a secret.
-
-    They do not go into the image's environment, which Modal shows: the URL of a checkpoint may hold a password.
-    """
+    """Return the settings of the process that deploys, as a secret."""
+    # Not as the image's environment, which Modal shows: the URL of a checkpoint may hold a password.
     return modal.Secret.from_dict({**given_variables()})
 
 

@@ -72,7 +72,8 @@ class _Worker:
     report: Callable[[Job, str], object]
 
     def budget(self, job: Job) -> int:
-        """Return the number of bytes that RunPod can return. The id of a `runsync` job begins with `sync`."""
+        """Return the number of bytes that RunPod can return."""
+        # The id of a `runsync` job begins with `sync`.
         is_sync = str(job["id"]).startswith("sync")
         megabytes = self.settings.runpod_sync_megabytes if is_sync else self.settings.runpod_async_megabytes
         return int(megabytes * 1e6) - OVERHEAD_BYTES
