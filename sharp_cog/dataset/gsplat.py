@@ -40,7 +40,9 @@ SHARED_FORMATS = ("ply", "compressed_ply", "spz", "splat", "apple_ply")
 MAX_SINGLE_BYTES = 20 * 1024 * 1024
 """Size from which on a file is uploaded in chunks."""
 CHUNK_BYTES = 16 * 1024 * 1024
+"""Size of a chunk."""
 MAX_ANSWER_BYTES = 1 << 20
+"""Longest answer that is read."""
 DEADLINE_S = 300.0
 """Seconds that sharing one splat may take in all."""
 ANSWER_S = 60.0
@@ -50,9 +52,12 @@ OUTAGE_FAILURES = 3
 OUTAGE_S = 300.0
 """Seconds for which nothing is sent to a service that is down, so that it does not delay the photographs."""
 RETRIES = RetryPolicy(max_tries=4, first_wait_s=1.0)
+"""Tries of each call: waits of about 1, 2 and 4 seconds between them."""
 
 _CONNECT_S = 10.0
+"""Seconds to wait for a connection."""
 _RETRIED_STATUSES = (408, 425, 429)
+"""Statuses below 500 that may pass: a time-out, a replay that came too early, and a rate limit."""
 
 
 class GsplatError(SharpError):

@@ -42,6 +42,7 @@ RATE_LIMIT_S = 300.0
 MAX_RATE_LIMIT_S = 7200.0
 """Longest wait that the hub may ask for."""
 _PATHS_PER_REQUEST = 500
+"""Maximum paths of one request for the hub's records of files."""
 
 
 class HubError(SharpError):

@@ -28,6 +28,7 @@ OWN_FIELDS = (
 """Fields that we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format."""
 
 _BLOCK_BYTES = 1 << 20
+"""Bytes of the copy that are read at once."""
 
 
 class Index:

@@ -73,8 +73,7 @@ class Entry:
 class Journal:
     """The journal of one run in `journal.sqlite`, for many threads of one process.
 
-    Opening it checks the whole file, which takes three seconds for a million photographs. Otherwise a photograph that a
-    damaged index hides would be made again, or be missing halfway.
+    Opening it checks the whole file, which takes three seconds for a million photographs.
 
     Raises:
         OutputError: The file is damaged, or cannot be opened or written.
@@ -87,6 +86,7 @@ class Journal:
             # Autocommit: transactions begin and end in `_transaction`. Threads share the connection under `_lock`. The
             # time-out is for `sharp-cog dataset status`, which opens the file from another process.
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            # A photograph that a damaged index hides would be made again, or be missing halfway.
             (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
                 raise OutputError(

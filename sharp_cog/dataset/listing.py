@@ -15,6 +15,7 @@ from sharp_cog.dataset.unsplash import Unsplash
 _LOG = logging.getLogger(__name__)
 
 _DONE = ("done", "others")
+"""States of the journal in which a photograph needs no more work, by this client or by another one."""
 
 
 @dataclass

@@ -36,6 +36,7 @@ _GRACE_S = 3.0
 _STEP_S = 5.0
 """Longest single wait, so that a run can be stopped in between."""
 _CHUNK_BYTES = 1 << 16
+"""Bytes of an answer that are read at once."""
 _TIMEOUT_S = (10.0, 60.0)
 """Seconds to wait for a connection, and for data."""
 
