@@ -188,6 +188,14 @@ class DatasetSettings:
         check_settings(self)
         if not self.formats:
             raise SettingError("FORMATS is empty: name at least one format, such as FORMATS=ply")
+        by_suffix: dict[str, str] = {}
+        for name in self.formats:
+            # A splat is named by its photograph and the suffix, so the second file would replace the first.
+            other = by_suffix.setdefault(OUTPUT_FORMATS[name].suffix, name)
+            if other != name:
+                raise SettingError(
+                    f"FORMATS has {other} and {name}, which both write {OUTPUT_FORMATS[name].suffix}: choose one of them"
+                )
         for name in self.hf_formats:
             if name not in self.formats:
                 raise SettingError(

@@ -133,6 +133,7 @@ def test_empty_variables_count_as_not_set() -> None:
         ("HF_INDEX_FLUSH_SECS", "1e300"),
         ("FORMATS", "ply,obj"),
         ("FORMATS", ","),
+        ("FORMATS", "ply,apple_ply"),
         ("HF_FORMATS", "spz"),
         ("PER_PAGE", "31"),
         ("PER_PAGE", "0"),
