@@ -20,13 +20,13 @@ from sharp_cog.runtime.precision import cpu_has_amx
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
-def fold(model: nn.Module, *, device: torch.device) -> None:
+def fold(model: Sharp, *, device: torch.device) -> None:
     """Fold LayerScale, the normalisation of the image, and 1x1 after transposed convolutions into adjacent weights.
 
     On the meta device, this results in the names and shapes of a folded network.
 
     Args:
-        model: Network, or a part of it; changed in place.
+        model: Filled network; changed in place.
         device: Device on which to fold; the folded modules stay there.
     """
     for module in model.modules():

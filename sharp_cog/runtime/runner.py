@@ -89,10 +89,7 @@ class SharpRunner:
             self._encoder.num_tiles_at_once = _AMX_TILES if cpu_has_amx() else _CPU_TILES
 
     def _load_checked(self) -> Sharp:
-        """Return the network in the chosen precision, or in float32 if that precision computes something else.
-
-        The float32 weights are converted one by one, so that the device never holds both.
-        """
+        """Return the network in the chosen precision, or in float32 if that precision computes something else."""
         if self.dtype == torch.float32:
             return self._load(torch.float32)
         model = self._network()
@@ -105,6 +102,7 @@ class SharpRunner:
         # The shapes of the small image do not occur again, so cuDNN need not time its algorithms for them.
         with exact_sums(self.device, is_lasting=False):
             exact = probe(model, device=self.device)
+            # In place, one weight after the other, so that the device never holds both precisions of the network.
             convert(model, device=self.device, dtype=self.dtype)
             self.error = exact.error(probe(model, device=self.device))
         if self.error <= LIMIT:

@@ -49,7 +49,7 @@ def check(path: Path) -> Counter[int]:
             file.seek(start)
             header = file.read(_LOCAL_HEADER_BYTES)
             if len(header) < _LOCAL_HEADER_BYTES:
-                raise ValueError("a part of it is behind its end")
+                raise ValueError("a part of it begins after its end")
             # Bytes 26 to 29 of a local header have the lengths of a name and of an extra field, which precede the
             # content. torch finds a tensor by the same sum.
             end = start + _LOCAL_HEADER_BYTES + sum(struct.unpack_from("<HH", header, 26)) + part.file_size

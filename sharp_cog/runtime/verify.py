@@ -55,6 +55,8 @@ def compare(
 ) -> list[Difference]:
     """Run both predictors and compare every stage that both have.
 
+    Neither may replay CUDA graphs, which call no hooks.
+
     Args:
         reference: The predictor that is taken to be right.
         reference_network: Its module that carries the checkpoint's names.

@@ -82,7 +82,7 @@ class WeightsFile:
         # A process may load the network again for float32. All its predictions must come from the same weights.
         # They are compared after the mapping, because a file could be replaced between a comparison and the mapping.
         if _identity(self.path) != self.identity:
-            raise CheckpointError(f"{self.path} was replaced since this process has found it: restart the process")
+            raise CheckpointError(f"{self.path} was replaced since this process found it: restart the process")
         return weights
 
     def network(self, device: torch.device) -> Sharp:

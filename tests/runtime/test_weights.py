@@ -43,7 +43,7 @@ def replace(path: Path) -> None:
 def test_a_checkpoint_that_is_replaced_before_it_is_loaded_is_refused(path: Path) -> None:
     found = weights.find(settings(path))
     replace(path)
-    with pytest.raises(CheckpointError, match=r"sharp\.pt was replaced since this process has found it: restart"):
+    with pytest.raises(CheckpointError, match=r"sharp\.pt was replaced since this process found it: restart"):
         found.network(CPU)
     assert weights.find(settings(path)).network(CPU) is not None
 

@@ -160,10 +160,7 @@ class RemoteFile:
 
     @contextmanager
     def _get(self, headers: dict[str, str]) -> Iterator[requests.Response]:
-        """Yield a streamed response with a status and a content type that the file can have.
-
-        The errors of requests show whole addresses, secrets included, so none is chained to the ones raised here.
-        """
+        """Yield a streamed response with a status and a content type that the file can have."""
         self._check_stop()
         try:
             # Lengths and ranges must count bytes of the file itself, hence no compression.
@@ -173,6 +170,7 @@ class RemoteFile:
                 stream=True,
                 timeout=self._effort.timeout_s,
             )
+        # Errors of requests show whole addresses, secrets included, so none is chained to the errors raised here.
         except (requests.ConnectionError, requests.Timeout) as error:
             # Another try would meet the same certificate.
             if isinstance(_root(error), ssl.SSLCertVerificationError):
