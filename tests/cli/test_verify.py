@@ -35,7 +35,8 @@ def test_the_worst_stage_decides(
 
     def compare(*arguments: Any) -> list[Difference]:
         inputs.append(arguments[-1])
-        return [Difference(stage="encoder", relative=relative, maximum=relative)]
+        stages = {"patches": 1e-6, "encoder": relative}
+        return [Difference(stage=stage, relative=value, maximum=value) for stage, value in stages.items()]
 
     monkeypatch.setattr(SharpPipeline, "load", load)
     monkeypatch.setattr(verify, "compare", compare)
@@ -43,7 +44,8 @@ def test_the_worst_stage_decides(
     photo = write_image(tmp_path / "a.jpg", width=96)
     assert run("verify", photo, "--focal-length-px", 48) == exit_code
     assert inputs[0].disparity_factor.item() == 0.5
-    assert [(settings.model, settings.precision) for settings in loaded][1] == ("sharp", "float32")
+    candidate = loaded[1]
+    assert (candidate.model, candidate.precision, candidate.cuda_graphs) == ("sharp", "float32", False)
     printed = capsys.readouterr().out
     assert ("over the tolerance" in printed) == (exit_code == 1)
     assert printed.splitlines()[-1].startswith("the same within 0.001" if exit_code == 0 else "NOT the same")
