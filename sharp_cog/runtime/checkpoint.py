@@ -167,7 +167,7 @@ def _checked_state(state: object, path: Path) -> dict[str, Tensor]:
                 f"{path} is a training checkpoint ({quoted(name)} is a dict): save the state dict alone"
             )
         if not isinstance(value, Tensor):
-            what = f", a {type(value).__name__}, not a tensor"
+            what = f" of type {type(value).__name__}, not a tensor"
         elif value.dtype != torch.float32:
             what = f" as {value.dtype}, not as torch.float32"
         elif value.layout != torch.strided or value.is_nested or value.device.type != "cpu":

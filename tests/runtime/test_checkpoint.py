@@ -136,7 +136,7 @@ class NotATensor:
     [
         ([1, 2], "a list, not a state dict"),
         ({"state_dict": state()}, "training checkpoint"),
-        ({"epoch": 3}, "'epoch', a int"),
+        ({"epoch": 3}, "'epoch' of type int"),
         ({"layer.weight": torch.ones(2, 3, dtype=torch.float16)}, r"as torch\.float16"),
         ({"thing": NotATensor()}, "more than tensors"),
     ],
