@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         for column, pixels in enumerate((depth_colors(estimate.depth_m), view)):
             tile = Image.fromarray(pixels).resize((_WIDTH, height))
             sheet.paste(tile, (column * _WIDTH, top + _TEXT_HEIGHT))
-        print(f"{target}: the splat and its film are beside it")
+        print(f"{target}: the splat and its video are beside it")
     with open_atomically(folder / f"{path.stem}.depths.png") as file:
         sheet.save(file, "PNG")
     print(f"{folder / f'{path.stem}.depths.png'}: all of them side by side")

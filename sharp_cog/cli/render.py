@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         writer.add(image)
         if depth_writer is not None:
             depth_writer.add(depth)
-    for film in filter(None, (writer, depth_writer)):
-        film.close()
-        print(f"{film.path}: {shot.num_frames} frames, {film.path.stat().st_size / 1e6:.1f} MB")
+    for video in filter(None, (writer, depth_writer)):
+        video.close()
+        print(f"{video.path}: {shot.num_frames} frames, {video.path.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -1,4 +1,4 @@
-"""Writing of a splat, in a splat format or as a film."""
+"""Writing of a splat, in a splat format or as a video."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
 def write(
     path: Path, gaussians: Gaussians, camera: Camera | None, options: OutputOptions, *, viewer_dir: Path | None = None
 ) -> Path:
-    """Write a splat or a film; `path` appears whole or not at all.
+    """Write a splat or a video; `path` appears whole or not at all.
 
     Args and errors are those of `sharp_cog.formats.write`.
     """
     if options.output_format != "mp4":
         return formats.write(path, gaussians, camera, options, viewer_dir=viewer_dir)
-    # A film flies around a camera: `OutputFormat.needs_camera` makes every caller provide one.
+    # The camera of a video moves around the photograph's: `OutputFormat.needs_camera` makes every caller provide one.
     assert camera is not None
     # The renderer expects OpenCV axes, as the network predicts them, so `auto` means these.
     scene, _ = formats.to_output_frame(gaussians, options, default_axes="opencv")
