@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_from(arguments, PredictOptions)
     source = images.decode(read_bytes(Path(arguments.image), ImageError), options, max_pixels=settings.max_pixels)
     reference = SharpPipeline.load(replace(settings, model="ml-sharp"))
-    # Float32 whatever the settings say, since Apple's package computes in it. Without CUDA graphs, because their warm-up
+    # Float32 whatever the settings say, since Apple's package computes in it. No CUDA graphs, because their warm-up
     # and capture would run the modules more often than Apple's, and a replay would not run them at all.
     candidate = SharpPipeline.load(replace(settings, model="sharp", precision="float32", cuda_graphs=False))
     differences = compare(

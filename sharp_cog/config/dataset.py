@@ -194,7 +194,7 @@ class DatasetSettings:
             other = by_suffix.setdefault(OUTPUT_FORMATS[name].suffix, name)
             if other != name:
                 raise SettingError(
-                    f"FORMATS has {other} and {name}, which both write {OUTPUT_FORMATS[name].suffix}: choose one of them"
+                    f"FORMATS has {other} and {name}, which both write {OUTPUT_FORMATS[name].suffix}: choose one"
                 )
         for name in self.hf_formats:
             if name not in self.formats:
