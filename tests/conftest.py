@@ -1,7 +1,12 @@
 """Settings of all tests."""
 
+import signal
+
 from hypothesis import settings
 
 # Benchmarks measure time; a slow machine is no failure of a test.
 settings.register_profile("sharp_cog", deadline=None)
 settings.load_profile("sharp_cog")
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and the tests of Ctrl-C would wait for it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
