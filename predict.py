@@ -59,6 +59,12 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             ge=1,
             le=5000,
         ),
+        fov: float | None = Input(
+            default=None,
+            description="Horizontal field of view of the upright image in degrees, instead of a focal length.",
+            ge=1,
+            le=170,
+        ),
         output_format: str = Input(
             default="ply",
             description="File format: ply for any viewer, spz and sog are small, html is a web page, mp4 a video.",
@@ -127,6 +133,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                 {
                     "focal_length_px": focal_length_px,
                     "focal_length_mm": focal_length_mm,
+                    "fov": fov,
                     "output_format": output_format,
                     "axes": axes,
                     "max_gaussians": max_gaussians,

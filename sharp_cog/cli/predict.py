@@ -36,6 +36,7 @@ _FOCAL_LENGTH_SOURCES = {
     "caller": "as given",
     "exif_35mm": "from EXIF",
     "exif": "from EXIF",
+    "intrinsics": "from the file's camera matrix",
     "estimated": "estimated from the image",
     "default": "assumed, 30 mm equivalent",
 }

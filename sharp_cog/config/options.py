@@ -17,6 +17,8 @@ FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 """Least and largest focal length in pixels."""
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
 """Least and largest focal length as a 35 mm equivalent in millimetres."""
+FOV_RANGE = (1.0, 170.0)
+"""Least and largest horizontal field of view in degrees."""
 AXES = {  # Each with its meaning, like the choices below.
     "auto": "the format's usual axes, opengl for spz and glb, opencv for the others",
     "opencv": "x right, y down, z forward",
@@ -146,6 +148,13 @@ class PredictOptions(OutputOptions):
         unit="millimetres",
         metavar="MM",
     )
+    fov: float | None = parameter(
+        None,
+        "horizontal field of view of the upright image in degrees, instead of a focal length",
+        limits=FOV_RANGE,
+        unit="degrees",
+        metavar="DEGREES",
+    )
     depth_format: str = parameter(
         "auto", "meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity", choices=_DEPTH_FORMATS
     )
@@ -198,8 +207,8 @@ class PredictOptions(OutputOptions):
                 f"back_surface_factor is {self.back_surface_factor:g} and depth_mode 'align', which has SHARP's own "
                 "back surface: leave one of them out"
             )
-        if self.focal_length_px is not None and self.focal_length_mm is not None:
-            raise OptionError(
-                f"focal_length_px={self.focal_length_px} and focal_length_mm={self.focal_length_mm} are both given: "
-                "give only one of them"
-            )
+        lengths = {name: getattr(self, name) for name in ("focal_length_px", "focal_length_mm", "fov")}
+        given = [f"{name}={value}" for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            named = f"{', '.join(given[:-1])} and {given[-1]} are {'both' if len(given) == 2 else 'all'} given"
+            raise OptionError(f"{named}: give only one of them")

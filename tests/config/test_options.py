@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, PredictOptions
+from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, FOV_RANGE, PredictOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError
 
@@ -30,7 +30,8 @@ def test_a_number_as_text_is_the_same_number(focal_length_px: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limits"), [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE)]
+    ("name", "limits"),
+    [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE), ("fov", FOV_RANGE)],
 )
 def test_the_ends_of_a_range_are_accepted_and_anything_beyond_is_refused(
     name: str, limits: tuple[float, float]
@@ -53,6 +54,8 @@ def test_a_value_that_is_not_a_number_is_refused(value: object) -> None:
 def test_two_focal_lengths_are_refused() -> None:
     with pytest.raises(OptionError, match=r"focal_length_px=900.0 and focal_length_mm=28.0 are both given"):
         PredictOptions.from_mapping({"focal_length_px": "900", "focal_length_mm": "28"})
+    with pytest.raises(OptionError, match=r"focal_length_px=9.0, focal_length_mm=28.0 and fov=60.0 are all given"):
+        PredictOptions(focal_length_px=9.0, focal_length_mm=28.0, fov=60.0)
 
 
 def test_an_unknown_option_is_refused_with_the_names_of_the_known_ones() -> None:

@@ -42,6 +42,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "spz_version": {"output_format": "spz", "spz_version": 4},
     "focal_length_px": {"focal_length_px": 50.0},
     "focal_length_mm": {"focal_length_mm": 20.0},
+    "fov": {"fov": 75.0},
     "depth_format": {"depth_format": "inverse-relative"},
     "depth_mode": {"depth_mode": "align"},
     "back_surface_factor": {"back_surface_factor": 3.0},

@@ -17,6 +17,17 @@ RNG = np.random.default_rng(0)
 NOISE: Pixels = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 SMOOTH: Pixels = np.kron(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
 ORIENTATION, EXIF_IFD, FOCAL_LENGTH, FOCAL_LENGTH_35MM = 0x0112, 0x8769, 0x920A, 0xA405
+MAIN_TAGS = {"make": 0x010F, "model": 0x0110}
+EXIF_TAGS = {
+    "focal_length": FOCAL_LENGTH,
+    "focal_length_35mm": FOCAL_LENGTH_35MM,
+    "zoom": 0xA404,
+    "pixels_x": 0xA002,
+    "pixels_y": 0xA003,
+    "resolution_x": 0xA20E,
+    "resolution_y": 0xA20F,
+    "unit": 0xA210,
+}
 
 
 def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
@@ -34,9 +45,11 @@ def heic(pixels: Pixels, **options: object) -> bytes:
 def exif(orientation: int = 1, **tags: object) -> Image.Exif:
     block = Image.Exif()
     block[ORIENTATION] = orientation
-    numbers = {"focal_length": FOCAL_LENGTH, "focal_length_35mm": FOCAL_LENGTH_35MM}
-    if tags:
-        block[EXIF_IFD] = {numbers[name]: value for name, value in tags.items()}
+    for name, tag in MAIN_TAGS.items():
+        if name in tags:
+            block[tag] = tags[name]
+    if inner := {tag: tags[name] for name, tag in EXIF_TAGS.items() if name in tags}:
+        block[EXIF_IFD] = inner
     return block
 
 
