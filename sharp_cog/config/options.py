@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
-from sharp_cog.config.parameters import FRONTENDS, check, parameter, parameters, parse
+from sharp_cog.config.parameters import FRONTENDS, MAX_NUMBER, check, parameter, parameters, parse
 from sharp_cog.errors import OptionError
 from sharp_cog.text import plain, quoted
 
@@ -25,13 +25,27 @@ AXES = {  # Each with its meaning, like the choices below.
     "opengl": "x right, y up, z backward",
 }
 _DEPTH_FORMATS = {
-    "auto": "guess from the values, and log the guess",
+    "auto": "what the file and its values clearly say, else an error",
     "metric": "metres",
     "relative": "0 (near) to 1 (far), mapped to 1 to 10 m",
     "inverse-relative": "disparity, larger is nearer, its median mapped to 3 m",
 }
 DEPTH_FORMATS = tuple(_DEPTH_FORMATS)
 """Meanings of a depth map's values, by name."""
+
+DEPTH_UNITS_M = {"m": 1.0, "mm": 0.001, "cm": 0.01, "kitti": 1 / 256, "tum": 1 / 5000}
+"""Metres in each unit of a depth map that has a name."""
+_MIN_UNIT_M = 1e-9
+"""Least unit of a depth map in metres."""
+
+
+def _is_depth_unit(value: object) -> bool:
+    """Report whether a value is a unit of depth, or a positive number of metres."""
+    try:
+        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= float(str(value)) <= MAX_NUMBER
+    except ValueError:
+        return False
+
 
 _NOT_COG = tuple(frontend for frontend in FRONTENDS if frontend != "Cog")
 _MAX_NAMED = 3
@@ -157,6 +171,15 @@ class PredictOptions(OutputOptions):
     )
     depth_format: str = parameter(
         "auto", "meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity", choices=_DEPTH_FORMATS
+    )
+    depth_unit: str = parameter(
+        "auto",
+        "unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number of metres; by default "
+        "as the file says, else mm for integers and m for floats",
+        accepts=_is_depth_unit,
+        read=str,
+        remedy=f"give {', '.join(DEPTH_UNITS_M)}, or a positive number of metres per unit",
+        metavar="UNIT",
     )
     depth_mode: str = parameter(
         "ratio",

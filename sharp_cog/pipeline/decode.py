@@ -61,7 +61,7 @@ def decode_depth(
     Args:
         depth: Content of a depth file, or a (height, width) array.
         source: The image.
-        options: They name the format of the depth.
+        options: They name the format and the unit of the depth.
         fills_unknown: Whether the model fills unknown pixels from its monodepth. For other models they are filled here.
 
     Raises:
@@ -69,7 +69,11 @@ def decode_depth(
     """
     decode = maps.decode if isinstance(depth, bytes) else maps.from_array
     depth_map = decode(  # type: ignore[operator]  # each takes its own type of depth
-        depth, source.camera, depth_format=options.depth_format, orientation=source.orientation
+        depth,
+        source.camera,
+        depth_format=options.depth_format,
+        depth_unit=options.depth_unit,
+        orientation=source.orientation,
     )
     return depth_map if fills_unknown else maps.known_everywhere(depth_map)
 
