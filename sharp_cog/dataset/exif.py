@@ -96,7 +96,7 @@ def _is_exif(jpeg: bytes, marker: int, start: int) -> bool:
 
 
 def _with_tags(block: bytes, focal_length_mm: float, texts: dict[int, str]) -> bytes | None:
-    """Return the EXIF block with the focal length, and the texts if it has none of them; None if it has a focal length already."""
+    """Return the EXIF block with the focal length, and with the texts if it has none; None if it has a focal length."""
     exif = Image.Exif()
     exif.load(block)
     camera = exif.get_ifd(ExifTags.IFD.Exif)

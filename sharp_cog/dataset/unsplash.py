@@ -302,7 +302,7 @@ class Unsplash:
     def fetch(self, photo: Photo) -> bytes:
         """Download a photograph; see `Source.fetch`. Unsplash counts it, as its guidelines ask.
 
-        Unsplash strips EXIF from images and reports the focal length and the camera separately, so they are written back.
+        Unsplash strips EXIF from images and reports focal length and camera separately, so they are written back.
         """
         if not self._api.owns(photo.where):
             raise SourceError(

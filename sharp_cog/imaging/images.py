@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -29,9 +32,13 @@ from PIL import (
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.imaging import focal_length
+from sharp_cog.imaging import focal_length, tiff
+from sharp_cog.imaging.boxes import Container, read_container, repair_avif
+from sharp_cog.imaging.color import Coding
+from sharp_cog.imaging.kinds import name_kind, name_raw
 from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare_to_load
-from sharp_cog.imaging.pixels import DECODER_ERRORS, to_srgb
+from sharp_cog.imaging.pixels import DECODER_ERRORS, convert_16_bits, to_srgb
+from sharp_cog.imaging.raws import decode_raw
 from sharp_cog.text import reason_of
 
 _LOG = logging.getLogger(__name__)
@@ -62,19 +69,27 @@ MAX_ASPECT = 10
 _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # This plugin also reads the first frame of a multi-picture JPEG.
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),  # BigTIFF
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two are BigTIFF.
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
+
 # TIFF tags, and the value by which a camera raw says that its first image is a small preview.
 _NEW_SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
+_XMP_TAG = 700
+
+# In XMP, a value is an attribute or an element. Google's namespace for panoramas has no other value so far than
+# equirectangular; a projection that is none of a pinhole camera is meant in any case.
+_PROJECTION = re.compile(rb"""ProjectionType\s*(?:=\s*["']|>)\s*(?!perspective|rectilinear)(\w+)""", re.IGNORECASE)
+_PANORAMA_NAMESPACES = (b"http://ns.google.com/photos/1.0/panorama/", b"http://ns.google.com/videos/1.0/spherical/")
+
+_END_OF_JPEG = b"\xff\xd9"
+_PROBE = b"\xa5\x5a" * 32
+"""Bytes that change a JPEG's picture if its pixels are not complete; none of them is a marker."""
 
 _STRIP_PX = 2**20
 """Number of pixels that are copied out of Pillow's memory at once."""
@@ -89,6 +104,11 @@ _ORIENTATIONS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """Operation that makes an image of each EXIF orientation upright; any other value counts as upright."""
+
+_MAX_CHUNKS = 10_000
+_MAX_PROJECTION_CHARS = 40
+_MAX_MISSING_PART = 100
+"""A JPEG without its end may lack this part of its rows, one in so many."""
 
 _EXIF_TAGS = (ExifTags.Base.Orientation, *focal_length.EXIF_TAGS)
 
@@ -132,11 +152,19 @@ def decode(
     if not image_bytes:
         raise ImageError("the image has zero bytes: give the file's content")
     with _translate_errors():
-        image, is_upright = _open(image_bytes, max_pixels)
-        image_format, exif = image.format or "HEIC", _read_exif(image)
-        image = to_srgb(image)  # Nothing else holds the pixels from before, so that their memory is free from here on.
-        rgb, orientation = _upright_pixels(image, {} if is_upright else exif)
-    return _source_image(rgb, exif, options, image_format=image_format, orientation=orientation)
+        opened = _open(image_bytes, max_pixels)
+        exif = opened.exif or _read_exif(opened.image)
+        _check_projection(opened.image)
+        image = to_srgb(opened.take(), opened.coding)  # Nothing else holds the pixels from before.
+        rgb, orientation = _upright_pixels(image, {} if opened.is_upright else exif)
+    return _source_image(
+        rgb,
+        exif,
+        options,
+        image_format=opened.image_format,
+        orientation=orientation,
+        intrinsic_px=opened.intrinsic_px,
+    )
 
 
 def from_pil(
@@ -155,6 +183,7 @@ def from_pil(
     with _translate_errors():
         _check_size(*image.size, max_pixels)
         _check_kind(image)
+        _check_projection(image)
         exif = _read_exif(image)
         rgb, orientation = _upright_pixels(to_srgb(image), exif)
     return _source_image(rgb, exif, options, image_format=image.format or "PIL", orientation=orientation)
@@ -195,13 +224,43 @@ def _source_image(
     *,
     image_format: str,
     orientation: Image.Transpose | None,
+    intrinsic_px: float | None = None,
 ) -> SourceImage:
     height, width = rgb.shape[:2]
     focal_length_px, source = focal_length.choose_focal_length(
-        exif, options or PredictOptions(), width=width, height=height
+        exif, options or PredictOptions(), width=width, height=height, intrinsic_px=intrinsic_px
     )
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
     return SourceImage(rgb=rgb, camera=camera, image_format=image_format, orientation=orientation)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Opened:
+    """A decoded image with what its container says.
+
+    Attributes:
+        image: The pixels as they are stored.
+        image_format: Format of the bytes.
+        coding: Meaning of the pixels by the file's own numbers.
+        exif: EXIF tags that are not to be read from the image; empty for those of the image.
+        is_upright: Whether the pixels are upright, so that EXIF's orientation no longer counts.
+        intrinsic_px: Focal length in pixels by the camera matrix.
+    """
+
+    image: Image.Image
+    image_format: str = ""
+    coding: Coding | None = None
+    exif: dict[int, object] = field(default_factory=dict)
+    is_upright: bool = False
+    intrinsic_px: float | None = None
+
+    def __post_init__(self) -> None:
+        self.image_format = self.image_format or self.image.format or ""
+
+    def take(self) -> Image.Image:
+        """Return the image, and hold it no longer."""
+        image, self.image = self.image, Image.new("L", (1, 1))
+        return image
 
 
 @contextmanager
@@ -216,33 +275,174 @@ def _translate_errors() -> Iterator[None]:
         raise ImageError(f"the image is broken or truncated ({reason_of(error)}): export or send it again") from error
 
 
-def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
-    """Open and decode an image, and return whether it is upright already, so that EXIF no longer counts."""
-    image: Image.Image
-    file = MeteredFile(image_bytes)
+def _open(image_bytes: bytes, max_pixels: int) -> _Opened:
+    """Open and decode an image of any format.
+
+    Raises:
+        ImageError: The file is of another kind, or its size is out of the limits.
+    """
     brands = _brands(image_bytes)
-    if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
-        heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
-        _check_size(heif.size[0], heif.size[1], max_pixels)
-        # libheif has applied the file's own transformations. HEIF's standard ranks these above EXIF's orientation, and
-        # phones write both: applying EXIF as well would rotate the image twice.
-        image = heif.to_pillow()
-        _check_size(*image.size, max_pixels)  # The file's transformations may have cropped it.
-        return image, True
-    plugin: Callable[[io.BytesIO], ImageFile.ImageFile] | None = AvifImagePlugin.AvifImageFile
-    if not brands & _AVIF_BRANDS:
-        plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
+    if name := name_raw(image_bytes):
+        return _open_raw(image_bytes, name, max_pixels)
+    if brands & (_HEIF_BRANDS | _AVIF_BRANDS):
+        container = read_container(image_bytes)
+        is_avif = bool(brands & _AVIF_BRANDS)
+        if not is_avif and container is not None:
+            is_avif = container.kinds.get(container.primary_item) == b"av01"
+        return (_open_avif if is_avif else _open_heic)(image_bytes, container, max_pixels)
+    if image_bytes.startswith(b"RIFF") and image_bytes[8:12] == b"WEBP":
+        return _Opened(image=_load(WebPImagePlugin.WebPImageFile, image_bytes, max_pixels))
+    if image_bytes.startswith(_TIFF_MAGIC):
+        return _open_tiff(image_bytes, max_pixels)
+    plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
     if plugin is None:
+        kind, remedy = name_kind(image_bytes) or ("", "")
+        if kind:
+            raise ImageError(f"the file is {kind}, which cannot be read as an image: {remedy}")
         raise ImageError(f"the bytes are not an image: give one of {', '.join(FORMATS)}")
-    _check_canvas(image_bytes, max_pixels)
     if plugin is JpegImagePlugin.JpegImageFile:
-        check_jpeg(image_bytes)
-    image = plugin(file)
+        return _Opened(image=_load_jpeg(image_bytes, max_pixels))
+    coding = _read_cicp(image_bytes) if plugin is PngImagePlugin.PngImageFile else None
+    return _Opened(image=_load(plugin, image_bytes, max_pixels), coding=coding)
+
+
+def _load(
+    plugin: Callable[[io.BytesIO], ImageFile.ImageFile], image_bytes: bytes, max_pixels: int
+) -> ImageFile.ImageFile:
+    """Open and decode an image with one of Pillow's plugins."""
+    _check_canvas(image_bytes, max_pixels)
+    image = plugin(MeteredFile(image_bytes))
     _check_size(*image.size, max_pixels)
     _check_kind(image)
     prepare_to_load(image)
     image.load()
-    return image, False
+    return image
+
+
+def _load_jpeg(image_bytes: bytes, max_pixels: int) -> Image.Image:
+    """Decode a JPEG, even if it ends after its pixels without the marker of the end."""
+    check_jpeg(image_bytes)
+    load = partial(_load, JpegImagePlugin.JpegImageFile, max_pixels=max_pixels)
+    try:
+        return load(image_bytes=image_bytes)
+    except OSError:
+        # libjpeg fills pixels that are missing without a word. What it fills in depends on the bytes at the end, so
+        # that two different ends show whether, and up to which row, the pixels are complete.
+        image = load(image_bytes=image_bytes + _END_OF_JPEG)
+        other = load(image_bytes=image_bytes + _PROBE + _END_OF_JPEG)
+        changed = ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox()
+        if changed is not None and changed[1] < image.height - image.height // _MAX_MISSING_PART:
+            raise
+        _LOG.warning("the image lacks the end of its file, but its pixels are complete to the last rows")
+        return image
+
+
+def _open_tiff(image_bytes: bytes, max_pixels: int) -> _Opened:
+    """Open a TIFF, or a camera raw that is one."""
+    directory = tiff.read_directory(image_bytes)
+    if directory is not None and directory.raw is not None:
+        return _open_raw(image_bytes, directory.raw, max_pixels)
+    if directory is not None and image_bytes.startswith(_BIG_ENDIAN_BIGTIFF):  # Pillow takes it for a classic TIFF.
+        image_bytes = tiff.as_classic(image_bytes, directory)
+        directory = tiff.read_directory(image_bytes)
+    load = partial(_load, TiffImagePlugin.TiffImageFile, max_pixels=max_pixels)
+    if directory is None or not directory.num_planes:
+        return _Opened(image=load(image_bytes=image_bytes))
+    # Pillow reads planes of 16 bits as if they had 8. One plane alone is a grey image, which it reads right.
+    whole = TiffImagePlugin.TiffImageFile(MeteredFile(image_bytes))
+    _check_size(*whole.size, max_pixels)
+    exif = _read_exif(whole)
+    planes = [
+        to_srgb(load(image_bytes=tiff.plane(image_bytes, directory, index))).getchannel(0)
+        for index in range(min(directory.num_planes, 4))
+    ]
+    image = Image.merge("RGBA" if len(planes) == 4 else "RGB", planes)
+    image.info.update(whole.info)
+    return _Opened(image=image, image_format="TIFF", exif=exif)
+
+
+def _open_raw(image_bytes: bytes, name: str, max_pixels: int) -> _Opened:
+    image, tags = decode_raw(image_bytes, name, partial(_check_size, max_pixels=max_pixels))
+    exif = {tag: tags[tag] for tag in _EXIF_TAGS if tag in tags}
+    return _Opened(image=image, image_format=name, exif=exif, is_upright=True)
+
+
+def _open_heic(image_bytes: bytes, container: Container | None, max_pixels: int) -> _Opened:
+    coding = _coding(container)
+    is_hdr = coding is not None and coding.is_hdr
+    heif = pillow_heif.open_heif(MeteredFile(image_bytes), convert_hdr_to_8bit=not is_hdr)
+    _check_size(heif.size[0], heif.size[1], max_pixels)
+    if coding is not None and is_hdr and heif.mode in ("RGB;16", "RGBA;16"):
+        # The values of fewer bits are the upper ones of the 16.
+        bits = int(heif.info.get("bit_depth", 16))
+        image = convert_16_bits(np.asarray(heif), coding, white=((1 << bits) - 1) << (16 - bits))
+        coding = None
+    else:
+        image = heif.to_pillow()
+    # `to_pillow` resets the orientation in EXIF.
+    image.info |= {key: heif.info[key] for key in ("exif", "xmp") if heif.info.get(key)}
+    _check_size(*image.size, max_pixels)  # The file's transformations may have cropped it.
+    # libheif has applied the file's own transformations. HEIF's standard ranks these above EXIF's orientation, and
+    # phones write both: applying EXIF as well would rotate the image twice. Where the file has none, EXIF counts, as in
+    # the viewers of phones.
+    is_upright = container is None or container.is_turned
+    intrinsic_px = None if container is None else container.focal_length_px
+    return _Opened(image=image, image_format="HEIC", coding=coding, is_upright=is_upright, intrinsic_px=intrinsic_px)
+
+
+def _open_avif(image_bytes: bytes, container: Container | None, max_pixels: int) -> _Opened:
+    load = partial(_load, AvifImagePlugin.AvifImageFile, max_pixels=max_pixels)
+    try:
+        image: Image.Image = load(image_bytes=image_bytes)
+    except DECODER_ERRORS:
+        repaired = repair_avif(image_bytes)
+        if repaired is None:
+            raise
+        image = load(image_bytes=repaired)
+    if container is None:
+        return _Opened(image=image, image_format="AVIF")
+    if container.crop is not None and image.size == container.size:  # libavif leaves the cropping to its callers.
+        image = image.crop(container.crop)
+        _check_size(*image.size, max_pixels)
+    return _Opened(image=image, image_format="AVIF", coding=_coding(container), intrinsic_px=container.focal_length_px)
+
+
+def _coding(container: Container | None) -> Coding | None:
+    if container is None or container.coding is None:
+        return None
+    return Coding.from_numbers(*container.coding)
+
+
+def _read_cicp(png: bytes) -> Coding | None:
+    """Return the coding by the chunk cICP of a PNG, which ranks above all others; None if it has none.
+
+    Two bytes are the numbers of primaries and transfer in ITU-T H.273 (PNG specification, third edition, 11.3.2.6).
+    """
+    position = len(b"\x89PNG\r\n\x1a\n")
+    for _ in range(_MAX_CHUNKS):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        if kind == b"cICP" and length == 4:
+            return Coding.from_numbers(png[position + 8], png[position + 9])
+        if kind == b"IDAT":
+            return None
+        position += length + 12
+    return None
+
+
+def _check_projection(image: Image.Image) -> None:
+    """Refuse panoramas, which are no pictures of a pinhole camera, by Google's metadata in XMP."""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        xmp = image.tag_v2.get(_XMP_TAG, xmp)
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    if not isinstance(xmp, bytes) or not any(namespace in xmp for namespace in _PANORAMA_NAMESPACES):
+        return
+    if found := _PROJECTION.search(xmp):
+        projection = found[1].decode("ascii", "replace").lower()[:_MAX_PROJECTION_CHARS]
+        raise ImageError(
+            f"the image is a panorama ({projection}, by its GPano metadata), not the picture of a pinhole camera: cut "
+            "a perspective view out of it, in a panorama viewer or editor, and give that"
+        )
 
 
 def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:

@@ -9,9 +9,11 @@ import zlib
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from sharp_cog.errors import ImageError
+from sharp_cog.imaging.color import SRGB_PRIMARIES, Coding, matrix_to_srgb
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +35,13 @@ DECODER_ERRORS = (
 )
 """Exceptions that decoders raise on broken bytes."""
 
+_STRIP_PX = 2**20
+"""Number of pixels that are converted at once."""
+
+_SRGB_GAMMA = 1 / 2.2
+_MAX_GAMMA_DIFFERENCE = 0.03
+
+
 # TIFF tags, and the value of the second by which 0 is white.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
@@ -43,13 +52,21 @@ _SRGB_NAMES = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1"
 """Names of profiles that need not be applied, since they are sRGB itself."""
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image, coding: Coding | None = None) -> Image.Image:
     """Convert any colour mode to 8-bit sRGB; lay transparent pixels over white, and apply the embedded profile.
+
+    Args:
+        image: The image.
+        coding: Meaning of the pixels by the file's own numbers. It counts without a profile, and for HDR, which
+            profiles cannot describe; None leaves it to a PNG's chunks gAMA and cHRM.
 
     Raises:
         ImageError: The white of the pixels is unknown.
     """
     profile = _read_profile(image)
+    has_profile = bool(image.info.get("icc_profile"))
+    if coding is None or (has_profile and not coding.is_hdr):
+        coding = None if has_profile else _read_png_coding(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         image = _to_8_bit(image)
     if image.has_transparency_data:
@@ -63,9 +80,66 @@ def to_srgb(image: Image.Image) -> Image.Image:
         image = image.convert("L")
     if image.mode == "LAB":
         return _apply_profile(image, ImageCms.createProfile("LAB"))
-    if profile is not None:
+    if profile is not None and coding is None:
         image = _apply_profile(image, profile.profile)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image if coding is None or coding.is_srgb else _apply_coding(image, coding)
+
+
+def convert_16_bits(values: NDArray[np.uint16], coding: Coding, *, white: int) -> Image.Image:
+    """Convert HDR of more than 8 bits to an 8-bit image.
+
+    Args:
+        values: (height, width, 3 or 4), in which a fourth channel is opacity.
+        coding: Meaning of the values.
+        white: Largest value that the file can hold.
+
+    Returns:
+        An image of mode RGB or RGBA, in sRGB.
+    """
+    height, width, num_channels = values.shape
+    result = np.empty(values.shape, np.uint8)
+    peak = min(1.0, float(values[..., :3].max()) / white)
+    num_rows = max(1, _STRIP_PX // width)
+    for top in range(0, height, num_rows):
+        strip = np.minimum(values[top : top + num_rows].astype(np.float32) / white, 1)
+        result[top : top + num_rows, :, :3] = coding.to_srgb(strip[..., :3], peak=peak)
+        if num_channels == 4:
+            result[top : top + num_rows, :, 3] = np.rint(strip[..., 3] * 255)
+    return Image.fromarray(result)
+
+
+def _apply_coding(image: Image.Image, coding: Coding) -> Image.Image:
+    """Convert an RGB image of 8 bits to sRGB, in strips that need little memory."""
+    peak = max(high for _, high in cast("tuple[tuple[int, int], ...]", image.getextrema())) / 255
+    width, height = image.size
+    num_rows = max(1, _STRIP_PX // width)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, height, num_rows):
+        strip = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
+        converted.paste(Image.fromarray(coding.to_srgb(strip.astype(np.float32) / 255, peak=peak)), (0, top))
+    return converted
+
+
+def _read_png_coding(image: Image.Image) -> Coding | None:
+    """Return the coding by the chunks gAMA and cHRM of a PNG; None if it has none, or is sRGB by them.
+
+    The chunk sRGB ranks above both (PNG specification, third edition, 4.3).
+    """
+    if "srgb" in image.info or not ("gamma" in image.info or "chromaticity" in image.info):
+        return None
+    gamma, primaries = image.info.get("gamma", _SRGB_GAMMA), image.info.get("chromaticity", SRGB_PRIMARIES)
+    try:
+        is_valid = 0.1 <= gamma <= 10 and len(primaries) == 8 and all(0 < each < 1 for each in primaries)
+        # A gamma of 1/2.2 stands for sRGB's own curve, which the chunk cannot describe.
+        is_srgb_curve = abs(gamma / _SRGB_GAMMA - 1) < _MAX_GAMMA_DIFFERENCE
+        coding = Coding(primaries=tuple(primaries), power=None if is_srgb_curve else 1 / gamma)
+        if not is_valid or not np.isfinite(matrix_to_srgb(coding.primaries)).all():
+            raise ValueError(f"gamma {gamma}, chromaticities {primaries}")
+    except (*DECODER_ERRORS, np.linalg.LinAlgError) as error:
+        _LOG.warning("the image's chunks gAMA and cHRM are broken and were ignored: %s", error)
+        return None
+    return None if coding.is_srgb else coding
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
