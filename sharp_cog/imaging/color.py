@@ -23,6 +23,8 @@ def srgb_to_linear(srgb: Tensor) -> Tensor:
     return torch.where(srgb <= 0.04045, srgb / 12.92, curve)
 
 
+_Floats = NDArray[np.float32]
+
 Chromaticities = tuple[float, float, float, float, float, float, float, float]
 """x and y of white, red, green and blue in CIE 1931, in the order of the chunk cHRM of PNG."""
 
@@ -95,7 +97,7 @@ class Coding:
         """Whether the pixels are sRGB already. The curves of BT.709, 601 and 2020 count as that, as in browsers."""
         return self.power is None and not self.is_hdr and np.allclose(self.primaries, SRGB_PRIMARIES, atol=0.002)
 
-    def to_srgb(self, values: NDArray[np.float32], *, peak: float = 1.0) -> NDArray[np.uint8]:
+    def to_srgb(self, values: _Floats, *, peak: float = 1.0) -> NDArray[np.uint8]:
         """Convert pixels to 8 bits of sRGB; colours out of its gamut are clipped.
 
         HDR is brought to the range of sRGB by the curve of ITU-R BT.2390, which leaves dark and middle tones as they
@@ -113,19 +115,22 @@ class Coding:
             linear *= _tone_map(largest, peak_nits) / np.maximum(largest, 1e-6)
         linear = linear @ matrix_to_srgb(self.primaries).T.astype(np.float32)
         srgb = linear_to_srgb(torch.from_numpy(np.clip(linear, 0, 1))).numpy()
-        return np.rint(srgb * 255).astype(np.uint8)
+        result: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
+        return result
 
-    def _linear(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _linear(self, values: _Floats) -> _Floats:
         """Return linear light, in which the white of sRGB is 1."""
         if self.power is not None:
-            return values**self.power
+            return np.asarray(np.power(values, np.float32(self.power)))
         if self.transfer == PQ:
             return _pq_to_nits(values) / np.float32(SDR_WHITE_NITS)
         if self.transfer == HLG:
             scene = _hlg_to_scene(values)
             luminance = np.maximum(scene @ _LUMA_2020, 1e-9)[..., None]
-            return scene * luminance ** np.float32(_HLG_GAMMA - 1) * np.float32(_HLG_PEAK_NITS / SDR_WHITE_NITS)
-        return srgb_to_linear(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+            display = scene * np.power(luminance, np.float32(_HLG_GAMMA - 1))
+            return np.asarray(display * np.float32(_HLG_PEAK_NITS / SDR_WHITE_NITS))
+        linear: _Floats = srgb_to_linear(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+        return linear
 
 
 def matrix_to_srgb(primaries: Chromaticities) -> NDArray[np.float64]:
@@ -137,7 +142,7 @@ def matrix_to_srgb(primaries: Chromaticities) -> NDArray[np.float64]:
     to_xyz, srgb_to_xyz = _matrix_to_xyz(primaries), _matrix_to_xyz(SRGB_PRIMARIES)
     cones, srgb_cones = _BRADFORD @ to_xyz.sum(axis=1), _BRADFORD @ srgb_to_xyz.sum(axis=1)
     adaptation = np.linalg.solve(_BRADFORD, np.diag(srgb_cones / cones) @ _BRADFORD)
-    return np.linalg.solve(srgb_to_xyz, adaptation @ to_xyz)
+    return np.asarray(np.linalg.solve(srgb_to_xyz, adaptation @ to_xyz))
 
 
 def _matrix_to_xyz(primaries: Chromaticities) -> NDArray[np.float64]:
@@ -145,28 +150,29 @@ def _matrix_to_xyz(primaries: Chromaticities) -> NDArray[np.float64]:
     x, y = np.array(primaries[::2]), np.array(primaries[1::2])
     white, *_ = columns = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=1)
     matrix = columns[1:].T
-    return matrix * np.linalg.solve(matrix, white)
+    return np.asarray(matrix * np.linalg.solve(matrix, white))
 
 
-def _pq_to_nits(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    root = np.clip(values, 0, 1) ** np.float32(1 / _M2)
+def _pq_to_nits(values: _Floats) -> _Floats:
+    root = np.power(np.clip(values, 0, 1), np.float32(1 / _M2))
     light = np.maximum(root - np.float32(_C1), 0) / (np.float32(_C2) - np.float32(_C3) * root)
-    return light ** np.float32(1 / _M1) * np.float32(_PQ_PEAK_NITS)
+    return np.asarray(np.power(light, np.float32(1 / _M1)) * np.float32(_PQ_PEAK_NITS))
 
 
-def _nits_to_pq(nits: NDArray[np.float32]) -> NDArray[np.float32]:
-    power = np.clip(nits / np.float32(_PQ_PEAK_NITS), 0, 1) ** np.float32(_M1)
-    return ((np.float32(_C1) + np.float32(_C2) * power) / (1 + np.float32(_C3) * power)) ** np.float32(_M2)
+def _nits_to_pq(nits: _Floats) -> _Floats:
+    power = np.power(np.clip(nits / np.float32(_PQ_PEAK_NITS), 0, 1), np.float32(_M1))
+    ratio = (np.float32(_C1) + np.float32(_C2) * power) / (1 + np.float32(_C3) * power)
+    return np.asarray(np.power(ratio, np.float32(_M2)))
 
 
-def _hlg_to_scene(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _hlg_to_scene(values: _Floats) -> _Floats:
     """Invert the curve of HLG (ITU-R BT.2100, table 5); scene light is in [0, 1]."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     upper = (np.exp((np.maximum(values, 0.5) - np.float32(c)) / np.float32(a)) + np.float32(b)) / 12
     return np.where(values <= 0.5, values * values / 3, upper).astype(np.float32)
 
 
-def _tone_map(relative: NDArray[np.float32], peak_nits: float) -> NDArray[np.float32]:
+def _tone_map(relative: _Floats, peak_nits: float) -> _Floats:
     """Bring light, with the white of sRGB at 1, below that white: the EETF of ITU-R BT.2390-11, section 5.4.1.
 
     Light stays as it is below a knee; above, a spline goes to the new peak. Black stays at zero.

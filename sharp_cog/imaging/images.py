@@ -35,7 +35,7 @@ from sharp_cog.geometry.camera import Camera
 from sharp_cog.imaging import focal_length, tiff
 from sharp_cog.imaging.boxes import Container, read_container, repair_avif
 from sharp_cog.imaging.color import Coding
-from sharp_cog.imaging.kinds import name_kind, name_raw
+from sharp_cog.imaging.kinds import ISO_BRANDS, name_kind, name_raw
 from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare_to_load
 from sharp_cog.imaging.pixels import DECODER_ERRORS, convert_16_bits, to_srgb
 from sharp_cog.imaging.raws import decode_raw
@@ -73,6 +73,7 @@ _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] 
     (b"BM", BmpImagePlugin.BmpImageFile),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+_OTHER_CODECS: dict[bytes | None, str] = {b"avc1": "H.264", b"jpeg": "JPEG", b"j2k1": "JPEG 2000", b"vvc1": "VVC"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two are BigTIFF.
@@ -105,10 +106,22 @@ _ORIENTATIONS: dict[object, Image.Transpose] = {
 }
 """Operation that makes an image of each EXIF orientation upright; any other value counts as upright."""
 
+_UNSUPPORTED = re.compile(
+    "unsupported|not supported|cannot handle|unknown (pixel mode|data organization|compression|extension)|no codec",
+    re.IGNORECASE,
+)
+"""Words by which decoders say that a file is not broken, but of a kind that they do not know."""
+
 _MAX_CHUNKS = 10_000
 _MAX_PROJECTION_CHARS = 40
-_MAX_MISSING_PART = 100
-"""A JPEG without its end may lack this part of its rows, one in so many."""
+_MAX_MISSING_ROWS = 18
+"""Rows at the bottom that a JPEG without its end may lack: one row of blocks, and what is smoothed with it."""
+
+_MIN_ROWS_PER_MISSING = 20
+"""Rows of the image for each row that it may lack."""
+
+_MAX_REPAIRED_PX = 50_000_000
+"""Maximum number of pixels of a JPEG that is decoded three times to see whether it lacks its end alone."""
 
 _EXIF_TAGS = (ExifTags.Base.Orientation, *focal_length.EXIF_TAGS)
 
@@ -272,6 +285,10 @@ def _translate_errors() -> Iterator[None]:
         # The plugins of WebP and GIF check Pillow's global limit themselves. It lies above `max_pixels` by default.
         raise ImageError(f"the image is too large for Pillow to decode ({reason_of(error)}): downscale it") from error
     except DECODER_ERRORS as error:
+        if _UNSUPPORTED.search(str(error)):
+            raise ImageError(
+                f"the image is of a kind that cannot be read ({reason_of(error)}): export it as JPEG or PNG"
+            ) from error
         raise ImageError(f"the image is broken or truncated ({reason_of(error)}): export or send it again") from error
 
 
@@ -284,7 +301,7 @@ def _open(image_bytes: bytes, max_pixels: int) -> _Opened:
     brands = _brands(image_bytes)
     if name := name_raw(image_bytes):
         return _open_raw(image_bytes, name, max_pixels)
-    if brands & (_HEIF_BRANDS | _AVIF_BRANDS):
+    if brands & (_HEIF_BRANDS | _AVIF_BRANDS) and image_bytes[8:12] not in ISO_BRANDS:
         container = read_container(image_bytes)
         is_avif = bool(brands & _AVIF_BRANDS)
         if not is_avif and container is not None:
@@ -302,8 +319,11 @@ def _open(image_bytes: bytes, max_pixels: int) -> _Opened:
         raise ImageError(f"the bytes are not an image: give one of {', '.join(FORMATS)}")
     if plugin is JpegImagePlugin.JpegImageFile:
         return _Opened(image=_load_jpeg(image_bytes, max_pixels))
+    image = _load(plugin, image_bytes, max_pixels)
     coding = _read_cicp(image_bytes) if plugin is PngImagePlugin.PngImageFile else None
-    return _Opened(image=_load(plugin, image_bytes, max_pixels), coding=coding)
+    if coding is not None:
+        image.info.pop("icc_profile", None)
+    return _Opened(image=image, coding=coding)
 
 
 def _load(
@@ -322,16 +342,22 @@ def _load(
 def _load_jpeg(image_bytes: bytes, max_pixels: int) -> Image.Image:
     """Decode a JPEG, even if it ends after its pixels without the marker of the end."""
     check_jpeg(image_bytes)
+    pixels = image_bytes.rstrip(b"\xff")  # Half of the marker may be there.
     load = partial(_load, JpegImagePlugin.JpegImageFile, max_pixels=max_pixels)
     try:
         return load(image_bytes=image_bytes)
-    except OSError:
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
         # libjpeg fills pixels that are missing without a word. What it fills in depends on the bytes at the end, so
-        # that two different ends show whether, and up to which row, the pixels are complete.
-        image = load(image_bytes=image_bytes + _END_OF_JPEG)
-        other = load(image_bytes=image_bytes + _PROBE + _END_OF_JPEG)
-        changed = ImageChops.difference(image.convert("RGB"), other.convert("RGB")).getbbox()
-        if changed is not None and changed[1] < image.height - image.height // _MAX_MISSING_PART:
+        # that two different ends show whether, and down to which row, the pixels are complete.
+        image = load(image_bytes=pixels + _END_OF_JPEG)
+        if image.width * image.height > _MAX_REPAIRED_PX:
+            raise
+        other = load(image_bytes=pixels + _PROBE + _END_OF_JPEG)
+        changed = ImageChops.difference(image, other).getbbox()
+        num_missing_rows = 0 if changed is None else image.height - changed[1]
+        if num_missing_rows > min(_MAX_MISSING_ROWS, image.height // _MIN_ROWS_PER_MISSING):
             raise
         _LOG.warning("the image lacks the end of its file, but its pixels are complete to the last rows")
         return image
@@ -345,6 +371,13 @@ def _open_tiff(image_bytes: bytes, max_pixels: int) -> _Opened:
     if directory is not None and image_bytes.startswith(_BIG_ENDIAN_BIGTIFF):  # Pillow takes it for a classic TIFF.
         image_bytes = tiff.as_classic(image_bytes, directory)
         directory = tiff.read_directory(image_bytes)
+    if directory is not None and directory.num_planes and not directory.is_rgb:
+        raise ImageError("the image has planes of 16 bits that are not red, green and blue: export it as JPEG or PNG")
+    if directory is not None and directory.compression not in TiffImagePlugin.COMPRESSION_INFO:
+        raise ImageError(
+            f"the image is a TIFF of compression {directory.compression}, which cannot be read: export it with Deflate, "
+            "LZW or none"
+        )
     load = partial(_load, TiffImagePlugin.TiffImageFile, max_pixels=max_pixels)
     if directory is None or not directory.num_planes:
         return _Opened(image=load(image_bytes=image_bytes))
@@ -363,13 +396,18 @@ def _open_tiff(image_bytes: bytes, max_pixels: int) -> _Opened:
 
 def _open_raw(image_bytes: bytes, name: str, max_pixels: int) -> _Opened:
     image, tags = decode_raw(image_bytes, name, partial(_check_size, max_pixels=max_pixels))
-    exif = {tag: tags[tag] for tag in _EXIF_TAGS if tag in tags}
+    exif: dict[int, object] = {tag: tags[tag] for tag in _EXIF_TAGS if tag in tags}
     return _Opened(image=image, image_format=name, exif=exif, is_upright=True)
 
 
 def _open_heic(image_bytes: bytes, container: Container | None, max_pixels: int) -> _Opened:
     coding = _coding(container)
     is_hdr = coding is not None and coding.is_hdr
+    kind = container.kinds.get(container.primary_item) if container is not None else None
+    if kind in _OTHER_CODECS:
+        raise ImageError(
+            f"the image is a HEIF coded with {_OTHER_CODECS[kind]}, which cannot be read: export it as JPEG"
+        )
     heif = pillow_heif.open_heif(MeteredFile(image_bytes), convert_hdr_to_8bit=not is_hdr)
     _check_size(heif.size[0], heif.size[1], max_pixels)
     if coding is not None and is_hdr and heif.mode in ("RGB;16", "RGBA;16"):

@@ -49,7 +49,7 @@ _RAWS: tuple[tuple[bytes, str], ...] = (
     (rb"II\*\0....IIII|IIII", "Phase One IIQ"),
 )
 
-_ISO_BRANDS: dict[bytes, tuple[str, str]] = {
+ISO_BRANDS: dict[bytes, tuple[str, str]] = {
     b"avci": ("a HEIF image coded with H.264", _EXPORT),
     b"avcs": ("a HEIF sequence coded with H.264", _FRAME),
     b"jpeg": ("a HEIF image coded with JPEG", _EXPORT),
@@ -66,7 +66,7 @@ def name_kind(content: bytes) -> tuple[str, str] | None:
     """Return what a file is, such as `a video`, and what to do instead; None if its first bytes are not known."""
     head = content[:_MAX_HEAD_BYTES]
     if head[4:8] == b"ftyp":
-        return _ISO_BRANDS.get(head[8:12], ("a video", _FRAME))
+        return ISO_BRANDS.get(head[8:12], ("a video", _FRAME))
     for expression, kind, remedy in _KINDS:
         if re.match(expression, head, re.DOTALL | re.IGNORECASE if b"<" in expression else re.DOTALL):
             return kind, remedy

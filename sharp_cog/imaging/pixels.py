@@ -117,7 +117,9 @@ def _apply_coding(image: Image.Image, coding: Coding) -> Image.Image:
     converted = Image.new("RGB", image.size)
     for top in range(0, height, num_rows):
         strip = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
-        converted.paste(Image.fromarray(coding.to_srgb(strip.astype(np.float32) / 255, peak=peak)), (0, top))
+        converted.paste(
+            Image.fromarray(coding.to_srgb(strip.astype(np.float32) / np.float32(255), peak=peak)), (0, top)
+        )
     return converted
 
 

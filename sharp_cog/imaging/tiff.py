@@ -20,6 +20,7 @@ MAX_VALUE_BYTES = 1 << 26
 
 _COMPRESSION, _BITS, _PHOTOMETRIC, _STRIPS, _NUM_SAMPLES, _STRIP_BYTES = 259, 258, 262, 273, 277, 279
 _PLANAR, _TILES, _TILE_BYTES, _EXTRA, _SAMPLE_FORMAT, _EXIF = 284, 324, 325, 338, 339, 34665
+_ORIENTATION, _PROFILE = 274, 34675
 _DNG_VERSION, _SUBFILE, _REDUCED = 50706, 254, 1
 _RGB, _BLACK_IS_ZERO, _SEPARATE = 2, 1, 2
 _RAW_PHOTOMETRICS = (32803, 34892)
@@ -73,9 +74,18 @@ class Directory:
         """Name of the camera raw that the file is; None for images."""
         if _DNG_VERSION in self.entries:
             return "DNG"
-        compression = _RAW_COMPRESSIONS.get(self.integer(_COMPRESSION, 1))
+        compression = _RAW_COMPRESSIONS.get(self.compression)
         is_raw = compression or self.integer(_PHOTOMETRIC, 0) in _RAW_PHOTOMETRICS
         return compression or "TIFF" if is_raw or self.integer(_SUBFILE, 0) == _REDUCED else None
+
+    @property
+    def compression(self) -> int:
+        return self.integer(_COMPRESSION, 1)
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the first channels are red, green and blue."""
+        return self.integer(_PHOTOMETRIC, 0) == _RGB and self.integer(_NUM_SAMPLES, 1) >= 3
 
     @property
     def num_planes(self) -> int:
@@ -122,10 +132,8 @@ def plane(content: bytes, directory: Directory, index: int) -> bytes:
     """Return the TIFF with one of its planes of 16 bits as a grey image.
 
     Raises:
-        ValueError: The file is broken, or its planes are not those of red, green and blue.
+        ValueError: A place lies beyond 4 GB.
     """
-    if directory.integer(_PHOTOMETRIC, 0) != _RGB:
-        raise ValueError("its planes of 16 bits are not red, green and blue")
     order, num_planes = directory.order, directory.num_planes
     entries = dict(directory.entries)
     for tag in (_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
@@ -135,7 +143,7 @@ def plane(content: bytes, directory: Directory, index: int) -> bytes:
             entries[tag] = Entry(_LONG, len(part), struct.pack(f"{order}{len(part)}I", *part))
     for tag, value in ((_BITS, 16), (_PHOTOMETRIC, _BLACK_IS_ZERO), (_NUM_SAMPLES, 1), (_PLANAR, 1)):
         entries[tag] = Entry(_SHORT, 1, struct.pack(f"{order}H", value))
-    for tag in (_EXTRA, _SAMPLE_FORMAT, _EXIF, 34675, *_SUB_DIRECTORIES):
+    for tag in (_EXTRA, _SAMPLE_FORMAT, _ORIENTATION, _PROFILE, _EXIF, *_SUB_DIRECTORIES):
         entries.pop(tag, None)
     content, place = _append(content, replace(directory, entries=entries))
     return _with_first(content, order, place)
