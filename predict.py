@@ -96,6 +96,10 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             description="Meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity.",
             choices=["auto", "metric", "relative", "inverse-relative"],
         ),
+        depth_unit: str = Input(
+            default="auto",
+            description="Unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number.",
+        ),
         depth_mode: str = Input(
             default="ratio",
             description="Use of the depth map: ratio and fixed take its depth, align takes only its scale.",
@@ -139,6 +143,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                     "max_gaussians": max_gaussians,
                     "min_opacity": min_opacity,
                     "depth_format": depth_format,
+                    "depth_unit": depth_unit,
                     "depth_mode": depth_mode,
                     "back_surface_factor": back_surface_factor,
                     "depth_fit": depth_fit,
@@ -165,6 +170,8 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in prediction.timings.items())
         print(f"{len(prediction.gaussians):,} Gaussians, focal length {camera.focal_length_px:.1f} px", end=" ")
         print(f"({camera.focal_length_source}): {stages}")
+        for assumption in prediction.assumptions:
+            print(assumption)
         return Path(output)
 
     def healthcheck(self) -> bool:

@@ -13,7 +13,7 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from sharp_cog.config.settings import ServiceSettings
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
 

@@ -174,8 +174,7 @@ class PredictOptions(OutputOptions):
     )
     depth_unit: str = parameter(
         "auto",
-        "unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number of metres; by default "
-        "as the file says, else mm for integers and m for floats",
+        "unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number",
         accepts=_is_depth_unit,
         read=str,
         remedy=f"give {', '.join(DEPTH_UNITS_M)}, or a positive number of metres per unit",
@@ -225,6 +224,11 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
+        if self.depth_unit != "auto" and self.depth_format not in ("auto", "metric"):
+            raise OptionError(
+                f"depth_unit is {self.depth_unit!r} and depth_format {self.depth_format!r}, which has no unit: leave one "
+                "of them out"
+            )
         if self.back_surface_factor > 1 and self.depth_mode == "align":
             raise OptionError(
                 f"back_surface_factor is {self.back_surface_factor:g} and depth_mode 'align', which has SHARP's own "

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sharp_cog.errors import OptionError
 
-FocalLengthSource = Literal["caller", "exif_35mm", "exif", "intrinsics", "estimated", "default"]
+FocalLengthSource = Literal["caller", "exif_35mm", "exif", "intrinsics", "depth_file", "estimated", "default"]
 
 FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
 """Diagonal of a 36 x 24 mm frame of 35 mm film."""

@@ -23,7 +23,7 @@ from sharp_cog.pipeline.request import ImageInput, Request, path_of
 def read_files(request: Request) -> Request:
     """Return the request with file content in place of paths, and with the hashes of image and depth.
 
-    If the options leave the depth format open, the description beside a depth file decides.
+    If the options leave format and unit of the depth open, the description beside a depth file decides.
 
     Raises:
         ImageError: The image file cannot be read.
@@ -31,11 +31,9 @@ def read_files(request: Request) -> Request:
     """
     image, depth, options = _read(request.image, ImageError), _read(request.depth, DepthError), request.options
     depth_path = path_of(request.depth)
-    if depth_path is not None and options.depth_format == "auto":
+    if depth_path is not None and options.depth_format == options.depth_unit == "auto":
         options = replace(options, depth_format=described_format(depth_path) or "auto")
-    return replace(
-        request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth)
-    )
+    return replace(request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth))
 
 
 def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int) -> SourceImage:
@@ -76,6 +74,17 @@ def decode_depth(
         orientation=source.orientation,
     )
     return depth_map if fills_unknown else maps.known_everywhere(depth_map)
+
+
+def with_focal_length(source: SourceImage, depth_map: maps.DepthMap) -> SourceImage:
+    """Return the image with the focal length of the depth file, unless there is none or the caller gave another.
+
+    The depth was computed with that focal length, so it comes before the one in the image's own metadata.
+    """
+    if depth_map.focal_length_px is None or source.camera.focal_length_source == "caller":
+        return source
+    camera = replace(source.camera, focal_length_px=depth_map.focal_length_px, focal_length_source="depth_file")
+    return replace(source, camera=camera)
 
 
 def _read(value: Any, error_type: type[SharpError]) -> Any:

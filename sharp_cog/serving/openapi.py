@@ -45,6 +45,11 @@ ARRAYS = {
                 "image_size": {"type": "array", "items": {"type": "integer"}, "description": "Width and height."},
                 "num_gaussians": {"type": "integer"},
                 "timings": {"type": "object", "additionalProperties": {"type": "number"}},
+                "assumptions": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "What was concluded and not given, such as the meaning of the depth map.",
+                },
             },
         },
     },

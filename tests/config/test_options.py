@@ -143,3 +143,20 @@ def test_a_monstrous_value_is_refused_in_a_short_line(name: str, value: object) 
     assert message.startswith(f"{name} is ")
     assert message.isprintable()
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("unit", ["auto", "m", "mm", "cm", "kitti", "tum", "0.001", 0.5, "1e-4"])
+def test_the_unit_of_depth_is_a_name_or_a_number(unit: object) -> None:
+    assert PredictOptions.from_mapping({"depth_unit": unit}).depth_unit == str(unit)
+
+
+@pytest.mark.parametrize("unit", ["feet", "0", "-1", "nan", "inf", "1e-30", True, [1]])
+def test_another_unit_of_depth_is_refused(unit: object) -> None:
+    with pytest.raises(OptionError, match=r"depth_unit is .*: give m, mm, cm, kitti, tum, or a positive number"):
+        PredictOptions.from_mapping({"depth_unit": unit})
+
+
+def test_a_unit_of_depth_contradicts_a_format_without_unit() -> None:
+    assert PredictOptions(depth_unit="mm", depth_format="metric")
+    with pytest.raises(OptionError, match="depth_unit is 'mm' and depth_format 'relative', which has no unit"):
+        PredictOptions(depth_unit="mm", depth_format="relative")

@@ -44,6 +44,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "focal_length_mm": {"focal_length_mm": 20.0},
     "fov": {"fov": 75.0},
     "depth_format": {"depth_format": "inverse-relative"},
+    "depth_unit": {"depth_unit": "0.5"},
     "depth_mode": {"depth_mode": "align"},
     "back_surface_factor": {"back_surface_factor": 3.0},
     "depth_fit": {"depth_fit": "median"},
