@@ -315,7 +315,7 @@ def _open(image_bytes: bytes, max_pixels: int) -> _Opened:
     if plugin is None:
         kind, remedy = name_kind(image_bytes) or ("", "")
         if kind:
-            raise ImageError(f"the file is {kind}, which cannot be read as an image: {remedy}")
+            raise ImageError(f"the file is not an image that can be read, but {kind}: {remedy}")
         raise ImageError(f"the bytes are not an image: give one of {', '.join(FORMATS)}")
     if plugin is JpegImagePlugin.JpegImageFile:
         return _Opened(image=_load_jpeg(image_bytes, max_pixels))
@@ -375,8 +375,8 @@ def _open_tiff(image_bytes: bytes, max_pixels: int) -> _Opened:
         raise ImageError("the image has planes of 16 bits that are not red, green and blue: export it as JPEG or PNG")
     if directory is not None and directory.compression not in TiffImagePlugin.COMPRESSION_INFO:
         raise ImageError(
-            f"the image is a TIFF of compression {directory.compression}, which cannot be read: export it with Deflate, "
-            "LZW or none"
+            f"the image is a TIFF of compression {directory.compression}, which cannot be read: export it with LZW, "
+            "Deflate or none"
         )
     load = partial(_load, TiffImagePlugin.TiffImageFile, max_pixels=max_pixels)
     if directory is None or not directory.num_planes:

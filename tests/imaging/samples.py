@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -157,7 +158,7 @@ def tiff_file(
         if letter == "s":
             text = str(value).encode() + b"\0"
             return len(text), text
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         if letter in "Rr":
             code = order + ("II" if letter == "R" else "ii")
             return len(values), b"".join(struct.pack(code, round(each * 10_000), 10_000) for each in values)
