@@ -226,8 +226,8 @@ class PredictOptions(OutputOptions):
         OutputOptions.__post_init__(self)
         if self.depth_unit != "auto" and self.depth_format not in ("auto", "metric"):
             raise OptionError(
-                f"depth_unit is {self.depth_unit!r} and depth_format {self.depth_format!r}, which has no unit: leave one "
-                "of them out"
+                f"depth_unit is {self.depth_unit!r} and depth_format {self.depth_format!r}, which has no unit: leave "
+                "one of them out"
             )
         if self.back_surface_factor > 1 and self.depth_mode == "align":
             raise OptionError(

@@ -63,8 +63,11 @@ _WINDOW_SHARES = (2, 3, 5, 8)
 _CLEAR = 2.0
 """Factor between the squared residuals of two fits from which one counts as better."""
 
-_MAX_RESIDUAL = 0.25
-"""Largest residual of a plane's fit, as a fraction of the deviation of the values."""
+_MAX_RESIDUAL = 0.06
+"""Largest unexplained fraction of the variance in a window that counts as a plane."""
+
+_MIN_RATIO = 1.02
+"""Least ratio of the largest to the least value in a window that says something."""
 
 _MIN_VOTES = 8
 """Least number of windows that must agree."""
@@ -72,10 +75,13 @@ _MIN_VOTES = 8
 _MAJORITY = 0.85
 """Fraction of the windows that must agree."""
 
+_MAX_CEILINGS = 0.75
+"""Largest fraction of the planes of a photograph that may be ceilings."""
+
 _CONTRARY = 1.4
 """Factor between the medians of the upper and the lower quarter above which one of them counts as nearer."""
 
-_RAMP = 0.002
+_RAMP = 0.02
 """Unexplained fraction of the variance below which one plane explains a whole map."""
 
 _MIN_SKY = 0.002
@@ -197,7 +203,8 @@ class _Numbers:
         is_flat: Whether all known values are the same.
         has_sky: Whether there is a far sky.
         is_ramp: Whether one plane explains the whole map. Made-up ramps of metres do, and hardly any photograph does.
-        planes: Format in which surfaces are planar; empty if neither is.
+        planes: Format in which surfaces are planar; empty if it is neither.
+        is_upside_down: Whether these surfaces mostly come nearer upwards in that format.
         nearer: Part of the image that is nearer if the numbers are metres: `top`, `bottom`, or empty.
     """
 
@@ -205,6 +212,7 @@ class _Numbers:
     has_sky: bool
     is_ramp: bool
     planes: str
+    is_upside_down: bool
     nearer: str
 
     @classmethod
@@ -214,14 +222,17 @@ class _Numbers:
         farthest = float(np.nanmax(positive, initial=0))
         has_sky = _has_sky(values, farthest)
         grid = _reduced(positive)
-        num_metric, num_disparity = _plane_votes(grid)
-        num_needed = max(_MIN_VOTES, _MAJORITY * (num_metric + num_disparity))
-        planes = "metric" if num_metric >= num_needed else "inverse-relative" if num_disparity >= num_needed else ""
+        metric, disparity = _plane_votes(grid)
+        num_needed = max(_MIN_VOTES, _MAJORITY * (metric.number + disparity.number))
+        planes = "metric" if metric.number >= num_needed else ""
+        if disparity.number >= num_needed:
+            planes = "inverse-relative"
         return cls(
-            is_flat=not has_sky and farthest == np.nanmin(positive, initial=np.inf),
+            is_flat=not has_sky and farthest == float(np.nanmin(positive, initial=np.inf)),
             has_sky=has_sky,
             is_ramp=_is_ramp(grid),
             planes=planes,
+            is_upside_down=(metric if planes == "metric" else disparity).is_upside_down,
             nearer=_nearer_part(grid),
         )
 
@@ -235,6 +246,8 @@ class _Numbers:
         if self.is_flat:
             return Statement(format="metric", reason="since it is flat, and has no order")
         # Most photographs show ground, which comes nearer towards the bottom.
+        if self.planes and self.is_upside_down:
+            return None
         if self.planes == "metric" and self.nearer != "top":
             return Statement(format="metric", reason="since surfaces are planar in the inverse of its values")
         if self.planes == "inverse-relative" and self.nearer != "bottom" and not self.has_sky and not self.is_ramp:
@@ -269,7 +282,31 @@ def _is_ramp(grid: Values) -> bool:
     return float(_residuals(known, np.stack([np.ones(len(x)), x, y], axis=1))[0]) < _RAMP
 
 
-def _plane_votes(grid: Values) -> tuple[int, int]:
+@dataclass(slots=True)
+class _Votes:
+    """Windows that are planes in one format.
+
+    Attributes:
+        number: Number of all of them.
+        num_ceilings: Number of those that come nearer upwards, like a ceiling.
+    """
+
+    number: int = 0
+    num_ceilings: int = 0
+
+    def add(self, disparity: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        """Count the windows, (number, cells), whose values are disparity."""
+        across, down = disparity @ x, disparity @ y
+        self.number += len(disparity)
+        self.num_ceilings += int(np.count_nonzero(-down > np.abs(across)))
+
+    @property
+    def is_upside_down(self) -> bool:
+        """Whether nearly all are ceilings, as in few photographs, and in those whose floors were mistaken for them."""
+        return self.num_ceilings > _MAX_CEILINGS * self.number
+
+
+def _plane_votes(grid: Values) -> tuple[_Votes, _Votes]:
     """Count the windows that are planes if the numbers are metres, and those that are if they are disparity.
 
     On a plane in space, disparity is affine in the pixel's coordinates, and depth is its inverse: n . z (x, y, 1) = d
@@ -279,7 +316,7 @@ def _plane_votes(grid: Values) -> tuple[int, int]:
     Args:
         grid: (height, width), NaN where unknown; windows with unknown cells are left out.
     """
-    num_metric = num_disparity = 0
+    metric, disparity = _Votes(), _Votes()
     for share in _WINDOW_SHARES:
         side_y, side_x = (max(6, round(side / share)) for side in grid.shape)
         if side_y > grid.shape[0] or side_x > grid.shape[1]:
@@ -287,19 +324,21 @@ def _plane_votes(grid: Values) -> tuple[int, int]:
         windows = np.lib.stride_tricks.sliding_window_view(grid, (side_y, side_x))
         windows = windows[:: max(1, side_y // 2), :: max(1, side_x // 2)].reshape(-1, side_y * side_x)
         windows = windows[~np.isnan(windows).any(axis=1)].astype(np.float64)
-        windows = windows[windows.max(axis=1) > windows.min(axis=1) * 1.02]
+        windows = windows[windows.max(axis=1) > _MIN_RATIO * windows.min(axis=1)]
         if not len(windows):
             continue
         y, x = (axis.ravel() for axis in np.mgrid[-1 : 1 : side_y * 1j, -1 : 1 : side_x * 1j])
         plane = np.stack([np.ones_like(x), x, y], axis=1)
-        bent = np.concatenate([plane, np.stack([x * x, x * y, y * y], axis=1)], axis=1)
-        flat_v, bent_v = _residuals(windows, plane), _residuals(windows, bent)
-        flat_i, bent_i = _residuals(1 / windows, plane), _residuals(1 / windows, bent)
-        disparity = (flat_v * _CLEAR < flat_i) & (flat_v < _CLEAR * bent_v) & (flat_v < _MAX_RESIDUAL**2)
-        metric = (flat_i * _CLEAR < flat_v) & (flat_i < _CLEAR * bent_i) & (flat_i < _MAX_RESIDUAL**2)
-        num_metric += int(metric.sum())
-        num_disparity += int(disparity.sum())
-    return num_metric, num_disparity
+        quadratic = np.concatenate([plane, np.stack([x * x, x * y, y * y], axis=1)], axis=1)
+        inverse = 1 / windows
+        rest, rest_of_inverse = _residuals(windows, plane), _residuals(inverse, plane)
+        for votes, values, best, other in (
+            (disparity, windows, rest, rest_of_inverse),
+            (metric, inverse, rest_of_inverse, rest),
+        ):
+            is_plane = (best < _MAX_RESIDUAL) & (best < _CLEAR * _residuals(values, quadratic))
+            votes.add(values[is_plane & (best * _CLEAR < other)], x, y)
+    return metric, disparity
 
 
 def _residuals(windows: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -176,7 +176,7 @@ def _from_raw(
     if focal_length_px is not None:
         focal_length_px *= max(camera.width, camera.height) / max(width, height)
     return DepthMap(
-        depth_m=np.clip(depth_m, np.float32(MIN_DEPTH_M), np.float32(FAR_DEPTH_M)),
+        depth_m=np.clip(depth_m, np.float32(MIN_DEPTH_M), np.float32(FAR_DEPTH_M), out=depth_m),
         is_metric=depth_format == "metric",
         taken_as=taken_as,
         focal_length_px=focal_length_px,
@@ -224,9 +224,8 @@ def _make_upright(values: Depth, camera: Camera, orientation: Image.Transpose | 
 def _from_metric(values: Depth, unit_m: float) -> Depth:
     """Return metres, with a sky at infinity as far as depth goes, and without outliers near zero."""
     # Divided, since 1000 millimetres to the metre are exact in float32, and a thousandth of a metre is not.
-    values = values / np.float32(1 / unit_m)
-    values[values == np.inf] = FAR_DEPTH_M
-    known = np.isfinite(values) & (values > 0)
+    values = np.minimum(values if unit_m == 1 else values / np.float32(1 / unit_m), np.float32(FAR_DEPTH_M))
+    known = values > 0
     if not known.any():
         return np.full_like(values, np.nan)
     floor_m = np.float32(np.quantile(values[known], _FLOOR_QUANTILE))

@@ -127,6 +127,15 @@ def test_a_made_up_ramp_is_refused_since_it_would_be_disparity_by_its_shape() ->
     assert from_array(1 / ramp, camera_of(ramp)).is_metric, "this is a plane in metres"
 
 
+@pytest.mark.parametrize("place", [10, 60, 100])
+def test_a_made_up_ramp_with_objects_is_refused_too(place: int) -> None:
+    """Metres that grow linearly upwards have the shape of a ceiling's disparity."""
+    metres = np.linspace(8, 3, 120)[:, None].repeat(160, axis=1)
+    metres[place : place + 15, 60:90] = 1.5
+    for values in (metres, 1 / metres, 100 / metres):
+        assert is_refused(values.astype(np.float32))
+
+
 def test_a_flat_map_has_no_order_and_is_metric() -> None:
     depth_map = from_array(np.full((48, 64), 2.0), Camera(width=64, height=48, focal_length_px=60))
     assert depth_map.taken_as == "metric, since it is flat, and has no order"
