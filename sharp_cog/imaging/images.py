@@ -34,10 +34,10 @@ from sharp_cog.errors import ImageError
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.imaging import focal_length, tiff
 from sharp_cog.imaging.boxes import Container, read_container, repair_avif
-from sharp_cog.imaging.color import Coding
+from sharp_cog.imaging.codings import Coding
 from sharp_cog.imaging.kinds import ISO_BRANDS, name_kind, name_raw
 from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare_to_load
-from sharp_cog.imaging.pixels import DECODER_ERRORS, convert_16_bits, to_srgb
+from sharp_cog.imaging.pixels import DECODER_ERRORS, ToSrgb, convert_16_bits, to_srgb
 from sharp_cog.imaging.raws import decode_raw
 from sharp_cog.text import reason_of
 
@@ -54,8 +54,8 @@ SUFFIXES = frozenset(
 )
 """Suffixes of the files in a folder that are taken for images. A file that is named itself may have any suffix."""
 
-DEFAULT_MAX_PIXELS = 100_000_000
-"""Maximum number of pixels of an image, unless the caller sets another one."""
+DEFAULT_MAX_PIXELS = 200_000_000
+"""Maximum number of pixels of an image, unless the caller sets another one: the largest that phones take."""
 
 MIN_SIDE_PX = 32
 """Least width and height in pixels."""
@@ -93,7 +93,7 @@ _PROBE = b"\xa5\x5a" * 32
 """Bytes that change a JPEG's picture if its pixels are not complete; none of them is a marker."""
 
 _STRIP_PX = 2**20
-"""Number of pixels that are copied out of Pillow's memory at once."""
+"""Number of pixels that are converted, and copied out of Pillow's memory, at once."""
 
 _ORIENTATIONS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,6 +111,15 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 """Words by which decoders say that a file is not broken, but of a kind that they do not know."""
+
+_TURNED = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+"""Operations that exchange width and height."""
+
+_REVERSED = (
+    *(Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+    *(Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
+)
+"""Operations by which the first rows of the stored image become the last rows or columns."""
 
 _MAX_CHUNKS = 10_000
 _MAX_PROJECTION_CHARS = 40
@@ -168,8 +177,8 @@ def decode(
         opened = _open(image_bytes, max_pixels)
         exif = opened.exif or _read_exif(opened.image)
         _check_projection(opened.image)
-        image = to_srgb(opened.take(), opened.coding)  # Nothing else holds the pixels from before.
-        rgb, orientation = _upright_pixels(image, {} if opened.is_upright else exif)
+        orientation = None if opened.is_upright else _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
+        rgb = _to_upright_array(opened.image, ToSrgb(opened.image, opened.coding), orientation)
     return _source_image(
         rgb,
         exif,
@@ -198,7 +207,9 @@ def from_pil(
         _check_kind(image)
         _check_projection(image)
         exif = _read_exif(image)
-        rgb, orientation = _upright_pixels(to_srgb(image), exif)
+        image.load()
+        orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
+        rgb = _to_upright_array(image, ToSrgb(image), orientation)
     return _source_image(rgb, exif, options, image_format=image.format or "PIL", orientation=orientation)
 
 
@@ -222,12 +233,6 @@ def from_array(
         )
     _check_size(rgb.shape[1], rgb.shape[0], max_pixels)
     return _source_image(np.ascontiguousarray(rgb), {}, options, image_format="array", orientation=None)
-
-
-def _upright_pixels(image: Image.Image, exif: dict[int, object]) -> tuple[NDArray[np.uint8], Image.Transpose | None]:
-    """Return (height, width, 3) pixels of an RGB image, and the operation that made them upright."""
-    orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
-    return _to_array(image if orientation is None else image.transpose(orientation)), orientation
 
 
 def _source_image(
@@ -269,11 +274,6 @@ class _Opened:
 
     def __post_init__(self) -> None:
         self.image_format = self.image_format or self.image.format or ""
-
-    def take(self) -> Image.Image:
-        """Return the image, and hold it no longer."""
-        image, self.image = self.image, Image.new("L", (1, 1))
-        return image
 
 
 @contextmanager
@@ -520,7 +520,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     megapixels, limit = width * height / 1e6, max_pixels / 1e6
     if width * height > max_pixels:
         raise ImageError(
-            f"the image is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it"
+            f"the image is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it, or raise "
+            "SHARP_MAX_MEGAPIXELS"
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"the image is {width}x{height}, the least is {MIN_SIDE_PX} px a side: give a larger one")
@@ -541,14 +542,20 @@ def _read_exif(image: Image.Image) -> dict[int, object]:
     return tags
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Copy RGB pixels out of Pillow's memory, which has four bytes a pixel.
+def _to_upright_array(image: Image.Image, convert: ToSrgb, orientation: Image.Transpose | None) -> NDArray[np.uint8]:
+    """Return (height, width, 3) pixels, converted and upright.
 
-    The copy is made in strips. `np.array` would copy the whole image three times.
+    It is done in strips: Pillow's own memory has four bytes a pixel, and must not be there twice.
     """
     width, height = image.size
-    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    is_turned = orientation in _TURNED
+    rgb = np.empty((width, height, 3) if is_turned else (height, width, 3), dtype=np.uint8)
     num_rows = max(1, _STRIP_PX // width)
     for top in range(0, height, num_rows):
-        rgb[top : top + num_rows] = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
+        bottom = min(top + num_rows, height)
+        strip = convert(image.crop((0, top, width, bottom)))
+        if orientation is not None:
+            strip = strip.transpose(orientation)
+        part = slice(height - bottom, height - top) if orientation in _REVERSED else slice(top, bottom)
+        rgb[(slice(None), part) if is_turned else part] = np.asarray(strip)
     return rgb

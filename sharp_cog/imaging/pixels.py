@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from sharp_cog.errors import ImageError
-from sharp_cog.imaging.color import SRGB_PRIMARIES, Coding, matrix_to_srgb
+from sharp_cog.imaging.codings import SRGB_PRIMARIES, Coding, matrix_to_srgb
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,38 +52,91 @@ _SRGB_NAMES = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1"
 """Names of profiles that need not be applied, since they are sRGB itself."""
 
 
-def to_srgb(image: Image.Image, coding: Coding | None = None) -> Image.Image:
-    """Convert any colour mode to 8-bit sRGB; lay transparent pixels over white, and apply the embedded profile.
+class ToSrgb:
+    """Conversion of an image, or of any strip of it, to 8-bit sRGB.
 
-    Args:
-        image: The image.
-        coding: Meaning of the pixels by the file's own numbers. It counts without a profile, and for HDR, which
-            profiles cannot describe; None leaves it to a PNG's chunks gAMA and cHRM.
-
-    Raises:
-        ImageError: The white of the pixels is unknown.
+    Transparent pixels are laid over white, and the embedded profile is applied.
     """
-    profile = _read_profile(image)
-    has_profile = bool(image.info.get("icc_profile"))
-    if coding is None or (has_profile and not coding.is_hdr):
-        coding = None if has_profile else _read_png_coding(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = _to_8_bit(image)
-    if image.has_transparency_data:
-        opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        layers = image.convert(opaque_mode + "A")
-        image = Image.new(opaque_mode, image.size, "white")
-        image.paste(layers, mask=layers.getchannel("A"))
-    elif image.mode in ("P", "YCbCr", "HSV", "RGBX"):
-        image = image.convert("RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    if image.mode == "LAB":
-        return _apply_profile(image, ImageCms.createProfile("LAB"))
-    if profile is not None and coding is None:
-        image = _apply_profile(image, profile.profile)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return image if coding is None or coding.is_srgb else _apply_coding(image, coding)
+
+    def __init__(self, image: Image.Image, coding: Coding | None = None) -> None:
+        """Prepare the conversion.
+
+        Args:
+            image: The whole image.
+            coding: Meaning of the pixels by the file's own numbers. It counts without a profile, and for HDR, which
+                profiles cannot describe; None leaves it to a PNG's chunks gAMA and cHRM.
+
+        Raises:
+            ImageError: The white of the pixels is unknown.
+        """
+        profile = _read_profile(image)
+        has_profile = bool(image.info.get("icc_profile"))
+        if coding is None or (has_profile and not coding.is_hdr):
+            coding = None if has_profile else _read_png_coding(image)
+        self._coding = None if coding is None or coding.is_srgb else coding
+        self._profile = None if profile is None or coding is not None else profile.profile
+        self._transforms: dict[str, ImageCms.ImageCmsTransform | None] = {}
+        self._peak = _find_peak(image) if self._coding is not None and self._coding.is_hdr else 1.0
+        if image.mode == "I":
+            low, high = cast("tuple[int, int]", image.getextrema())
+            if low < 0 or high > 65535:
+                raise ImageError(
+                    f"the image holds values from {low} to {high}, whose white is unknown: export it with 8 or 16 bits "
+                    "a channel"
+                )
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        self._white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+        # Pillow inverts such images itself only with 8 bits.
+        self._is_inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Convert the image, or a strip that was cut out of it."""
+        if image.mode.startswith("I;16") or image.mode == "I":
+            image = self._to_8_bit(image)
+        if image.has_transparency_data:
+            opaque_mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+            layers = image.convert(opaque_mode + "A")
+            image = Image.new(opaque_mode, image.size, "white")
+            image.paste(layers, mask=layers.getchannel("A"))
+        elif image.mode in ("P", "YCbCr", "HSV", "RGBX"):
+            image = image.convert("RGB")
+        elif image.mode == "1":
+            image = image.convert("L")
+        if image.mode == "LAB":
+            return self._apply_profile(image, ImageCms.createProfile("LAB"))
+        if self._profile is not None:
+            image = self._apply_profile(image, self._profile)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        if self._coding is None:
+            return image
+        values = np.asarray(image).astype(np.float32) / np.float32(255)
+        return Image.fromarray(self._coding.to_srgb(values, peak=self._peak))
+
+    def _to_8_bit(self, image: Image.Image) -> Image.Image:
+        """Convert grey of more than 8 bits; black is 0 and white 65535, or 4095 in a TIFF of 12 bits."""
+        values = np.asarray(image)
+        # Half of the divisor rounds to the nearest value. There are no ties, since the divisor is odd.
+        grey = ((values.astype(np.uint32) * 255 + self._white // 2) // self._white).astype(np.uint8)
+        if self._is_inverted:
+            grey = 255 - grey
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey)
+
+    def _apply_profile(self, image: Image.Image, profile: object) -> Image.Image:
+        """Convert to sRGB by a profile; return the image as it is if the profile is for another kind of pixels."""
+        if image.mode == "L" and getattr(profile, "xcolor_space", None) == "RGB ":
+            image = image.convert("RGB")
+        if image.mode not in self._transforms:
+            self._transforms[image.mode] = _build_transform(image.mode, profile)
+        transform = self._transforms[image.mode]
+        return image if transform is None else transform.apply(image)
+
+
+def to_srgb(image: Image.Image, coding: Coding | None = None) -> Image.Image:
+    """Convert a whole image to 8-bit sRGB; see `ToSrgb`."""
+    return ToSrgb(image, coding)(image)
 
 
 def convert_16_bits(values: NDArray[np.uint16], coding: Coding, *, white: int) -> Image.Image:
@@ -109,18 +162,10 @@ def convert_16_bits(values: NDArray[np.uint16], coding: Coding, *, white: int) -
     return Image.fromarray(result)
 
 
-def _apply_coding(image: Image.Image, coding: Coding) -> Image.Image:
-    """Convert an RGB image of 8 bits to sRGB, in strips that need little memory."""
-    peak = max(high for _, high in cast("tuple[tuple[int, int], ...]", image.getextrema())) / 255
-    width, height = image.size
-    num_rows = max(1, _STRIP_PX // width)
-    converted = Image.new("RGB", image.size)
-    for top in range(0, height, num_rows):
-        strip = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
-        converted.paste(
-            Image.fromarray(coding.to_srgb(strip.astype(np.float32) / np.float32(255), peak=peak)), (0, top)
-        )
-    return converted
+def _find_peak(image: Image.Image) -> float:
+    """Return the largest value of the colours, of 1."""
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return max(high for _, high in cast("tuple[tuple[int, int], ...]", image.getextrema())) / 255
 
 
 def _read_png_coding(image: Image.Image) -> Coding | None:
@@ -144,27 +189,6 @@ def _read_png_coding(image: Image.Image) -> Coding | None:
     return None if coding.is_srgb else coding
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Convert grey of more than 8 bits; black is 0 and white 65535, or 4095 in a TIFF of 12 bits."""
-    low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 65535)
-    if low < 0 or high > 65535:
-        raise ImageError(
-            f"the image holds values from {low} to {high}, whose white is unknown: export it with 8 or 16 bits a "
-            "channel"
-        )
-    values = np.asarray(image)
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
-    # Half of the divisor rounds to the nearest value. There are no ties, since the divisor is odd.
-    grey = ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts such images itself only with 8 bits.
-        grey = 255 - grey
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
 def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
     """Return the embedded colour profile, or None if it is absent, broken, or sRGB."""
     data = image.info.get("icc_profile")
@@ -180,17 +204,14 @@ def _read_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
     return None if is_srgb else profile
 
 
-def _apply_profile(image: Image.Image, profile: object) -> Image.Image:
-    """Convert to sRGB by a profile; return the image as it is if the profile is for another kind of pixels."""
+def _build_transform(mode: str, profile: object) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion from a profile to sRGB; None if the profile is for another kind of pixels."""
     space = getattr(profile, "xcolor_space", None)
-    if image.mode == "L" and space == "RGB ":
-        image = image.convert("RGB")
-    if image.mode in _PROFILE_SPACES and space != _PROFILE_SPACES[image.mode]:
-        _LOG.warning("the image's colour profile is for %s pixels, not for %s, and was ignored", space, image.mode)
-        return image
+    if mode in _PROFILE_SPACES and space != _PROFILE_SPACES[mode]:
+        _LOG.warning("the image's colour profile is for %s pixels, not for %s, and was ignored", space, mode)
+        return None
     try:
-        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")  # type: ignore[arg-type]
+        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")  # type: ignore[arg-type]
     except ImageCms.PyCMSError as error:
         _LOG.warning("the image's colour profile cannot be applied and was ignored: %s", error)
-        return image
-    return image if converted is None else converted
+        return None

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sharp_cog.imaging.color import HLG, PQ, PRIMARIES, SRGB_PRIMARIES, Coding, matrix_to_srgb
+from sharp_cog.imaging.codings import HLG, PQ, PRIMARIES, SRGB_PRIMARIES, Coding, matrix_to_srgb
 from sharp_cog.imaging.images import decode
 from tests.imaging.samples import SMOOTH, Pixels, encoded, linear_profile
 
