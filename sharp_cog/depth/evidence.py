@@ -30,8 +30,10 @@ _UNITS = {"m": 1.0, "meter": 1.0, "meters": 1.0, "metre": 1.0, "metres": 1.0, "m
 _UNITS |= {"mm": MILLIMETRE, "millimeters": MILLIMETRE, "millimetres": MILLIMETRE, "cm": 0.01}
 _DISPARITY = ("disparity", "disparities", "disp", "inversedepth", "invdepth", "idepth", "invz")
 _METRIC = ("depth", "depths", "z", "zdepth", "depthmap", "zbuffer")
-_NO_METRES = ("relative", "rel", "norm", "normalized", "normalised", "inverse", "inv", "color", "vis", "mist", "mask")
-_NO_METRES += ("conf", "confidence", "denoising", "uncertainty", "variance", "std", "min", "max", "valid")
+_NO_METRES = (
+    *("relative", "rel", "norm", "normalized", "normalised", "inverse", "inv", "color", "vis", "mist", "mask", "conf"),
+    *("confidence", "denoising", "uncertainty", "variance", "std", "min", "max", "valid"),
+)
 
 _MAX_NAME_CHARS = 200
 """Number of characters of a name that are looked at."""
@@ -346,7 +348,8 @@ def _residuals(windows: NDArray[np.float64], basis: NDArray[np.float64]) -> NDAr
     centred = windows - windows.mean(axis=1, keepdims=True)
     q, _ = np.linalg.qr(basis)
     rest = centred - (centred @ q) @ q.T
-    return np.maximum((rest**2).sum(axis=1) / (centred**2).sum(axis=1), 1e-10)
+    fractions: NDArray[np.float64] = np.maximum((rest**2).sum(axis=1) / (centred**2).sum(axis=1), 1e-10)
+    return fractions
 
 
 def _reduced(positive: Values) -> Values:
@@ -355,8 +358,8 @@ def _reduced(positive: Values) -> Values:
     height, width = (side // factor for side in positive.shape)
     if not height or not width:
         return positive
-    cells = positive[: height * factor, : width * factor].reshape(height, factor, width, factor)
-    cells = cells.transpose(0, 2, 1, 3).reshape(height, width, -1)
+    blocks = positive[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    cells: Values = blocks.transpose(0, 2, 1, 3).reshape(height, width, -1)
     few = np.isnan(cells).mean(axis=2) > 0.5
     cells = np.where(few[..., None], 1, cells)
     return np.where(few, np.float32(np.nan), np.nanmedian(cells, axis=2)).astype(np.float32)

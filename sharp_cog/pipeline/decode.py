@@ -66,8 +66,8 @@ def decode_depth(
         DepthError: The depth map cannot be used with the image.
     """
     decode = maps.decode if isinstance(depth, bytes) else maps.from_array
-    depth_map = decode(  # type: ignore[operator]  # each takes its own type of depth
-        depth,
+    depth_map = decode(
+        depth,  # type: ignore[arg-type]  # each takes its own type of depth
         source.camera,
         depth_format=options.depth_format,
         depth_unit=options.depth_unit,

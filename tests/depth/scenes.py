@@ -12,7 +12,7 @@ from PIL import Image
 HEIGHT, WIDTH = 120, 160
 EXAMPLE = Path(__file__).parents[2] / "examples" / "room.depth.png"
 
-Values = NDArray[np.floating]
+Values = NDArray[np.float64]
 
 
 def rays(*, pitch: float = 0.0, yaw: float = 0.0, focal_length_px: float = 150.0) -> Values:
@@ -28,20 +28,33 @@ def rays(*, pitch: float = 0.0, yaw: float = 0.0, focal_length_px: float = 150.0
 def plane(directions: Values, normal: tuple[float, float, float], distance: float) -> Values:
     with np.errstate(divide="ignore"):
         depth = distance / (directions @ np.array(normal))
-    return np.where(depth > 0, depth, np.inf)
+    in_front: Values = np.where(depth > 0, depth, np.inf)
+    return in_front
 
 
 def sphere(directions: Values, centre: tuple[float, float, float], radius: float) -> Values:
     squared, along = (directions**2).sum(axis=-1), directions @ np.array(centre)
     inside = along**2 - squared * (np.dot(centre, centre) - radius**2)
-    return np.where(inside > 0, (along - np.sqrt(np.maximum(inside, 0))) / squared, np.inf)
+    depth: Values = np.where(inside > 0, (along - np.sqrt(np.maximum(inside, 0))) / squared, np.inf)
+    return depth
+
+
+def nearest(*surfaces: Values) -> Values:
+    depth: Values = np.minimum.reduce(surfaces)
+    return depth
+
+
+def beyond(depth: Values) -> Values:
+    """Return the depth with a sky beyond a kilometre."""
+    with_sky: Values = np.where(depth > 1000, np.inf, depth)
+    return with_sky
 
 
 def room(*, pitch: float = 0.1, yaw: float = 0.4) -> Values:
     to = rays(pitch=pitch, yaw=yaw)
     walls = [plane(to, normal, 2.0) for normal in ((1, 0, 0), (-1, 0, 0))] + [plane(to, (0, 0, 1), 5.5)]
     floor, ceiling = plane(to, (0, 1, 0), 1.4), plane(to, (0, -1, 0), 1.2)
-    return np.minimum.reduce([*walls, floor, ceiling, sphere(to, (0.5, 1.0, 2.5), 0.4)])
+    return nearest(*walls, floor, ceiling, sphere(to, (0.5, 1.0, 2.5), 0.4))
 
 
 def street() -> Values:
@@ -49,25 +62,24 @@ def street() -> Values:
     ground = plane(to, (0, 1, 0), 1.6)
     facade = plane(to, (1, 0, 0), 5.0)
     facade = np.where(to[..., 1] * facade > -6, facade, np.inf)  # Nine metres high; the sky is above.
-    depth = np.minimum.reduce([ground, facade, sphere(to, (-2.0, 0.7, 8.0), 0.9)])
-    return np.where(depth > 1000, np.inf, depth)
+    return beyond(nearest(ground, facade, sphere(to, (-2.0, 0.7, 8.0), 0.9)))
 
 
 def field() -> Values:
     to = rays(pitch=0.05)
     depth = np.minimum(plane(to, (0, 1, 0), 1.7), sphere(to, (0.0, 60.0, 120.0), 80.0))
-    return np.where(depth > 1000, np.inf, depth)
+    return beyond(depth)
 
 
 def table() -> Values:
     to = rays(pitch=0.5)
     wall = plane(to, (0, 0, 1), 0.8)
-    return np.minimum.reduce([plane(to, (0, 1, 0), 0.3), wall, sphere(to, (0.0, 0.22, 0.42), 0.07)])
+    return nearest(plane(to, (0, 1, 0), 0.3), wall, sphere(to, (0.0, 0.22, 0.42), 0.07))
 
 
 def portrait(behind: Values | float) -> Values:
     to = rays()
-    return np.minimum.reduce([np.broadcast_to(behind, (HEIGHT, WIDTH)), sphere(to, (0, 0, 1.2), 0.16)])
+    return nearest(np.broadcast_to(behind, (HEIGHT, WIDTH)), sphere(to, (0, 0, 1.2), 0.16))
 
 
 def looking_up() -> Values:

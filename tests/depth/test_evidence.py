@@ -13,6 +13,7 @@ from sharp_cog.depth.evidence import from_name
 from sharp_cog.depth.maps import decode, from_array
 from sharp_cog.errors import DepthError
 from sharp_cog.geometry.camera import Camera
+from sharp_cog.model.external_depth import rank_correlation
 from tests.depth.samples import exr, npy, npz, pfm, png, tiff
 from tests.depth.scenes import (
     CLEAR,
@@ -37,8 +38,7 @@ def camera_of(values: NDArray[Any]) -> Camera:
 def order(depth_m: NDArray[Any], true_m: NDArray[Any]) -> float:
     """Return the rank correlation of a map with the true depth, where that is finite."""
     known = np.isfinite(true_m) & np.isfinite(depth_m)
-    ranks = [np.argsort(np.argsort(each[known], kind="stable")) for each in (depth_m, true_m)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return rank_correlation(depth_m[known].astype(np.float64), true_m[known].astype(np.float64))
 
 
 def is_refused(values: NDArray[Any]) -> bool:
@@ -57,7 +57,9 @@ def test_a_map_of_unknown_kind_is_refused_rather_than_inverted(scene: str, noise
     camera = camera_of(true_m)
     kinds = [*metric_kinds(true_m), *disparity_kinds(true_m), *relative_kinds(true_m)]
     for name, values in kinds:
-        for content in [npy(values)] + ([png(values)] if values.dtype.kind == "u" else [pfm(np.float32(values))]):
+        for content in [npy(values)] + (
+            [png(values)] if values.dtype.kind == "u" else [pfm(values.astype(np.float32))]
+        ):
             try:
                 depth_map = decode(content, camera)
             except DepthError:
@@ -201,7 +203,7 @@ def test_the_name_depth_is_not_believed_of_numbers_that_look_otherwise() -> None
         decode(npz(depth=disparity), camera)
     with pytest.raises(DepthError, match="normalised"):
         decode(npz(depth=disparity / disparity.max()), camera)
-    assert decode(npz(depth=disparity, focallength_px=np.float32(150)), camera).is_metric
+    assert decode(npz(depth=disparity, focallength_px=np.array(150.0)), camera).is_metric
     assert decode(npz(depth_m=disparity), camera).is_metric
 
 

@@ -46,7 +46,7 @@ def test_a_npy_may_hold_integers_or_be_in_fortran_order() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_png_or_tiff_of_grey_holds_the_integers_of_its_pixels(dtype: type) -> None:
-    grey = np.rint(DEPTH * 50).astype(dtype)
+    grey: NDArray[np.generic] = np.rint(DEPTH * 50).astype(dtype)
     for content in (png(grey), tiff(grey)):
         raw = read(content)
         np.testing.assert_array_equal(raw.values, grey)
@@ -157,7 +157,7 @@ def test_a_structured_npy_of_version_0_1_says_that_it_holds_metres() -> None:
 
 @pytest.mark.parametrize("focal", ["focallength_px", "focal_length_px", "f_px"])
 def test_the_depth_and_the_focal_length_of_an_npz_are_found_by_name(focal: str) -> None:
-    content = npz(confidence=DEPTH * 9, depth=DEPTH, **{focal: np.float32(300)}, mask=DEPTH > 2)
+    content = npz(confidence=DEPTH * 9, depth=DEPTH, **{focal: np.array(300.0)}, mask=DEPTH > 2)
     raw = read(content)
     np.testing.assert_array_equal(raw.values, DEPTH)
     assert raw.focal_length_px == 300

@@ -42,7 +42,7 @@ def test_a_relative_map_that_is_not_from_0_to_1_is_mapped_by_its_own_range(value
 
 @pytest.mark.parametrize("mode", [np.uint8, np.uint16])
 def test_a_grey_png_of_relative_depth_keeps_its_order(mode: type) -> None:
-    grey = (np.linspace(0, 1, 9600).reshape(80, 120) * np.iinfo(mode).max).astype(mode)
+    grey: NDArray[Any] = (np.linspace(0, 1, 9600).reshape(80, 120) * np.iinfo(mode).max).astype(mode)
     depth_m = decode(png(grey), CAMERA, depth_format="relative").depth_m
     np.testing.assert_allclose(depth_m.ravel(), np.linspace(1, 10, 9600), atol=0.1)
     with pytest.raises(DepthError, match="depth_format"):
@@ -110,8 +110,8 @@ def test_a_sky_at_infinity_is_far_and_not_unknown(sky: float) -> None:
 
 
 def test_the_focal_length_beside_a_depth_map_is_that_of_the_image() -> None:
-    assert decode(npz(depth=DEPTH, focallength_px=np.float32(90)), CAMERA).focal_length_px == 90
-    half = npz(depth=DEPTH[::2, ::2], focallength_px=np.float32(45))
+    assert decode(npz(depth=DEPTH, focallength_px=np.array(90.0)), CAMERA).focal_length_px == 90
+    half = npz(depth=DEPTH[::2, ::2], focallength_px=np.array(45.0))
     assert decode(half, CAMERA).focal_length_px == 90
     assert decode(npy(DEPTH), CAMERA, depth_format="metric").focal_length_px is None
 

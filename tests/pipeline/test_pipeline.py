@@ -223,7 +223,7 @@ def test_an_estimator_gives_the_depth_and_the_focal_length_that_the_image_lacks(
 
 
 def test_the_focal_length_of_a_depth_file_counts_unless_the_caller_gives_one(lift: SharpPipeline) -> None:
-    depth = npz(depth=np.full((64, 96), 2.0, np.float32), focallength_px=np.float32(70))
+    depth = npz(depth=np.full((64, 96), 2.0, np.float32), focallength_px=np.array(70.0))
     camera = lift(png(), depth=depth).camera
     assert (camera.focal_length_px, camera.focal_length_source) == (70.0, "depth_file")
     camera = lift(png(), PredictOptions(focal_length_px=50.0), depth=depth).camera
