@@ -45,7 +45,7 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float, *, make: str = "", mo
     segments = _segments(jpeg)
     if segments is None:
         return jpeg
-    texts = {tag: text for tag, text in ((_Tag.Make, make), (_Tag.Model, model)) if text}
+    texts: dict[int, str] = {tag: text for tag, text in ((_Tag.Make, make), (_Tag.Model, model)) if text}
     blocks = [(start, end) for marker, start, end in segments if _is_exif(jpeg, marker, start)]
     try:
         # Several segments are parts of one block, as Pillow reads them too.
