@@ -84,7 +84,10 @@ _CONTRARY = 1.4
 """Factor between the medians of the upper and the lower quarter above which one of them counts as nearer."""
 
 _RAMP = 0.02
-"""Unexplained fraction of the variance below which one plane explains a whole map."""
+"""Unexplained fraction of the variance below which one plane explains a whole map too well for disparity."""
+
+_EXACT_RAMP = 1e-4
+"""The same below which a map that its file calls metric is a made-up ramp, whatever its shape."""
 
 _MIN_SKY = 0.002
 """Least fraction of the pixels that a sky has."""
@@ -204,7 +207,8 @@ class _Numbers:
     Attributes:
         is_flat: Whether all known values are the same.
         has_sky: Whether there is a far sky.
-        is_ramp: Whether one plane explains the whole map. Made-up ramps of metres do, and hardly any photograph does.
+        rest: Fraction of the variance that one plane over the whole map does not explain: zero for made-up ramps, and
+            for hardly any photograph.
         planes: Format in which surfaces are planar; empty if it is neither.
         is_upside_down: Whether these surfaces mostly come nearer upwards in that format.
         nearer: Part of the image that is nearer if the numbers are metres: `top`, `bottom`, or empty.
@@ -212,7 +216,7 @@ class _Numbers:
 
     is_flat: bool
     has_sky: bool
-    is_ramp: bool
+    rest: float
     planes: str
     is_upside_down: bool
     nearer: str
@@ -232,7 +236,7 @@ class _Numbers:
         return cls(
             is_flat=not has_sky and farthest == float(np.nanmin(positive, initial=np.inf)),
             has_sky=has_sky,
-            is_ramp=_is_ramp(grid),
+            rest=_rest_of_plane(grid),
             planes=planes,
             is_upside_down=(metric if planes == "metric" else disparity).is_upside_down,
             nearer=_nearer_part(grid),
@@ -241,7 +245,9 @@ class _Numbers:
     @property
     def contradict_metres(self) -> bool:
         """Whether a map that would be metric looks like disparity."""
-        return self.planes == "inverse-relative" or (not self.planes and not self.has_sky and self.nearer == "top")
+        if self.planes == "inverse-relative":
+            return self.rest > _EXACT_RAMP
+        return not self.planes and not self.has_sky and self.nearer == "top"
 
     def statement(self) -> Statement | None:
         """Return what the numbers clearly are; None where they are not clear."""
@@ -252,7 +258,7 @@ class _Numbers:
             return None
         if self.planes == "metric" and self.nearer != "top":
             return Statement(format="metric", reason="since surfaces are planar in the inverse of its values")
-        if self.planes == "inverse-relative" and self.nearer != "bottom" and not self.has_sky and not self.is_ramp:
+        if self.planes == "inverse-relative" and self.nearer != "bottom" and not self.has_sky and self.rest > _RAMP:
             return Statement(format="inverse-relative", reason="since surfaces are planar in its values")
         if not self.planes and self.has_sky and self.nearer != "top":
             return Statement(format="metric", reason="since it has a far sky")
@@ -275,13 +281,13 @@ def _nearer_part(grid: Values) -> str:
     return "bottom" if ratio > _CONTRARY else "top" if ratio < 1 / _CONTRARY else ""
 
 
-def _is_ramp(grid: Values) -> bool:
-    """Report whether one plane explains nearly all of the variance."""
+def _rest_of_plane(grid: Values) -> float:
+    """Return the fraction of the variance that one plane over all known cells does not explain."""
     y, x = np.nonzero(~np.isnan(grid))
     known = grid[y, x].astype(np.float64)[None]
-    if len(x) < 4 or known.min() == known.max():
-        return False
-    return float(_residuals(known, np.stack([np.ones(len(x)), x, y], axis=1))[0]) < _RAMP
+    if len(x) <= 3 or known.min() == known.max():
+        return 0.0
+    return float(_residuals(known, np.stack([np.ones(len(x)), x, y], axis=1))[0])
 
 
 @dataclass(slots=True)
