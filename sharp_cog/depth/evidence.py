@@ -25,6 +25,7 @@ MILLIMETRE = 0.001
 """Metres in the unit of depth cameras."""
 
 MAX_16_BIT = 65_535
+"""Largest value of 16 bits."""
 
 _UNITS = {"m": 1.0, "meter": 1.0, "meters": 1.0, "metre": 1.0, "metres": 1.0, "metric": 1.0}
 _UNITS |= {"mm": MILLIMETRE, "millimeters": MILLIMETRE, "millimetres": MILLIMETRE, "cm": 0.01}
@@ -89,6 +90,9 @@ _RAMP = 0.02
 _EXACT_RAMP = 1e-4
 """The same below which a map that its file calls metric is a made-up ramp, whatever its shape."""
 
+_MAX_MEDIAN_M = 300.0
+"""Largest median of a metric map that is believed: maps in millimetres and centimetres lie beyond."""
+
 _MIN_SKY = 0.002
 """Least fraction of the pixels that a sky has."""
 
@@ -119,7 +123,7 @@ def from_name(name: str, kind: str) -> Statement | None:
 
     Args:
         name: Such as `depth_mm`, `invDepth` or `ViewLayer.Depth.Z`.
-        kind: Word for what has the name: `array` or `channel`.
+        kind: Word for the bearer of the name: `array`, `field` or `channel`.
     """
     words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name[:_MAX_NAME_CHARS])]
     reason = f"by the name of its {kind} {plain(name)!r}"
@@ -155,8 +159,11 @@ def decide(values: Values, stated: Statement | None, *, is_integer: bool) -> Sta
     high = float(np.max(values, where=is_known, initial=-np.inf))
     if is_integer and high <= _LARGEST_8_BIT:
         raise _refusal(low, high, "are integers of 8 bits")
-    if stated is None and is_integer:
-        stated = Statement(format="metric", reason="as integers of a depth camera, in millimetres", unit_m=MILLIMETRE)
+    if is_integer:
+        reason = (
+            "as integers of a depth camera, in millimetres" if stated is None else f"{stated.reason}, in millimetres"
+        )
+        stated = Statement(format="metric", reason=reason, unit_m=MILLIMETRE)
     step = max(1, max(values.shape) // _MAX_SAMPLES)
     sample = values[::step, ::step]
     if _is_normalised(sample, low, high, is_integer=is_integer):
@@ -164,14 +171,17 @@ def decide(values: Values, stated: Statement | None, *, is_integer: bool) -> Sta
     if _has_negative(sample):
         raise _refusal(low, high, "are negative in places, which metres are not")
     numbers = _Numbers.of(sample if stated is None else sample * np.float32(stated.unit_m))
-    if stated is not None:
-        if numbers.contradict_metres:
-            raise _refusal(low, high, f"look like disparity, though the map would be metric {stated.reason}")
-        return stated
-    seen = numbers.statement()
-    if seen is None:
+    if stated is not None and numbers.contradict_metres:
+        raise _refusal(low, high, f"look like disparity, though the map would be metric {stated.reason}")
+    found = stated or numbers.statement()
+    if found is None:
         raise _refusal(low, high, "may be metres or disparity")
-    return seen
+    if found.format == "metric" and numbers.median > _MAX_MEDIAN_M:
+        raise DepthError(
+            f"the depth map would have a median of {numbers.median:.4g} m: set depth_unit to mm, cm or another unit, "
+            "or to m if that is right"
+        )
+    return found
 
 
 def _refusal(low: float, high: float, problem: str) -> DepthError:
@@ -205,6 +215,7 @@ class _Numbers:
     """Facts about the numbers of a map.
 
     Attributes:
+        median: Median of the known values that are no sky.
         is_flat: Whether all known values are the same.
         has_sky: Whether there is a far sky.
         rest: Fraction of the variance that one plane over the whole map does not explain: zero for made-up ramps, and
@@ -214,6 +225,7 @@ class _Numbers:
         nearer: Part of the image that is nearer if the numbers are metres: `top`, `bottom`, or empty.
     """
 
+    median: float
     is_flat: bool
     has_sky: bool
     rest: float
@@ -234,6 +246,7 @@ class _Numbers:
         if disparity.number >= num_needed:
             planes = "inverse-relative"
         return cls(
+            median=0.0 if np.isnan(grid).all() else float(np.nanmedian(grid)),
             is_flat=not has_sky and farthest == float(np.nanmin(positive, initial=np.inf)),
             has_sky=has_sky,
             rest=_rest_of_plane(grid),

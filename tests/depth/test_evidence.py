@@ -207,6 +207,22 @@ def test_the_name_depth_is_not_believed_of_numbers_that_look_otherwise() -> None
     assert decode(npz(depth_m=disparity), camera).is_metric
 
 
+def test_floats_in_another_unit_than_metres_are_refused_with_the_option_to_give() -> None:
+    millimetres = (room() * 1000).astype(np.float32)
+    camera = camera_of(millimetres)
+    for content in (npy(millimetres), npz(depth=millimetres)):
+        with pytest.raises(DepthError, match=r"median of \d+ m: set depth_unit to mm"):
+            decode(content, camera)
+        np.testing.assert_allclose(decode(content, camera, depth_unit="mm").depth_m, room(), rtol=1e-5)
+
+
+def test_integers_that_are_named_depth_are_millimetres() -> None:
+    millimetres = (room() * 1000).astype(np.uint16)
+    depth_map = decode(npz(depth=millimetres), camera_of(millimetres))
+    assert depth_map.taken_as == "metric, by the name of its array 'depth', in millimetres"
+    np.testing.assert_allclose(depth_map.depth_m, room(), atol=2e-3)
+
+
 def test_16_bit_disparity_of_stereo_cameras_is_not_taken_for_millimetres() -> None:
     """KITTI writes disparity times 256 into PNGs of 16 bits."""
     disparity = (256 * 60 / street()).astype(np.uint16)
