@@ -13,7 +13,7 @@ from PIL import Image
 
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.images import decode
-from tests.imaging.samples import NOISE, encoded, huge_png
+from tests.imaging.samples import NOISE, encoded, exif, huge_png
 
 
 @pytest.mark.parametrize(("width", "height"), [(20000, 12000), (40000, 40000), (2**31 - 1, 2**31 - 1)])
@@ -79,3 +79,17 @@ def test_the_caller_may_set_the_limit() -> None:
     decode(content, max_pixels=64 * 48)
     with pytest.raises(ImageError, match=r"64x48 \(0\.0 MP\), the limit is 0\.003071 MP"):
         decode(content, max_pixels=64 * 48 - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 6), ("RGBA", 1)])
+def test_an_image_of_200_megapixels_is_decoded_in_2_gb(mode: str, orientation: int) -> None:
+    content = encoded(Image.new(mode, (16_320, 12_240)), "PNG", compress_level=1, exif=exif(orientation))
+    script = (
+        "import resource, sys\n"
+        "from sharp_cog.imaging.images import decode\n"
+        "decode(sys.stdin.buffer.read())\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=content, capture_output=True, check=True)
+    assert int(done.stdout) < 2e9
