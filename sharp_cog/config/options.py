@@ -41,9 +41,11 @@ _MIN_UNIT_M = 1e-9
 
 def _is_depth_unit(value: object) -> bool:
     """Report whether a value is a unit of depth, or a positive number of metres."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
     try:
-        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= float(str(value)) <= MAX_NUMBER
-    except ValueError:
+        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= float(value) <= MAX_NUMBER
+    except (ValueError, OverflowError):
         return False
 
 
@@ -176,7 +178,6 @@ class PredictOptions(OutputOptions):
         "auto",
         "unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number",
         accepts=_is_depth_unit,
-        read=str,
         remedy=f"give {', '.join(DEPTH_UNITS_M)}, or a positive number of metres per unit",
         metavar="UNIT",
     )
@@ -224,6 +225,7 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         OutputOptions.__post_init__(self)
+        object.__setattr__(self, "depth_unit", str(self.depth_unit))  # A request may hold a number.
         if self.depth_unit != "auto" and self.depth_format not in ("auto", "metric"):
             raise OptionError(
                 f"depth_unit is {self.depth_unit!r} and depth_format {self.depth_format!r}, which has no unit: leave "

@@ -357,8 +357,9 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
         if width * height * len(names) > _MAX_EXR_VALUES:
             raise DepthError(f"the .exr has {len(names)} channels of {width}x{height}: save the depth alone")
     chosen = _depth_channel(names)
+    is_unique = names.count(chosen) == 1 if chosen is not None else _is_grey(names)
     is_deep = not kinds <= {OpenEXR.scanlineimage, OpenEXR.tiledimage}
-    if is_deep or (chosen is None and not _is_grey(names)):
+    if is_deep or not is_unique:
         raise DepthError(f"the .exr has the channels {plain(', '.join(names))}: give one of depth alone, and not deep")
     try:
         with OpenEXR.File(io.BytesIO(depth_bytes), separate_channels=True) as file:
