@@ -127,6 +127,8 @@ def test_a_made_up_ramp_is_refused_since_it_would_be_disparity_by_its_shape() ->
     with pytest.raises(DepthError, match=r"values of the depth map \(1 to 4\) may be metres or disparity"):
         from_array(ramp, camera_of(ramp))
     assert from_array(1 / ramp, camera_of(ramp)).is_metric, "this is a plane in metres"
+    assert decode(npz(depth=ramp), camera_of(ramp)).is_metric, "the name settles it"
+    assert decode(png((ramp * 1000).astype(np.uint16)), camera_of(ramp)).is_metric
 
 
 @pytest.mark.parametrize("place", [10, 60, 100])
