@@ -59,6 +59,12 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             ge=1,
             le=5000,
         ),
+        fov: float | None = Input(
+            default=None,
+            description="Horizontal field of view of the upright image in degrees, instead of a focal length.",
+            ge=1,
+            le=170,
+        ),
         output_format: str = Input(
             default="ply",
             description="File format: ply for any viewer, spz and sog are small, html is a web page, mp4 a video.",
@@ -89,6 +95,10 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             default="auto",
             description="Meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity.",
             choices=["auto", "metric", "relative", "inverse-relative"],
+        ),
+        depth_unit: str = Input(
+            default="auto",
+            description="Unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number.",
         ),
         depth_mode: str = Input(
             default="ratio",
@@ -128,11 +138,13 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                 {
                     "focal_length_px": focal_length_px,
                     "focal_length_mm": focal_length_mm,
+                    "fov": fov,
                     "output_format": output_format,
                     "axes": axes,
                     "max_gaussians": max_gaussians,
                     "min_opacity": min_opacity,
                     "depth_format": depth_format,
+                    "depth_unit": depth_unit,
                     "depth_mode": depth_mode,
                     "back_surface_factor": back_surface_factor,
                     "depth_fit": depth_fit,
@@ -162,6 +174,8 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in prediction.timings.items())
         print(f"{len(prediction.gaussians):,} Gaussians, focal length {camera.focal_length_px:.1f} px", end=" ")
         print(f"({camera.focal_length_source}): {stages}")
+        for assumption in prediction.assumptions:
+            print(assumption)
         return Path(output)
 
     def healthcheck(self) -> bool:

@@ -65,7 +65,9 @@ def image_and_depth(number: int) -> tuple[bytes, bytes]:
     coarse = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     image, depth = io.BytesIO(), io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(image, ("PNG", "JPEG")[number % 2])
-    np.save(depth, np.linspace(1 + number / 4, 6, width * height, dtype=np.float32).reshape(height, width))
+    # Ground, whose disparity is linear in the pixels. Other numbers would not be recognised as metres.
+    disparity = np.linspace(1 / (6 + number), 1 / (1 + number / 4), width * height).reshape(height, width)
+    np.save(depth, (1 / disparity).astype(np.float32))
     return image.getvalue(), depth.getvalue()
 
 

@@ -142,7 +142,7 @@ def synthetic_image(seed: int = 0) -> bytes:
 def synthetic_depth() -> bytes:
     """Return a depth map for any 4:3 image: a slope from 4 m at the top to 1 m at the bottom."""
     file = io.BytesIO()
-    np.save(file, np.repeat(np.linspace(4, 1, 768, dtype=np.float32)[:, None], 1024, axis=1))
+    np.save(file, np.repeat(1 / np.linspace(1 / 4, 1, 768, dtype=np.float32)[:, None], 1024, axis=1))
     return file.getvalue()
 
 

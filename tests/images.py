@@ -18,8 +18,10 @@ def png(width: int = 96, height: int = 64, seed: int = 0) -> bytes:
 
 
 def npy(width: int = 96, height: int = 64, *, metres: float | None = None) -> bytes:
-    """Return a .npy of a depth map: a slope from 1.5 m to 3 m, or a plane."""
+    """Return a .npy of a depth map: ground from 3 m at the top to 1.5 m at the bottom, or a wall."""
     near, far = (1.5, 3.0) if metres is None else (metres, metres)
     file = io.BytesIO()
-    np.save(file, np.linspace(near, far, width * height, dtype=np.float32).reshape(height, width))
+    # Disparity is linear in the pixels of a plane: numbers of another shape would not be recognised as metres.
+    disparity = np.linspace(1 / far, 1 / near, width * height).reshape(height, width)
+    np.save(file, (1 / disparity).astype(np.float32))
     return file.getvalue()

@@ -52,7 +52,7 @@ _KINDS = (
     _Kind(image_format="JPEG", width=4000, height=3000, depth_format="png", exif=_SIDEWAYS),
     _Kind(image_format="AVIF", width=512, height=640, depth_format="pfm"),
     _Kind(image_format="BMP", width=320, height=240, depth_format="holes"),
-    _Kind(image_format="GIF", width=300, height=200, depth_format="relative"),
+    _Kind(image_format="GIF", width=300, height=200, depth_format="disparity"),
     _Kind(image_format="JPEG", width=900, height=1600, depth_format="npy", mode="L"),
     _Kind(image_format="PNG", width=1920, height=1080, depth_format="png", mode="RGBA"),
     _Kind(image_format="JPEG", width=1000, height=700, depth_format="tiff", mode="CMYK"),
@@ -94,8 +94,9 @@ def npy(values: NDArray[np.float32]) -> bytes:
 
 
 def slope(width: int, height: int) -> NDArray[np.float32]:
-    """Return (height, width) metres that grow from the top left to the bottom right."""
-    return np.linspace(1.5, 6.0, width * height, dtype=np.float32).reshape(height, width)
+    """Return (height, width) metres of ground, 6 m away at the top left and 1.5 m at the bottom right."""
+    # The disparity of a plane is linear in the pixels. Other numbers would not be recognised as metres.
+    return (1 / np.linspace(1 / 6.0, 1 / 1.5, width * height)).astype(np.float32).reshape(height, width)
 
 
 def _depth(depth_format: str, width: int, height: int) -> bytes:
@@ -105,9 +106,9 @@ def _depth(depth_format: str, width: int, height: int) -> bytes:
     if depth_format == "holes":
         metres[height // 4 : height // 2, width // 4 : width // 2] = np.nan
         return npy(metres)
-    if depth_format == "relative":
-        return npy((metres - 1.5) / 4.5)
-    if depth_format == "npz":
+    if depth_format == "disparity":
+        np.savez_compressed(content, disparity=1 / metres)
+    elif depth_format == "npz":
         np.savez_compressed(content, depth=metres)
     elif depth_format == "pfm":
         content.write(f"Pf\n{width} {height}\n-1.0\n".encode() + metres[::-1].tobytes())

@@ -171,7 +171,7 @@ COMMANDS = {
         example="sharp-cog verify photo.jpg",
         flags=[
             _IMAGE,
-            *option_flags(PredictOptions, "focal_length_px", "focal_length_mm"),
+            *option_flags(PredictOptions, "focal_length_px", "focal_length_mm", "fov"),
             flag(
                 "--tolerance",
                 type=float,

@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
             if source.camera.focal_length_source == "default" and estimate.focal_length_px is not None:
                 print(f"  focal length estimated: give predict --focal-length-px {estimate.focal_length_px:.0f}")
     if num_written:
-        used = jobs[0].target if len(jobs) == 1 else output or jobs[0].target.parent
+        # Maps beside the images of many folders are found from the folder that was named.
+        folder = jobs[0].target.parent if len(arguments.inputs) > 1 else arguments.inputs[0]
+        used = jobs[0].target if len(jobs) == 1 else output or folder
         print(f"use: sharp-cog predict IMAGE --depth {used}")
     return EXIT_FAILED if EXIT_FAILED in exit_codes else max(exit_codes, default=0)
 

@@ -8,10 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from sharp_cog.depth.files import SUFFIXES as DEPTH_SUFFIXES
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
 from sharp_cog.files.atomic import sweep
 from sharp_cog.imaging.find import find_images
+from sharp_cog.imaging.images import SUFFIXES as IMAGE_SUFFIXES
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
         inputs: Images, and folders of images.
         output: A file for one image; a folder for several, and where the folder exists or the name ends with a slash;
             None writes beside each image.
-        depth: A depth map for all images, or a folder of maps with the images' names.
+        depth: A depth map for all images, or a folder of maps with the images' names, in the same folders.
         suffix: Suffix of the files to write.
         recursive: Whether to search folders of folders. Their structure is kept below the output folder, and expected
             below the folder of depth maps.
@@ -82,15 +85,16 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
         for image, target in zip(images, targets, strict=True)
     ]
     _check_targets(images, targets)
+    maps = _find_maps(found, depth)
     return [
         Job(
             image=image,
-            depth=_find_depth(image, depth, folder),
+            depth=maps.get(image, depth),
             target=target,
             preview=target.with_name(f"{target.name.removesuffix(suffix)}.preview.webp"),
             internal_depth=target.with_name(f"{target.name.removesuffix(suffix)}_internal_depth.npy"),
         )
-        for image, folder, target in zip(images, folders, targets, strict=True)
+        for image, target in zip(images, targets, strict=True)
     ]
 
 
@@ -128,24 +132,60 @@ def _check_targets(images: list[Path], targets: list[Path]) -> None:
             ) from error
 
 
-def _find_depth(image: Path, depth: Path | None, folder: Path) -> Path | None:
-    """Return the depth map of an image: the map for all images, or the one in the folder with the image's name.
+def _find_maps(found: list[tuple[Path, Path]], depth: Path | None) -> dict[Path, Path | None]:
+    """Return the depth map of each image in a folder of maps, which mirrors the folders of the images.
+
+    The map of `in/x/a.jpg`, found in `in`, is `x/a.npy` in the folder of maps, as `sharp-cog depth -r` writes it. An
+    image that is named itself has its map in the folder that is named like its own. A map in the folder of maps itself
+    serves only an image whose name no other image has.
 
     Args:
-        image: The image `a.jpg`. Its map is `a.jpg.npy`, `a.depth.npy`, `a.npy`, or has another suffix of a depth map.
-        depth: The `--depth` argument.
-        folder: The image's folder, relative to the input. `sharp-cog depth -r` writes the map into the same folder
-            below its output; otherwise the map lies in `depth` itself.
+        found: Images, each with the input that it was found in, or with itself.
+        depth: The `--depth` argument; if it is no folder, the result is empty.
     """
     if depth is None or not depth.is_dir():
-        return depth
-    # The more specific place and name come first.
-    for parent in dict.fromkeys((depth / folder, depth)):
-        for suffix in DEPTH_SUFFIXES:
-            for stem in (image.name, f"{image.stem}.depth", image.stem):
-                found = parent / f"{stem}{suffix}"
-                # With images and maps in one folder, `a.png` is the image itself and not its map.
-                if found.is_file() and found != image:
-                    return found
-    _LOG.warning("%s has no depth map for %s", depth, image.name)
-    return None
+        return {}
+    images = {image.resolve() for image, _ in found}
+    mirrored = {image: _below(image.parent, path if path != image else Path()) for image, path in found}
+    places = {(mirrored[image], image.stem, image.parent) for image in mirrored}
+    num_mirrored = Counter((folder, stem) for folder, stem, _ in places)
+    num_named = Counter(stem for _, stem, _ in places)
+    maps = dict[Path, Path | None]()
+    for image, folder in mirrored.items():
+        parents = [depth / folder] if folder is not None and num_mirrored[folder, image.stem] == 1 else []
+        parents += [depth] if num_named[image.stem] == 1 else []
+        candidates = (
+            parent / f"{stem}{suffix}"
+            for parent in dict.fromkeys(parents)
+            for suffix in DEPTH_SUFFIXES
+            for stem in (image.name, f"{image.stem}.depth", image.stem)
+        )
+        maps[image] = next((each for each in candidates if each.is_file() and not _is_image(each, image, images)), None)
+        if maps[image] is None:
+            _LOG.warning("%s has no depth map for %s", depth, image.name)
+    return maps
+
+
+def _below(folder: Path, top: Path) -> Path | None:
+    """Return the path from `top` down to a folder; None if the folder is elsewhere."""
+    if not folder.is_relative_to(top) or ".." in folder.relative_to(top).parts:
+        return None
+    return folder.relative_to(top)
+
+
+def _is_image(candidate: Path, image: Path, images: set[Path]) -> bool:
+    """Report whether a file that is named like the map of an image is an image itself.
+
+    Other images of the run are no maps, nor are pictures in colours or in 8-bit grey beside the image: `a.png` may be
+    the same photograph as `a.webp`.
+    """
+    if candidate.resolve() in images:
+        return True
+    is_beside = candidate.parent.resolve() == image.parent.resolve() and candidate.stem == image.stem
+    if not is_beside or candidate.suffix.lower() not in IMAGE_SUFFIXES:
+        return False
+    try:
+        with Image.open(candidate) as opened:
+            return not opened.mode.startswith(("I", "F"))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False  # Reading it as a map says what is wrong with it.

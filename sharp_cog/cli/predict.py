@@ -16,7 +16,7 @@ from sharp_cog import formats
 from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, report
 from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
-from sharp_cog.cli.settings import options_from, settings_from
+from sharp_cog.cli.settings import in_flags, options_from, settings_from
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.depth import estimators
 from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
@@ -36,6 +36,8 @@ _FOCAL_LENGTH_SOURCES = {
     "caller": "as given",
     "exif_35mm": "from EXIF",
     "exif": "from EXIF",
+    "intrinsics": "from the file's camera matrix",
+    "depth_file": "from the depth file",
     "estimated": "estimated from the image",
     "default": "assumed, 30 mm equivalent",
 }
@@ -150,6 +152,8 @@ class _Batch:
             f"{job.target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
             f"{camera.focal_length_px:.0f} px ({_FOCAL_LENGTH_SOURCES[camera.focal_length_source]})"
         )
+        for assumption in prediction.assumptions:
+            print(f"  {job.image.name}: {in_flags(assumption)}")
         if prediction.monodepth_m is not None:
             print(f"  {job.internal_depth}: SHARP's monodepth, front and back")
         if self._has_preview:

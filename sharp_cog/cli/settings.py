@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, TypeVar
 
 from sharp_cog.config.dataset import FIXED_FOLDERS, DatasetSettings
-from sharp_cog.config.options import OutputOptions
+from sharp_cog.config.options import OutputOptions, PredictOptions
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
 from sharp_cog.config.parameters import Parameter, parameters
 from sharp_cog.config.settings import Settings
@@ -103,6 +104,12 @@ def options_from(arguments: argparse.Namespace, cls: type[Options], **given: Any
     """
     names = [about.name for about in parameters(cls) if about.name not in given and hasattr(arguments, about.name)]
     return cls(**{name: getattr(arguments, name) for name in names}, **given)
+
+
+def in_flags(text: str) -> str:
+    """Return a message that names options with the flags in place of their names."""
+    names = "|".join(about.name for about in parameters(PredictOptions) if "_" in about.name)
+    return re.sub(rf"\b({names})\b", lambda found: _flag_of(found.group()), text)
 
 
 def _flag_of(name: str) -> str:

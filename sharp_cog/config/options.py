@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
-from sharp_cog.config.parameters import FRONTENDS, check, parameter, parameters, parse
+from sharp_cog.config.parameters import FRONTENDS, MAX_NUMBER, check, parameter, parameters, parse
 from sharp_cog.errors import OptionError
 from sharp_cog.text import plain, quoted
 
@@ -17,19 +17,37 @@ FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 """Least and largest focal length in pixels."""
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)
 """Least and largest focal length as a 35 mm equivalent in millimetres."""
+FOV_RANGE = (1.0, 170.0)
+"""Least and largest horizontal field of view in degrees."""
 AXES = {  # Each with its meaning, like the choices below.
     "auto": "the format's usual axes, opengl for spz and glb, opencv for the others",
     "opencv": "x right, y down, z forward",
     "opengl": "x right, y up, z backward",
 }
 _DEPTH_FORMATS = {
-    "auto": "guess from the values, and log the guess",
+    "auto": "what the file and its values clearly say, else an error",
     "metric": "metres",
     "relative": "0 (near) to 1 (far), mapped to 1 to 10 m",
     "inverse-relative": "disparity, larger is nearer, its median mapped to 3 m",
 }
 DEPTH_FORMATS = tuple(_DEPTH_FORMATS)
 """Meanings of a depth map's values, by name."""
+
+DEPTH_UNITS_M = {"m": 1.0, "mm": 0.001, "cm": 0.01, "kitti": 1 / 256, "tum": 1 / 5000}
+"""Metres in each unit of a depth map that has a name."""
+_MIN_UNIT_M = 1e-9
+"""Least unit of a depth map in metres."""
+
+
+def _is_depth_unit(value: object) -> bool:
+    """Report whether a value is a unit of depth, or a positive number of metres."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
+    try:
+        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= float(value) <= MAX_NUMBER
+    except (ValueError, OverflowError):
+        return False
+
 
 _NOT_COG = tuple(frontend for frontend in FRONTENDS if frontend != "Cog")
 _MAX_NAMED = 3
@@ -149,8 +167,22 @@ class PredictOptions(OutputOptions):
         unit="millimetres",
         metavar="MM",
     )
+    fov: float | None = parameter(
+        None,
+        "horizontal field of view of the upright image in degrees, instead of a focal length",
+        limits=FOV_RANGE,
+        unit="degrees",
+        metavar="DEGREES",
+    )
     depth_format: str = parameter(
         "auto", "meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity", choices=_DEPTH_FORMATS
+    )
+    depth_unit: str = parameter(
+        "auto",
+        "unit of a metric depth map: m, mm, cm, kitti (1/256 m), tum (1/5000 m), or a number",
+        accepts=_is_depth_unit,
+        remedy=f"give {', '.join(DEPTH_UNITS_M)}, or a positive number of metres per unit",
+        metavar="UNIT",
     )
     depth_mode: str = parameter(
         "ratio",
@@ -197,13 +229,19 @@ class PredictOptions(OutputOptions):
     def __post_init__(self) -> None:
         # Not `super()`: a dataclass with slots replaces the class that the form without arguments refers to.
         OutputOptions.__post_init__(self)
+        object.__setattr__(self, "depth_unit", str(self.depth_unit))  # A request may hold a number.
+        if self.depth_unit != "auto" and self.depth_format not in ("auto", "metric"):
+            raise OptionError(
+                f"depth_unit is {self.depth_unit!r} and depth_format {self.depth_format!r}, which has no unit: leave "
+                "one of them out"
+            )
         if self.back_surface_factor > 1 and self.depth_mode == "align":
             raise OptionError(
                 f"back_surface_factor is {self.back_surface_factor:g} and depth_mode 'align', which has SHARP's own "
                 "back surface: leave one of them out"
             )
-        if self.focal_length_px is not None and self.focal_length_mm is not None:
-            raise OptionError(
-                f"focal_length_px={self.focal_length_px} and focal_length_mm={self.focal_length_mm} are both given: "
-                "give only one of them"
-            )
+        lengths = {name: getattr(self, name) for name in ("focal_length_px", "focal_length_mm", "fov")}
+        given = [f"{name}={value}" for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            named = f"{', '.join(given[:-1])} and {given[-1]} are {'both' if len(given) == 2 else 'all'} given"
+            raise OptionError(f"{named}: give only one of them")

@@ -177,7 +177,7 @@ def check(about: Parameter, label: str, value: Any, error_type: type[SharpError]
     # An empty text is valid where it is the default, and means that the setting is not given. So does None.
     is_given = value is not None and bool(value or about.default)
     if about.accepts is not None and is_given and not about.accepts(value):
-        raise error_type(f"{label} is {quoted(redact(value))}: {about.remedy}")
+        raise error_type(f"{label} is {quoted(redact(value) if isinstance(value, str) else value)}: {about.remedy}")
     if about.is_path and value:
         try:
             as_path(value)

@@ -117,7 +117,7 @@ class Settings:
         "SHARP_DEVICE", "auto", "device to compute on, such as auto, cpu, cuda, cuda:1 or mps", metavar="NAME"
     )
     max_megapixels: float = setting(
-        "SHARP_MAX_MEGAPIXELS", 100.0, "largest image in megapixels; larger ones are refused", limits=POSITIVE
+        "SHARP_MAX_MEGAPIXELS", 200.0, "largest image in megapixels; larger ones are refused", limits=POSITIVE
     )
     viewer_dir: Path | None = setting(
         "SHARP_VIEWER_DIR",

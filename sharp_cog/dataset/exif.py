@@ -1,4 +1,4 @@
-"""Writes a focal length into a JPEG that lacks one, without touching its pixels."""
+"""Writes a focal length, and the camera that it belongs to, into a JPEG that lacks one, without touching its pixels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _MAX_SEGMENT_BYTES = 0xFFFF - 2
 """Largest content of a segment, whose length is two bytes and counts itself."""
 
 _MAX_RATIONAL = 0xFFFF_FFFF
+_Tag = ExifTags.Base
 _FOCAL_LENGTHS = (ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)
 
 
-def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
+def with_focal_length(jpeg: bytes, focal_length_mm: float, *, make: str = "", model: str = "") -> bytes:
     """Write an EXIF focal length; pixels and all other segments stay the same, byte for byte.
 
     Existing tags are kept, except a thumbnail, which Pillow cannot write. A maker's note is kept too, but addresses
@@ -33,6 +34,8 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
         jpeg: A JPEG. Other bytes are returned unchanged, and so is a JPEG that has a focal length, or whose EXIF is
             broken or would become too large for its segment.
         focal_length_mm: Focal length of the lens, not its 35 mm equivalent.
+        make: Maker of the camera, from which the size of the sensor follows; empty where it is not known.
+        model: Model of the camera.
 
     Raises:
         ValueError: EXIF cannot hold the focal length.
@@ -43,11 +46,12 @@ def with_focal_length(jpeg: bytes, focal_length_mm: float) -> bytes:
     if segments is None:
         return jpeg
     # The steps: find the EXIF segments, write their block again with the new tag, and put one segment in their place.
+    texts: dict[int, str] = {tag: text for tag, text in ((_Tag.Make, make), (_Tag.Model, model)) if text}
     blocks = [(start, end) for marker, start, end in segments if _is_exif(jpeg, marker, start)]
     try:
         # Several segments are parts of one block, as Pillow reads them too.
         block = b"".join(jpeg[start + 10 : end] for start, end in blocks)
-        content = _with_tag(_EXIF + block if block else b"", focal_length_mm)
+        content = _with_tags(_EXIF + block if block else b"", focal_length_mm, texts)
     except DECODER_ERRORS as error:
         _LOG.warning("the image's EXIF block is broken and was left unchanged: %s", error)
         return jpeg
@@ -94,8 +98,8 @@ def _is_exif(jpeg: bytes, marker: int, start: int) -> bool:
     return marker == _APP1 and jpeg.startswith(_EXIF, start + 4)
 
 
-def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
-    """Return the EXIF block with the focal length; None if it has one already."""
+def _with_tags(block: bytes, focal_length_mm: float, texts: dict[int, str]) -> bytes | None:
+    """Return the EXIF block with the focal length, and with the texts if it has none; None if it has a focal length."""
     exif = Image.Exif()
     exif.load(block)
     camera = exif.get_ifd(ExifTags.IFD.Exif)
@@ -103,6 +107,9 @@ def _with_tag(block: bytes, focal_length_mm: float) -> bytes | None:
         return None
     # Thousandths of a millimetre are finer than any lens is labelled.
     camera[ExifTags.Base.FocalLength] = IFDRational(Fraction(round(focal_length_mm * 1000), 1000))
+    if not any(tag in exif for tag in texts):  # Make and model belong together.
+        for tag, text in texts.items():
+            exif[tag] = text.encode("ascii", "replace").decode()
     # The nested blocks are read while their addresses are still there; Pillow writes them at new ones.
     interop = exif.get_ifd(ExifTags.IFD.Interop)
     camera.pop(ExifTags.IFD.Interop, None)  # Its old address.

@@ -53,7 +53,7 @@ class Run:
         share: Share | None = None,
         source_heartbeat: Callable[[bool], None] | None = None,
         stop_requested: threading.Event | None = None,
-        max_pixels: int = 100_000_000,
+        max_pixels: int = 200_000_000,
     ) -> None:
         """Create the run's folders, and remove half-written files of a killed process.
 

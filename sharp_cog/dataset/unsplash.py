@@ -37,6 +37,8 @@ _STEP_S = 5.0
 """Longest single wait, so that a run can be stopped in between."""
 _CHUNK_BYTES = 1 << 16
 """Bytes of an answer that are read at once."""
+_MAX_NAME_CHARS = 100
+"""Maximum length of a camera's make or model that is written into an image."""
 _TIMEOUT_S = (10.0, 60.0)
 """Seconds to wait for a connection, and for data."""
 
@@ -308,7 +310,7 @@ class Unsplash:
     def fetch(self, photo: Photo) -> bytes:
         """Download a photograph; see `Source.fetch`. Unsplash counts it, as its guidelines ask.
 
-        Unsplash strips EXIF from images and reports the focal length separately, so it is written back.
+        Unsplash strips EXIF from images and reports focal length and camera separately, so they are written back.
         """
         if not self._api.owns(photo.where):
             raise SourceError(
@@ -320,9 +322,13 @@ class Unsplash:
         if not isinstance(url, str) or origin(url) is None:
             raise SourceError(f"photograph {photo.id}: Unsplash does not say where its image lies")
         # Before the image, which would be fetched in vain if the rate limit is reached here.
-        focal_length_mm = self._focal_length_mm(photo.id)
+        exif = self._exif(photo.id)
+        focal_length_mm = _focal_length_mm(exif)
         image = self._api.download(photo.id, url)
-        return image if focal_length_mm is None else with_focal_length(image, focal_length_mm)
+        if focal_length_mm is None:
+            return image
+        make, model = (_text(exif, name)[:_MAX_NAME_CHARS] for name in ("make", "model"))
+        return with_focal_length(image, focal_length_mm, make=make, model=model)
 
     def _pages(self, is_known: Callable[[str], bool]) -> Iterator[tuple[int, list[_Entry]]]:
         """Yield numbers and entries of pages, in order."""
@@ -423,8 +429,8 @@ class Unsplash:
         source = urlencode({"utm_source": self._app_name, "utm_medium": "referral"})
         return f"{url}{'&' if '?' in url else '?'}{source}"
 
-    def _focal_length_mm(self, photo_id: str) -> float | None:
-        """Return the focal length of a photograph; None if Unsplash does not know it, or fails.
+    def _exif(self, photo_id: str) -> _Entry:
+        """Return what Unsplash knows of a photograph's EXIF; empty if it knows nothing, or fails.
 
         Raises:
             RateLimitError: The rate limit is reached. The photograph must wait, because without its focal length the
@@ -437,14 +443,18 @@ class Unsplash:
             raise
         except SourceError as error:
             _LOG.warning("photograph %s: its focal length is not known: %s", photo_id, error)
-            return None
-        value = _part(answer, "exif").get("focal_length") if isinstance(answer, dict) else None
-        try:
-            focal_length_mm = float(value) if isinstance(value, (str, int, float)) else math.nan
-        except (ValueError, OverflowError):
-            return None
-        low, high = FOCAL_LENGTH_MM_RANGE
-        return focal_length_mm if low <= focal_length_mm <= high else None
+            return {}
+        return _part(answer, "exif") if isinstance(answer, dict) else {}
+
+
+def _focal_length_mm(exif: _Entry) -> float | None:
+    value = exif.get("focal_length")
+    try:
+        focal_length_mm = float(value) if isinstance(value, (str, int, float)) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    low, high = FOCAL_LENGTH_MM_RANGE
+    return focal_length_mm if low <= focal_length_mm <= high else None
 
 
 def _are_known(entries: list[_Entry], is_known: Callable[[str], bool]) -> bool:

@@ -6,11 +6,12 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin, TiffImagePlugin
 
-from sharp_cog.config.options import DEPTH_FORMATS
+from sharp_cog.config.options import DEPTH_FORMATS, FOCAL_LENGTH_PX_RANGE
+from sharp_cog.depth import evidence
+from sharp_cog.depth.evidence import Statement
 from sharp_cog.errors import DepthError, NotInstalledError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging.limits import MeteredFile, prepare_to_load
@@ -63,6 +66,18 @@ _MAX_NPY_HEADER_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 20
 """Number of bytes that are read from an .npz at once."""
 
+_MAX_NUMBER_BYTES = 4096
+"""Maximum size of an array in an .npz that holds one number."""
+
+_FOCAL_LENGTHS = ("focallength_px", "focal_length_px", "f_px")
+"""Names of arrays with a focal length in pixels; the first is Depth Pro's."""
+
+_TIFF_MODES = ("F", "I;16", "I;16B", "I", "L")
+"""Modes of a TIFF with one channel of numbers."""
+
+_MAX_EXR_VALUES = 4 * MAX_PIXELS
+"""Maximum number of values in all channels of an .exr, which OpenEXR reads at once."""
+
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -71,12 +86,16 @@ class RawDepth:
     """Content of a depth file.
 
     Attributes:
-        values: (height, width) float32, the numbers of the file; those of a PNG are converted to metres.
-        is_metric: Whether the file itself says that its numbers are metres.
+        values: (height, width) float32, the numbers of the file as they are.
+        stated: What the file itself says about its numbers; None if it says nothing.
+        is_integer: Whether the file holds integers.
+        focal_length_px: Focal length in pixels of the map that the file gives beside it; None if it gives none.
     """
 
     values: Values
-    is_metric: bool = False
+    stated: Statement | None = None
+    is_integer: bool = False
+    focal_length_px: float | None = None
 
 
 def read(depth_bytes: bytes) -> RawDepth:
@@ -173,9 +192,9 @@ def _read_array(file: IO[bytes], num_bytes: int) -> RawDepth:
         shape, is_fortran, dtype = _NPY_HEADERS[version](header)
     except _NPY_ERRORS as error:
         raise DepthError(f"the .npy header is broken ({reason_of(error)}): save it with numpy.save") from error
-    is_metric = dtype.names == (METRIC_FIELD,)
-    if is_metric:
-        dtype = dtype[METRIC_FIELD]
+    stated = None
+    if dtype.names == (METRIC_FIELD,):
+        stated, dtype = evidence.from_name(METRIC_FIELD, "field"), dtype[METRIC_FIELD]
     if dtype.kind not in "fiu":
         raise DepthError(f"the .npy array holds {plain(dtype)}, not numbers: save floats or integers")
     sides = [side for side in shape if side != 1]
@@ -196,44 +215,83 @@ def _read_array(file: IO[bytes], num_bytes: int) -> RawDepth:
         part = np.frombuffer(content, dtype=dtype, count=len(content) // dtype.itemsize)
         if not len(part):
             raise DepthError("the .npy array ends before its header says so: the file is truncated or broken")
-        with np.errstate(over="ignore"):  # A float64 too large for float32 becomes infinite: unknown.
+        with np.errstate(over="ignore"):  # A float64 too large for float32 becomes infinite: far.
             values[start : start + len(part)] = part
         start, rest = start + len(part), content[part.nbytes :]
-    return RawDepth(values=values.reshape(sides, order="F" if is_fortran else "C"), is_metric=is_metric)
+    return RawDepth(
+        values=values.reshape(sides, order="F" if is_fortran else "C"), stated=stated, is_integer=dtype.kind in "iu"
+    )
 
 
 def _read_png(depth_bytes: bytes) -> RawDepth:
-    """Read a PNG of 16-bit grey, which holds millimetres."""
+    """Read a PNG of 16-bit or 8-bit grey."""
     # The plugin is called directly: `Image.open` would warn of large images by a limit that is global to the process.
     try:
         image = PngImagePlugin.PngImageFile(MeteredFile(depth_bytes))
-        is_16_bit_grey = image.mode.startswith("I;16")
-        if is_16_bit_grey and image.width * image.height <= MAX_PIXELS:
+        is_grey = image.mode.startswith("I;16") or image.mode == "L"
+        if is_grey and image.width * image.height <= MAX_PIXELS:
             image.load()
     except DECODER_ERRORS as error:
         raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error
-    if not is_16_bit_grey:
+    if not is_grey:
         raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {FORMATS}")
     _check_size(image.width, image.height)
-    return RawDepth(values=np.asarray(image).astype(np.float32) / np.float32(1000), is_metric=True)
+    return RawDepth(values=np.asarray(image).astype(np.float32), is_integer=True)
 
 
 def _read_npz(depth_bytes: bytes) -> RawDepth:
-    """Read the only array of an .npz."""
+    """Read the depth map of an .npz, and the focal length in pixels if it lies beside it."""
     try:
         with zipfile.ZipFile(io.BytesIO(depth_bytes)) as archive:
-            members = archive.infolist()
-            if len(members) != 1:
-                raise DepthError(f"the .npz holds {len(members)} arrays: save one, as numpy.savez(name, depth)")
-            with archive.open(members[0]) as file:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            name = _depth_name(list(members))
+            focal_length_px = next(
+                (_read_number(archive, members[other]) for other in _FOCAL_LENGTHS if other in members), None
+            )
+            with archive.open(members[name]) as file:
                 if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
                     raise DepthError(
-                        f"the .npz holds {plain(members[0].filename)!r}, which is not an array: save it by numpy.savez"
+                        f"the .npz holds {plain(members[name].filename)!r}, which is not an array: save it by "
+                        "numpy.savez"
                     )
                 file.seek(0)
-                return _read_array(file, members[0].file_size)
+                raw = _read_array(file, members[name].file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DepthError(f"the .npz is broken or truncated ({reason_of(error)}): save it again") from error
+    stated = raw.stated or evidence.from_name(name, "array")
+    if stated is not None and stated.format == "metric" and focal_length_px is not None and not raw.is_integer:
+        # Depth Pro writes both. Its depth needs no confirmation by the numbers.
+        stated = replace(stated, reason="by the focal length beside it, as Depth Pro writes", is_certain=True)
+    return replace(raw, stated=stated, focal_length_px=focal_length_px)
+
+
+def _depth_name(names: list[str]) -> str:
+    """Return the name of the array that holds the depth map: the only one, or the first that is named like one."""
+    if len(names) == 1:
+        return names[0]
+    stated = {name: evidence.from_name(name, "array") for name in names}
+    found = sorted(
+        (name for name in names if stated[name] is not None),
+        key=lambda name: (stated[name].format != "metric", not stated[name].is_certain),  # type: ignore[union-attr]
+    )
+    if not found:
+        raise DepthError(
+            f"the .npz holds {len(names)} arrays, and none is named depth: save it as numpy.savez(name, depth=depth)"
+        )
+    return found[0]
+
+
+def _read_number(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> float | None:
+    """Return the only number of an array; None for other content, and for one that is no focal length."""
+    if member.file_size > _MAX_NUMBER_BYTES:
+        return None
+    try:
+        number = np.load(io.BytesIO(archive.read(member)), allow_pickle=False)
+        value = float(number.reshape(-1)[0]) if number.size == 1 else math.nan
+    except _NPY_ERRORS:
+        return None
+    least, most = FOCAL_LENGTH_PX_RANGE
+    return value if least <= value <= most else None
 
 
 def _read_tiff(depth_bytes: bytes) -> RawDepth:
@@ -241,15 +299,15 @@ def _read_tiff(depth_bytes: bytes) -> RawDepth:
     try:
         image = TiffImagePlugin.TiffImageFile(MeteredFile(depth_bytes))
         mode = image.mode
-        if mode in ("F", "I;16", "I;16B", "I") and image.width * image.height <= MAX_PIXELS:
+        if mode in _TIFF_MODES and image.width * image.height <= MAX_PIXELS:
             prepare_to_load(image)
             image.load()
     except DECODER_ERRORS as error:
         raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error
     _check_size(image.width, image.height)
-    if mode not in ("F", "I;16", "I;16B", "I"):
+    if mode not in _TIFF_MODES:
         raise DepthError(f"the depth map is a TIFF of mode {mode}, not of one channel of floats: {FORMATS}")
-    return RawDepth(values=np.asarray(image).astype(np.float32))
+    return RawDepth(values=np.asarray(image).astype(np.float32), is_integer=mode != "F")
 
 
 def _read_pfm(depth_bytes: bytes) -> RawDepth:
@@ -280,27 +338,66 @@ def _read_pfm(depth_bytes: bytes) -> RawDepth:
 
 
 def _read_exr(depth_bytes: bytes) -> RawDepth:
-    """Read an OpenEXR of one channel."""
+    """Read the channel of depth of an OpenEXR: its only one, the one that is named like depth, or equal R, G and B."""
     if importlib.util.find_spec("OpenEXR") is None:
         raise NotInstalledError("reading .exr needs the extra 'depth': run .venv/bin/pip install -e '.[depth]'")
     import OpenEXR
 
     try:
         with OpenEXR.File(io.BytesIO(depth_bytes), header_only=True) as file:
-            kind, (low, high) = file.header()["type"], file.header()["dataWindow"]
+            kinds = {part.header["type"] for part in file.parts}
             names = [channel.name for part in file.parts for channel in part.header["channels"]]
+            windows = [part.header["dataWindow"] for part in file.parts]
     except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
     # The size is checked before any pixel is read, since OpenEXR allocates memory for all that the header promises.
-    _check_size(int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1)
-    if len(names) != 1 or kind not in (OpenEXR.scanlineimage, OpenEXR.tiledimage):
+    for low, high in windows:
+        width, height = int(high[0]) - int(low[0]) + 1, int(high[1]) - int(low[1]) + 1
+        _check_size(width, height)
+        if width * height * len(names) > _MAX_EXR_VALUES:
+            raise DepthError(f"the .exr has {len(names)} channels of {width}x{height}: save the depth alone")
+    chosen = _depth_channel(names)
+    is_unique = names.count(chosen) == 1 if chosen is not None else _is_grey(names)
+    is_deep = not kinds <= {OpenEXR.scanlineimage, OpenEXR.tiledimage}
+    if is_deep or not is_unique:
         raise DepthError(f"the .exr has the channels {plain(', '.join(names))}: give one of depth alone, and not deep")
     try:
-        with OpenEXR.File(io.BytesIO(depth_bytes)) as file:
-            plane = np.array(file.channels()[names[0]].pixels)
+        with OpenEXR.File(io.BytesIO(depth_bytes), separate_channels=True) as file:
+            planes = {name: channel.pixels for part in file.parts for name, channel in part.channels.items()}
+            plane = np.array(planes[chosen or _color_channels(names)[0]])
+            if chosen is None and any((planes[name] != plane).any() for name in _color_channels(names)):
+                raise DepthError("the .exr is an image in colours: give one with a channel of depth, such as Z")
     except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
-    return RawDepth(values=plane.astype(np.float32))
+    return RawDepth(
+        values=plane.astype(np.float32),
+        stated=None if chosen is None else evidence.from_name(chosen, "channel"),
+        is_integer=plane.dtype.kind in "iu",
+    )
+
+
+def _depth_channel(names: list[str]) -> str | None:
+    """Return the channel that is named like depth, or the only one."""
+    if len(names) == 1:
+        return names[0]
+
+    def is_of_vector(name: str) -> bool:
+        # Positions and normals have the channels X, Y and Z of one layer.
+        layer, _, channel = name.rpartition(".")
+        return channel.upper() == "Z" and {f"{layer}.X".lstrip("."), f"{layer}.Y".lstrip(".")} <= set(names)
+
+    found = [name for name in names if evidence.from_name(name, "channel") is not None and not is_of_vector(name)]
+    return min(found, key=len) if found else None
+
+
+def _color_channels(names: list[str]) -> list[str]:
+    return [name for name in names if name.rpartition(".")[2].upper() in ("R", "G", "B")]
+
+
+def _is_grey(names: list[str]) -> bool:
+    """Report whether the channels are one set of R, G and B, perhaps with A, which may be equal."""
+    ends = sorted(name.rpartition(".")[2].upper() for name in names)
+    return ends in (["B", "G", "R"], ["A", "B", "G", "R"])
 
 
 _READERS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], RawDepth]], ...] = (

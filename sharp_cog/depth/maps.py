@@ -1,16 +1,20 @@
-"""Decoding external depth maps: converts their numbers to metres, by a format that is named or guessed."""
+"""Decoding external depth maps: converts their numbers to metres, by a format that is named or evident."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sharp_cog.config.options import DEPTH_UNITS_M
+from sharp_cog.depth import evidence
 from sharp_cog.depth import files as depth_files
+from sharp_cog.depth.evidence import Statement
+from sharp_cog.depth.files import RawDepth
 from sharp_cog.errors import DepthError
 from sharp_cog.geometry.camera import Camera
 
@@ -24,20 +28,23 @@ MAX_ASPECT_DIFFERENCE = 0.02
 MIN_DEPTH_M = 0.001
 """Nearest depth of a map."""
 
+FAR_DEPTH_M = 10_000.0
+"""Farthest depth of a map, and the depth of a sky at infinity; Depth Pro ends there too."""
+
 RELATIVE_RANGE_M = (1.0, 10.0)
 """Depths of the values 0 and 1 in a relative map."""
 
 INVERSE_MEDIAN_M = 3.0
 """Median depth of an inverse-relative map."""
 
-MIN_INVERSE = 1e-3
-"""Least value of an inverse-relative map; smaller ones, such as the 0 of a sky, are raised to it."""
+MIN_INVERSE_SHARE = 1e-3
+"""Least value of an inverse-relative map, as a fraction of its nearest values; the 0 of a sky is raised to it."""
 
-_RELATIVE_LIKE = (-0.1, 1.5)
-"""Range in which all values of a map must lie to be taken as relative; resizing may have taken them beyond 0 and 1."""
+_NEAREST_QUANTILE = 0.99
+"""Quantile of disparity that stands for the nearest values, so that no single pixel decides."""
 
-_INVERSE_LIKE = 50.0
-"""Maximum above which a map is taken as inverse-relative; few scenes are so deep in metres, and 8 bits go to 255."""
+_UNIT_RANGE = (-0.1, 1.5)
+"""Range of the values of a relative map from 0 to 1; resizing may have taken them beyond."""
 
 _SIDEWAYS = (
     *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
@@ -61,10 +68,14 @@ class DepthMap:
         depth_m: (height, width) float32, metres, positive, NaN where unknown. The map has the aspect of its image, but
             may have another size.
         is_metric: Whether the metres are measured. Those of a relative or inverse-relative map are made up.
+        taken_as: Phrase that says what the numbers were taken as and why, if nobody named their format.
+        focal_length_px: Focal length in pixels of the image that the depth file gives; None if it gives none.
     """
 
     depth_m: Depth
     is_metric: bool = True
+    taken_as: str = ""
+    focal_length_px: float | None = None
 
     def __post_init__(self) -> None:
         if self.depth_m.ndim != 2 or self.depth_m.dtype != np.float32:
@@ -72,7 +83,12 @@ class DepthMap:
 
 
 def decode(
-    depth_bytes: bytes, camera: Camera, *, depth_format: str = "auto", orientation: Image.Transpose | None = None
+    depth_bytes: bytes,
+    camera: Camera,
+    *,
+    depth_format: str = "auto",
+    depth_unit: str = "auto",
+    orientation: Image.Transpose | None = None,
 ) -> DepthMap:
     """Decode the bytes of a depth map.
 
@@ -81,21 +97,29 @@ def decode(
     Args:
         depth_bytes: Content of a file in a format that `sharp_cog.depth.files.read` reads.
         camera: Camera of the image, whose aspect the map must have within 2 %.
-        depth_format: `metric` (metres), `relative` (0 to 1, mapped to 1 to 10 m), `inverse-relative` (disparity-like,
-            inverted so that the median is 3 m), or `auto`: the format that the file itself names, else `relative` if
-            all values lie in [-0.1, 1.5], `inverse-relative` if the maximum exceeds 50, and `metric` otherwise.
-        orientation: Operation that made the image upright. It is applied to a map that has the image's size from
+        depth_format: `metric`, `relative` (0 to 1, mapped to 1 to 10 m; integers by their own range),
+            `inverse-relative` (disparity-like, inverted so that the median is 3 m), or `auto`: what the file says about
+            itself, else what its numbers clearly are (`sharp_cog.depth.evidence`).
+        depth_unit: Unit of a metric map: a key of `DEPTH_UNITS_M`, or metres per unit as a number; `auto` takes the one
+            that the file names, else millimetres for 16-bit integers and metres for floats. Any other value says that
+            the map is metric.
+        orientation: Operation that made the image upright. It is applied to a map that has the aspect of the image from
             before.
 
     Raises:
-        DepthError: The bytes are not a depth map, or it is broken, has no known pixel, or has another aspect.
+        DepthError: The bytes are not a depth map, or it is broken, has no known pixel, or has another aspect; or the
+            format is `auto` and cannot be known.
     """
-    raw = depth_files.read(depth_bytes)
-    return _from_values(raw.values, camera, depth_format, orientation, is_metric=raw.is_metric)
+    return _from_raw(depth_files.read(depth_bytes), camera, depth_format, depth_unit, orientation)
 
 
 def from_array(
-    values: NDArray[Any], camera: Camera, *, depth_format: str = "auto", orientation: Image.Transpose | None = None
+    values: NDArray[Any],
+    camera: Camera,
+    *,
+    depth_format: str = "auto",
+    depth_unit: str = "auto",
+    orientation: Image.Transpose | None = None,
 ) -> DepthMap:
     """Take a depth map that is an array already.
 
@@ -103,23 +127,26 @@ def from_array(
         values: (height, width), floats or integers.
         camera: Camera of the image, as for `decode`.
         depth_format: Meaning of the numbers, as for `decode`.
+        depth_unit: Unit of a metric map, as for `decode`.
         orientation: Operation that made the image upright, as for `decode`.
 
     Raises:
         TypeError: The array has another shape or type.
-        DepthError: The map has no known pixel, or another aspect.
+        DepthError: The map has no known pixel, or another aspect, or its format is `auto` and cannot be known.
     """
     if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
         raise TypeError(
             f"depth is a numpy array of shape {values.shape} and type {values.dtype}: give (height, width) numbers"
         )
-    return _from_values(values.astype(np.float32), camera, depth_format, orientation, is_metric=False)
+    with np.errstate(over="ignore"):  # A float64 too large for float32 becomes infinite: far.
+        raw = RawDepth(values=values.astype(np.float32), is_integer=values.dtype.kind in "iu")
+    return _from_raw(raw, camera, depth_format, depth_unit, orientation)
 
 
-def _from_values(
-    values: Depth, camera: Camera, depth_format: str, orientation: Image.Transpose | None, *, is_metric: bool
+def _from_raw(
+    raw: RawDepth, camera: Camera, depth_format: str, depth_unit: str, orientation: Image.Transpose | None
 ) -> DepthMap:
-    values = _make_upright(values, camera, orientation)
+    values = _make_upright(raw.values, camera, orientation)
     height, width = values.shape
     difference = abs(width * camera.height / (height * camera.width) - 1)
     if difference > MAX_ASPECT_DIFFERENCE:
@@ -127,16 +154,42 @@ def _from_values(
             f"the depth map is {width}x{height}, the image {camera.width}x{camera.height}: "
             f"their aspects differ by {difference:.0%}, more than {MAX_ASPECT_DIFFERENCE:.0%}: crop one of them"
         )
-    finite = values[np.isfinite(values)]
-    if not finite.any():
+    if not np.isfinite(values).any(where=values != 0):
         raise DepthError("the depth map has no known pixel: every value is zero, NaN or infinite")
+    if depth_format == "auto" and depth_unit != "auto":
+        depth_format = "metric"
+    taken_as, stated = "", raw.stated
     if depth_format == "auto":
-        depth_format = "metric" if is_metric else _guess_format(finite)
-    convert = {"metric": _from_metric, "relative": _from_relative, "inverse-relative": _from_inverse}[depth_format]
-    depth_m = convert(values)
+        if not np.isfinite(values).any(where=values > 0):
+            raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
+        stated = evidence.decide(values, stated, is_integer=raw.is_integer)
+        depth_format, taken_as = stated.format, f"{stated.format}, {stated.reason}"
+    if depth_format == "metric":
+        depth_m = _from_metric(values, _unit_m(values, depth_unit, stated, is_integer=raw.is_integer))
+    elif depth_format == "relative":
+        depth_m = _from_relative(values, is_integer=raw.is_integer)
+    else:
+        depth_m = _from_inverse(values)
     if np.isnan(depth_m).all():
         raise DepthError("the depth map has no known pixel: every value is zero, negative, NaN or infinite")
-    return DepthMap(depth_m=np.maximum(depth_m, np.float32(MIN_DEPTH_M)), is_metric=depth_format == "metric")
+    focal_length_px = raw.focal_length_px
+    if focal_length_px is not None:
+        focal_length_px *= max(camera.width, camera.height) / max(width, height)
+    return DepthMap(
+        depth_m=np.clip(depth_m, np.float32(MIN_DEPTH_M), np.float32(FAR_DEPTH_M), out=depth_m),
+        is_metric=depth_format == "metric",
+        taken_as=taken_as,
+        focal_length_px=focal_length_px,
+    )
+
+
+def _unit_m(values: Depth, depth_unit: str, stated: Statement | None, *, is_integer: bool) -> float:
+    """Return the metres in the unit of a metric map."""
+    if depth_unit != "auto":
+        return DEPTH_UNITS_M[depth_unit] if depth_unit in DEPTH_UNITS_M else float(depth_unit)
+    if stated is not None and stated.format == "metric" and (stated.is_certain or not is_integer):
+        return stated.unit_m
+    return evidence.unit_of_integers(values) if is_integer else 1.0
 
 
 def known_everywhere(depth_map: DepthMap) -> DepthMap:
@@ -151,44 +204,28 @@ def known_everywhere(depth_map: DepthMap) -> DepthMap:
     _LOG.warning(
         "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, known.size
     )
-    return DepthMap(depth_m=_fill(depth_map.depth_m, known), is_metric=depth_map.is_metric)
+    return replace(depth_map, depth_m=_fill(depth_map.depth_m, known))
 
 
 def _make_upright(values: Depth, camera: Camera, orientation: Image.Transpose | None) -> Depth:
-    """Rotate a map that has the size of its image from before that was made upright."""
-    height, width = values.shape
-    is_stored_size = (width, height) == (camera.height, camera.width) and width != height
-    if orientation is None or orientation not in _SIDEWAYS or not is_stored_size:
+    """Rotate a map that has the aspect of its image from before that was made upright."""
+    if orientation not in _SIDEWAYS or camera.width == camera.height:
         return values
-    _LOG.info("the depth map has the size of the image before EXIF's rotation, and was rotated with it")
+    height, width = values.shape
+    difference = abs(width * camera.width / (height * camera.height) - 1)
+    is_upright = abs(width * camera.height / (height * camera.width) - 1) < difference
+    if is_upright or difference > MAX_ASPECT_DIFFERENCE:
+        return values
+    _LOG.info("the depth map has the aspect of the image before EXIF's rotation, and was rotated with it")
     upright: Depth = np.ascontiguousarray(np.asarray(Image.fromarray(values).transpose(orientation)))
     return upright
 
 
-def _guess_format(finite: Depth) -> str:
-    """Return the format that the numbers look like, and log the reason."""
-    low, high = finite.min(), finite.max()
-    # The limits are rounded to float32 like the map. A map of exactly -0.1 would otherwise be below the limit.
-    least, most = np.array(_RELATIVE_LIKE, dtype=np.float32)
-    if least <= low and high <= most:
-        depth_format, reason = "relative", f"all values lie between {_RELATIVE_LIKE[0]} and {_RELATIVE_LIKE[1]}"
-    elif high > _INVERSE_LIKE:
-        depth_format, reason = "inverse-relative", f"the maximum exceeds {_INVERSE_LIKE:g}"
-    else:
-        depth_format, reason = "metric", f"the maximum is at most {_INVERSE_LIKE:g}"
-    _LOG.info(
-        "the depth map (%.4g to %.4g) is taken as %s, since %s: name another format by depth_format",
-        low,
-        high,
-        depth_format,
-        reason,
-    )
-    return depth_format
-
-
-def _from_metric(values: Depth) -> Depth:
-    """Return metres as they are, but for outliers near zero."""
-    known = np.isfinite(values) & (values > 0)
+def _from_metric(values: Depth, unit_m: float) -> Depth:
+    """Return metres, with a sky at infinity as far as depth goes, and without outliers near zero."""
+    # Divided, since 1000 millimetres to the metre are exact in float32, and a thousandth of a metre is not.
+    values = np.minimum(values if unit_m == 1 else values / np.float32(1 / unit_m), np.float32(FAR_DEPTH_M))
+    known = values > 0
     if not known.any():
         return np.full_like(values, np.nan)
     floor_m = np.float32(np.quantile(values[known], _FLOOR_QUANTILE))
@@ -202,19 +239,28 @@ def _from_metric(values: Depth) -> Depth:
     return np.where(known, np.where(outliers, floor_m, values), np.float32(np.nan))
 
 
-def _from_relative(values: Depth) -> Depth:
-    """Map 0 to 1 to `RELATIVE_RANGE_M`."""
+def _from_relative(values: Depth, *, is_integer: bool) -> Depth:
+    """Map 0 to 1, or the range of the values if they are integers or lie elsewhere, to `RELATIVE_RANGE_M`."""
     near_m, far_m = RELATIVE_RANGE_M
-    depth_m: Depth = np.where(
-        np.isfinite(values), near_m + (far_m - near_m) * np.clip(values, 0, 1), np.float32(np.nan)
-    ).astype(np.float32)
-    return depth_m
+    known = np.isfinite(values)
+    low, high = float(np.min(values, where=known, initial=np.inf)), float(np.max(values, where=known, initial=-np.inf))
+    # The limits are rounded to float32 like the map. A map of exactly -0.1 would otherwise be below the limit.
+    least, most = (float(limit) for limit in np.array(_UNIT_RANGE, dtype=np.float32))
+    if is_integer or low < least or high > most:
+        values = (values - np.float32(low)) / np.float32(max(high - low, 1e-30))
+    depth_m: Depth = np.where(known, near_m + (far_m - near_m) * np.clip(values, 0, 1), np.float32(np.nan))
+    return depth_m.astype(np.float32)
 
 
 def _from_inverse(values: Depth) -> Depth:
-    """Invert disparity-like values, with the median at `INVERSE_MEDIAN_M`."""
-    depth = 1 / np.maximum(values, np.float32(MIN_INVERSE))
-    depth[~np.isfinite(values)] = np.nan
+    """Invert disparity-like values, with the median at `INVERSE_MEDIAN_M`, whatever their scale."""
+    known = np.isfinite(values)
+    positive = values[known & (values > 0)]
+    if not len(positive):
+        return np.full_like(values, np.nan)
+    nearest = np.quantile(positive, _NEAREST_QUANTILE)
+    depth = nearest / np.maximum(values, np.float32(MIN_INVERSE_SHARE) * nearest)
+    depth[~known] = np.nan
     depth_m: Depth = (depth * np.float32(INVERSE_MEDIAN_M / np.nanmedian(depth))).astype(np.float32)
     return depth_m
 

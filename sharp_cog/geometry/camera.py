@@ -9,7 +9,7 @@ from typing import Literal
 
 from sharp_cog.errors import OptionError
 
-FocalLengthSource = Literal["caller", "exif_35mm", "exif", "estimated", "default"]
+FocalLengthSource = Literal["caller", "exif_35mm", "exif", "intrinsics", "depth_file", "estimated", "default"]
 
 FULL_FRAME_DIAGONAL_MM = math.hypot(36.0, 24.0)
 """Diagonal of a 36 x 24 mm frame of 35 mm film."""
@@ -27,6 +27,16 @@ def focal_length_px_from_mm(focal_length_mm: float, *, width: int, height: int) 
         height: Height of the image in pixels, after EXIF rotation.
     """
     return focal_length_mm * math.hypot(width, height) / FULL_FRAME_DIAGONAL_MM
+
+
+def focal_length_px_from_fov(fov_degrees: float, *, width: int) -> float:
+    """Convert a horizontal field of view to a focal length in pixels.
+
+    Args:
+        fov_degrees: Angle between the left and the right edge of the image in degrees, between 0 and 180.
+        width: Width of the image in pixels, after EXIF rotation.
+    """
+    return width / 2 / math.tan(math.radians(fov_degrees) / 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
@@ -29,9 +32,13 @@ from PIL import (
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.imaging import focal_length
+from sharp_cog.imaging import focal_length, tiff
+from sharp_cog.imaging.boxes import Container, read_container, repair_avif
+from sharp_cog.imaging.codings import Coding
+from sharp_cog.imaging.kinds import ISO_BRANDS, name_kind, name_raw
 from sharp_cog.imaging.limits import MeteredFile, check_jpeg, prepare_to_load
-from sharp_cog.imaging.pixels import DECODER_ERRORS, to_srgb
+from sharp_cog.imaging.pixels import DECODER_ERRORS, ToSrgb, convert_16_bits, to_srgb
+from sharp_cog.imaging.raws import decode_raw
 from sharp_cog.text import reason_of
 
 _LOG = logging.getLogger(__name__)
@@ -47,8 +54,8 @@ SUFFIXES = frozenset(
 )
 """Suffixes of the files in a folder that are taken for images. A file that is named itself may have any suffix."""
 
-DEFAULT_MAX_PIXELS = 100_000_000
-"""Maximum number of pixels of an image, unless the caller sets another one."""
+DEFAULT_MAX_PIXELS = 200_000_000
+"""Maximum number of pixels of an image, unless the caller sets another one: the largest that phones take."""
 
 MIN_SIDE_PX = 32
 """Least width and height in pixels."""
@@ -62,22 +69,31 @@ MAX_ASPECT = 10
 _PLUGINS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),  # This plugin also reads the first frame of a multi-picture JPEG.
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"II*\0", TiffImagePlugin.TiffImageFile),
-    (b"MM\0*", TiffImagePlugin.TiffImageFile),
-    (b"II+\0", TiffImagePlugin.TiffImageFile),  # BigTIFF
-    (b"MM\0+", TiffImagePlugin.TiffImageFile),
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+_OTHER_CODECS: dict[bytes | None, str] = {b"avc1": "H.264", b"jpeg": "JPEG", b"j2k1": "JPEG 2000", b"vvc1": "VVC"}
 _AVIF_BRANDS = {b"avif", b"avis"}
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two are BigTIFF.
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"
 
 # TIFF tags, and the value by which a camera raw says that its first image is a small preview.
 _NEW_SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
+_XMP_TAG = 700
+
+# In XMP, a value is an attribute or an element. Google's namespace for panoramas has no other value so far than
+# equirectangular; a projection that is none of a pinhole camera is meant in any case.
+_PROJECTION = re.compile(rb"""ProjectionType\s*(?:=\s*["']|>)\s*(?!perspective|rectilinear)(\w+)""", re.IGNORECASE)
+_PANORAMA_NAMESPACES = (b"http://ns.google.com/photos/1.0/panorama/", b"http://ns.google.com/videos/1.0/spherical/")
+
+_END_OF_JPEG = b"\xff\xd9"
+_PROBE = b"\xa5\x5a" * 32
+"""Bytes that change a JPEG's picture if its pixels are not complete; none of them is a marker."""
 
 _STRIP_PX = 2**20
-"""Number of pixels that are copied out of Pillow's memory at once."""
+"""Number of pixels that are converted, and copied out of Pillow's memory, at once."""
 
 _ORIENTATIONS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,6 +105,32 @@ _ORIENTATIONS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """Operation that makes an image of each EXIF orientation upright; any other value counts as upright."""
+
+_UNSUPPORTED = re.compile(
+    "unsupported|not supported|cannot handle|unknown (pixel mode|data organization|compression|extension)|no codec",
+    re.IGNORECASE,
+)
+"""Words by which decoders say that a file is not broken, but of a kind that they do not know."""
+
+_TURNED = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+"""Operations that exchange width and height."""
+
+_REVERSED = (
+    *(Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM),
+    *(Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE),
+)
+"""Operations by which the first rows of the stored image become the last rows or columns."""
+
+_MAX_CHUNKS = 10_000
+_MAX_PROJECTION_CHARS = 40
+_MAX_MISSING_ROWS = 18
+"""Rows at the bottom that a JPEG without its end may lack: one row of blocks, and what is smoothed with it."""
+
+_MIN_ROWS_PER_MISSING = 20
+"""Rows of the image for each row that it may lack."""
+
+_MAX_REPAIRED_PX = 50_000_000
+"""Maximum number of pixels of a JPEG that is decoded three times to see whether it lacks its end alone."""
 
 _EXIF_TAGS = (ExifTags.Base.Orientation, *focal_length.EXIF_TAGS)
 
@@ -132,11 +174,19 @@ def decode(
     if not image_bytes:
         raise ImageError("the image has zero bytes: give the file's content")
     with _translate_errors():
-        image, is_upright = _open(image_bytes, max_pixels)
-        image_format, exif = image.format or "HEIC", _read_exif(image)
-        image = to_srgb(image)  # Nothing else holds the pixels from before, so that their memory is free from here on.
-        rgb, orientation = _upright_pixels(image, {} if is_upright else exif)
-    return _source_image(rgb, exif, options, image_format=image_format, orientation=orientation)
+        opened = _open(image_bytes, max_pixels)
+        exif = opened.exif or _read_exif(opened.image)
+        _check_projection(opened.image)
+        orientation = None if opened.is_upright else _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
+        rgb = _to_upright_array(opened.image, ToSrgb(opened.image, opened.coding), orientation)
+    return _source_image(
+        rgb,
+        exif,
+        options,
+        image_format=opened.image_format,
+        orientation=orientation,
+        intrinsic_px=opened.intrinsic_px,
+    )
 
 
 def from_pil(
@@ -155,8 +205,11 @@ def from_pil(
     with _translate_errors():
         _check_size(*image.size, max_pixels)
         _check_kind(image)
+        _check_projection(image)
         exif = _read_exif(image)
-        rgb, orientation = _upright_pixels(to_srgb(image), exif)
+        image.load()
+        orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
+        rgb = _to_upright_array(image, ToSrgb(image), orientation)
     return _source_image(rgb, exif, options, image_format=image.format or "PIL", orientation=orientation)
 
 
@@ -183,12 +236,6 @@ def from_array(
     return _source_image(np.array(rgb, order="C"), {}, options, image_format="array", orientation=None)
 
 
-def _upright_pixels(image: Image.Image, exif: dict[int, object]) -> tuple[NDArray[np.uint8], Image.Transpose | None]:
-    """Return (height, width, 3) pixels of an RGB image, and the operation that made them upright."""
-    orientation = _ORIENTATIONS.get(exif.get(ExifTags.Base.Orientation))
-    return _to_array(image if orientation is None else image.transpose(orientation)), orientation
-
-
 def _source_image(
     rgb: NDArray[np.uint8],
     exif: dict[int, object],
@@ -196,13 +243,38 @@ def _source_image(
     *,
     image_format: str,
     orientation: Image.Transpose | None,
+    intrinsic_px: float | None = None,
 ) -> SourceImage:
     height, width = rgb.shape[:2]
     focal_length_px, source = focal_length.choose_focal_length(
-        exif, options or PredictOptions(), width=width, height=height
+        exif, options or PredictOptions(), width=width, height=height, intrinsic_px=intrinsic_px
     )
     camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
     return SourceImage(rgb=rgb, camera=camera, image_format=image_format, orientation=orientation)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Opened:
+    """A decoded image with what its container says.
+
+    Attributes:
+        image: The pixels as they are stored.
+        image_format: Format of the bytes.
+        coding: Meaning of the pixels by the file's own numbers.
+        exif: EXIF tags that are not to be read from the image; empty for those of the image.
+        is_upright: Whether the pixels are upright, so that EXIF's orientation no longer counts.
+        intrinsic_px: Focal length in pixels by the camera matrix.
+    """
+
+    image: Image.Image
+    image_format: str = ""
+    coding: Coding | None = None
+    exif: dict[int, object] = field(default_factory=dict)
+    is_upright: bool = False
+    intrinsic_px: float | None = None
+
+    def __post_init__(self) -> None:
+        self.image_format = self.image_format or self.image.format or ""
 
 
 @contextmanager
@@ -214,36 +286,202 @@ def _translate_errors() -> Iterator[None]:
         # The plugins of WebP and GIF check Pillow's global limit themselves. It lies above `max_pixels` by default.
         raise ImageError(f"the image is too large for Pillow to decode ({reason_of(error)}): downscale it") from error
     except DECODER_ERRORS as error:
+        if _UNSUPPORTED.search(str(error)):
+            raise ImageError(
+                f"the image is of a kind that cannot be read ({reason_of(error)}): export it as JPEG or PNG"
+            ) from error
         raise ImageError(f"the image is broken or truncated ({reason_of(error)}): export or send it again") from error
 
 
-def _open(image_bytes: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
-    """Open and decode an image, and return whether it is upright already, so that EXIF no longer counts."""
-    image: Image.Image
-    file = MeteredFile(image_bytes)
+def _open(image_bytes: bytes, max_pixels: int) -> _Opened:
+    """Open and decode an image of any format.
+
+    Raises:
+        ImageError: The file is of another kind, or its size is out of the limits.
+    """
     brands = _brands(image_bytes)
-    if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
-        heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=True)
-        _check_size(heif.size[0], heif.size[1], max_pixels)
-        # libheif has applied the file's own transformations. HEIF's standard ranks these above EXIF's orientation, and
-        # phones write both: applying EXIF as well would rotate the image twice.
-        image = heif.to_pillow()
-        _check_size(*image.size, max_pixels)  # The file's transformations may have cropped it.
-        return image, True
-    plugin: Callable[[io.BytesIO], ImageFile.ImageFile] | None = AvifImagePlugin.AvifImageFile
-    if not brands & _AVIF_BRANDS:
-        plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
+    if name := name_raw(image_bytes):
+        return _open_raw(image_bytes, name, max_pixels)
+    if brands & (_HEIF_BRANDS | _AVIF_BRANDS) and image_bytes[8:12] not in ISO_BRANDS:
+        container = read_container(image_bytes)
+        is_avif = bool(brands & _AVIF_BRANDS)
+        if not is_avif and container is not None:
+            is_avif = container.kinds.get(container.primary_item) == b"av01"
+        return (_open_avif if is_avif else _open_heic)(image_bytes, container, max_pixels)
+    if image_bytes.startswith(b"RIFF") and image_bytes[8:12] == b"WEBP":
+        return _Opened(image=_load(WebPImagePlugin.WebPImageFile, image_bytes, max_pixels))
+    if image_bytes.startswith(_TIFF_MAGIC):
+        return _open_tiff(image_bytes, max_pixels)
+    plugin = next((plugin for magic, plugin in _PLUGINS if image_bytes.startswith(magic)), None)
     if plugin is None:
+        kind, remedy = name_kind(image_bytes) or ("", "")
+        if kind:
+            raise ImageError(f"the file is not an image that can be read, but {kind}: {remedy}")
         raise ImageError(f"the bytes are not an image: give one of {', '.join(FORMATS)}")
-    _check_canvas(image_bytes, max_pixels)
     if plugin is JpegImagePlugin.JpegImageFile:
-        check_jpeg(image_bytes)
-    image = plugin(file)
+        return _Opened(image=_load_jpeg(image_bytes, max_pixels))
+    image = _load(plugin, image_bytes, max_pixels)
+    coding = _read_cicp(image_bytes) if plugin is PngImagePlugin.PngImageFile else None
+    if coding is not None:
+        image.info.pop("icc_profile", None)
+    return _Opened(image=image, coding=coding)
+
+
+def _load(
+    plugin: Callable[[io.BytesIO], ImageFile.ImageFile], image_bytes: bytes, max_pixels: int
+) -> ImageFile.ImageFile:
+    """Open and decode an image with one of Pillow's plugins."""
+    _check_canvas(image_bytes, max_pixels)
+    image = plugin(MeteredFile(image_bytes))
     _check_size(*image.size, max_pixels)
     _check_kind(image)
     prepare_to_load(image)
     image.load()
-    return image, False
+    return image
+
+
+def _load_jpeg(image_bytes: bytes, max_pixels: int) -> Image.Image:
+    """Decode a JPEG, even if it ends after its pixels without the marker of the end."""
+    check_jpeg(image_bytes)
+    pixels = image_bytes.rstrip(b"\xff")  # Half of the marker may be there.
+    load = partial(_load, JpegImagePlugin.JpegImageFile, max_pixels=max_pixels)
+    try:
+        return load(image_bytes=image_bytes)
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        # libjpeg fills pixels that are missing without a word. What it fills in depends on the bytes at the end, so
+        # that two different ends show whether, and down to which row, the pixels are complete.
+        image = load(image_bytes=pixels + _END_OF_JPEG)
+        if image.width * image.height > _MAX_REPAIRED_PX:
+            raise
+        other = load(image_bytes=pixels + _PROBE + _END_OF_JPEG)
+        changed = ImageChops.difference(image, other).getbbox()
+        num_missing_rows = 0 if changed is None else image.height - changed[1]
+        if num_missing_rows > min(_MAX_MISSING_ROWS, image.height // _MIN_ROWS_PER_MISSING):
+            raise
+        _LOG.warning("the image lacks the end of its file, but its pixels are complete to the last rows")
+        return image
+
+
+def _open_tiff(image_bytes: bytes, max_pixels: int) -> _Opened:
+    """Open a TIFF, or a camera raw that is one."""
+    directory = tiff.read_directory(image_bytes)
+    if directory is not None and directory.raw is not None:
+        return _open_raw(image_bytes, directory.raw, max_pixels)
+    if directory is not None and image_bytes.startswith(_BIG_ENDIAN_BIGTIFF):  # Pillow takes it for a classic TIFF.
+        image_bytes = tiff.as_classic(image_bytes, directory)
+        directory = tiff.read_directory(image_bytes)
+    if directory is not None and directory.num_planes and not directory.is_rgb:
+        raise ImageError("the image has planes of 16 bits that are not red, green and blue: export it as JPEG or PNG")
+    if directory is not None and directory.compression not in TiffImagePlugin.COMPRESSION_INFO:
+        raise ImageError(
+            f"the image is a TIFF of compression {directory.compression}, which cannot be read: export it with LZW, "
+            "Deflate or none"
+        )
+    load = partial(_load, TiffImagePlugin.TiffImageFile, max_pixels=max_pixels)
+    if directory is None or not directory.num_planes:
+        return _Opened(image=load(image_bytes=image_bytes))
+    # Pillow reads planes of 16 bits as if they had 8. One plane alone is a grey image, which it reads right.
+    whole = TiffImagePlugin.TiffImageFile(MeteredFile(image_bytes))
+    _check_size(*whole.size, max_pixels)
+    exif = _read_exif(whole)
+    planes = [
+        to_srgb(load(image_bytes=tiff.plane(image_bytes, directory, index))).getchannel(0)
+        for index in range(min(directory.num_planes, 4))
+    ]
+    image = Image.merge("RGBA" if len(planes) == 4 else "RGB", planes)
+    image.info.update(whole.info)
+    return _Opened(image=image, image_format="TIFF", exif=exif)
+
+
+def _open_raw(image_bytes: bytes, name: str, max_pixels: int) -> _Opened:
+    image, tags = decode_raw(image_bytes, name, partial(_check_size, max_pixels=max_pixels))
+    exif: dict[int, object] = {tag: tags[tag] for tag in _EXIF_TAGS if tag in tags}
+    return _Opened(image=image, image_format=name, exif=exif, is_upright=True)
+
+
+def _open_heic(image_bytes: bytes, container: Container | None, max_pixels: int) -> _Opened:
+    coding = _coding(container)
+    is_hdr = coding is not None and coding.is_hdr
+    kind = container.kinds.get(container.primary_item) if container is not None else None
+    if kind in _OTHER_CODECS:
+        raise ImageError(
+            f"the image is a HEIF coded with {_OTHER_CODECS[kind]}, which cannot be read: export it as JPEG"
+        )
+    heif = pillow_heif.open_heif(MeteredFile(image_bytes), convert_hdr_to_8bit=not is_hdr)
+    _check_size(heif.size[0], heif.size[1], max_pixels)
+    if coding is not None and is_hdr and heif.mode in ("RGB;16", "RGBA;16"):
+        # The values of fewer bits are the upper ones of the 16.
+        bits = int(heif.info.get("bit_depth", 16))
+        image = convert_16_bits(np.asarray(heif), coding, white=((1 << bits) - 1) << (16 - bits))
+        coding = None
+    else:
+        image = heif.to_pillow()
+    # `to_pillow` resets the orientation in EXIF.
+    image.info |= {key: heif.info[key] for key in ("exif", "xmp") if heif.info.get(key)}
+    _check_size(*image.size, max_pixels)  # The file's transformations may have cropped it.
+    # libheif has applied the file's own transformations. HEIF's standard ranks these above EXIF's orientation, and
+    # phones write both: applying EXIF as well would rotate the image twice. Where the file has none, EXIF counts, as in
+    # the viewers of phones.
+    is_upright = container is None or container.is_turned
+    intrinsic_px = None if container is None else container.focal_length_px
+    return _Opened(image=image, image_format="HEIC", coding=coding, is_upright=is_upright, intrinsic_px=intrinsic_px)
+
+
+def _open_avif(image_bytes: bytes, container: Container | None, max_pixels: int) -> _Opened:
+    load = partial(_load, AvifImagePlugin.AvifImageFile, max_pixels=max_pixels)
+    try:
+        image: Image.Image = load(image_bytes=image_bytes)
+    except DECODER_ERRORS:
+        repaired = repair_avif(image_bytes)
+        if repaired is None:
+            raise
+        image = load(image_bytes=repaired)
+    if container is None:
+        return _Opened(image=image, image_format="AVIF")
+    if container.crop is not None and image.size == container.size:  # libavif leaves the cropping to its callers.
+        image = image.crop(container.crop)
+        _check_size(*image.size, max_pixels)
+    return _Opened(image=image, image_format="AVIF", coding=_coding(container), intrinsic_px=container.focal_length_px)
+
+
+def _coding(container: Container | None) -> Coding | None:
+    if container is None or container.coding is None:
+        return None
+    return Coding.from_numbers(*container.coding)
+
+
+def _read_cicp(png: bytes) -> Coding | None:
+    """Return the coding by the chunk cICP of a PNG, which ranks above all others; None if it has none.
+
+    Two bytes are the numbers of primaries and transfer in ITU-T H.273 (PNG specification, third edition, 11.3.2.6).
+    """
+    position = len(b"\x89PNG\r\n\x1a\n")
+    for _ in range(_MAX_CHUNKS):
+        length, kind = struct.unpack_from(">I4s", png, position)
+        if kind == b"cICP" and length == 4:
+            return Coding.from_numbers(png[position + 8], png[position + 9])
+        if kind == b"IDAT":
+            return None
+        position += length + 12
+    return None
+
+
+def _check_projection(image: Image.Image) -> None:
+    """Refuse panoramas, which are no pictures of a pinhole camera, by Google's metadata in XMP."""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        xmp = image.tag_v2.get(_XMP_TAG, xmp)
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    if not isinstance(xmp, bytes) or not any(namespace in xmp for namespace in _PANORAMA_NAMESPACES):
+        return
+    if found := _PROJECTION.search(xmp):
+        projection = found[1].decode("ascii", "replace").lower()[:_MAX_PROJECTION_CHARS]
+        raise ImageError(
+            f"the image is a panorama ({projection}, by its GPano metadata), not the picture of a pinhole camera: cut "
+            "a perspective view out of it, in a panorama viewer or editor, and give that"
+        )
 
 
 def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
@@ -283,7 +521,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     megapixels, limit = width * height / 1e6, max_pixels / 1e6
     if width * height > max_pixels:
         raise ImageError(
-            f"the image is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it"
+            f"the image is {width}x{height} ({megapixels:.1f} MP), the limit is {limit:g} MP: downscale it, or raise "
+            "SHARP_MAX_MEGAPIXELS"
         )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"the image is {width}x{height}, the least is {MIN_SIDE_PX} px a side: give a larger one")
@@ -304,14 +543,20 @@ def _read_exif(image: Image.Image) -> dict[int, object]:
     return tags
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Copy RGB pixels out of Pillow's memory, which has four bytes a pixel.
+def _to_upright_array(image: Image.Image, convert: ToSrgb, orientation: Image.Transpose | None) -> NDArray[np.uint8]:
+    """Return (height, width, 3) pixels, converted and upright.
 
-    The copy is made in strips. `np.array` would copy the whole image three times.
+    It is done in strips: Pillow's own memory has four bytes a pixel, and must not be there twice.
     """
     width, height = image.size
-    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    is_turned = orientation in _TURNED
+    rgb = np.empty((width, height, 3) if is_turned else (height, width, 3), dtype=np.uint8)
     num_rows = max(1, _STRIP_PX // width)
     for top in range(0, height, num_rows):
-        rgb[top : top + num_rows] = np.asarray(image.crop((0, top, width, min(top + num_rows, height))))
+        bottom = min(top + num_rows, height)
+        strip = convert(image.crop((0, top, width, bottom)))
+        if orientation is not None:
+            strip = strip.transpose(orientation)
+        part = slice(height - bottom, height - top) if orientation in _REVERSED else slice(top, bottom)
+        rgb[(slice(None), part) if is_turned else part] = np.asarray(strip)
     return rgb

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,6 +26,15 @@ _MIN_FRONT_M = 1e-4
 _NUM_SAMPLES = 1 << 16
 """Approximate number of pixels that an affine fit looks at."""
 
+_NUM_RANKED = 1 << 13
+"""Approximate number of pixels that are ranked to compare the order of two maps."""
+
+_MIN_RANKED = 64
+"""Least number of known pixels whose order means something."""
+
+_CONTRARY_ORDER = -0.3
+"""Rank correlation of map and monodepth below which the map counts as upside down."""
+
 _NUM_ROUNDS = 20
 """Number of rounds of reweighting in an affine fit."""
 
@@ -46,6 +55,8 @@ class DepthUse:
             `affine` (a factor and a shift of disparity).
         scale: Factor on the depth, after the fit.
         offset_m: Depth in metres to add, after the scale.
+        is_assumed: Whether the format of the map was concluded, and not named.
+        other_format: Format to suggest if near and far turn out the other way round.
     """
 
     mode: str = "ratio"
@@ -53,6 +64,9 @@ class DepthUse:
     fit: str = "none"
     scale: float = 1.0
     offset_m: float = 0.0
+    # Both decide only about errors: two uses that treat a good map alike are equal.
+    is_assumed: bool = field(default=False, compare=False)
+    other_format: str = field(default="inverse-relative", compare=False)
 
 
 DEFAULT_USE = DepthUse()
@@ -71,8 +85,12 @@ def prepare(depth_m: Tensor, front_m: Tensor | None, use: DepthUse) -> Tensor:
         (B, 1, H, W), metres, between `MIN_DEPTH_M` and `MAX_DEPTH_M`; in the mode `align` it may be farther.
 
     Raises:
-        DepthError: The map has no known pixel, or there is no monodepth to fit it to.
+        DepthError: The map has no known pixel, or there is no monodepth to fit it to, or near and far are the other way
+            round than in monodepth.
     """
+    if front_m is not None:
+        for external, front in zip(depth_m, front_m, strict=True):
+            _check_order(external, front, use)
     # First the fit, then scale and offset, then the limits, then unknown pixels: NaN passes through all of it.
     if use.fit != "none":
         if front_m is None:
@@ -80,7 +98,7 @@ def prepare(depth_m: Tensor, front_m: Tensor | None, use: DepthUse) -> Tensor:
                 f"depth_fit is {use.fit!r}, but this model has no monodepth to fit the depth map to: choose 'none'"
             )
         fit = _fit_median if use.fit == "median" else _fit_affine
-        depth_m = torch.stack([fit(external, front) for external, front in zip(depth_m, front_m, strict=True)])
+        depth_m = torch.stack([fit(external, front, use) for external, front in zip(depth_m, front_m, strict=True)])
     # In the mode `align` the map is only compared with monodepth, which has no such limit.
     farthest_m = None if use.mode == "align" else MAX_DEPTH_M
     depth_m = (depth_m * use.scale + use.offset_m).clamp(MIN_DEPTH_M, farthest_m)
@@ -125,7 +143,46 @@ def _fill(depth_m: Tensor, front_m: Tensor) -> Tensor:
     return torch.where(known, depth_m, (front_m * factor).clamp(MIN_DEPTH_M, MAX_DEPTH_M))
 
 
-def _fit_median(depth_m: Tensor, front_m: Tensor) -> Tensor:
+def _check_order(depth_m: Tensor, front_m: Tensor, use: DepthUse) -> None:
+    """Refuse a map of an assumed format that is near where monodepth is far; warn if the format was named.
+
+    A map that is merely better than monodepth has its order in most places.
+    """
+    external, own = _samples(depth_m, _NUM_RANKED), _samples(front_m, _NUM_RANKED)
+    known = np.isfinite(external) & np.isfinite(own)
+    if np.count_nonzero(known) < _MIN_RANKED:
+        return
+    order = rank_correlation(external[known], own[known])
+    if order > _CONTRARY_ORDER:
+        return
+    if use.is_assumed:
+        raise _contrary(f"rank correlation {order:.2f}", use)
+    _LOG.warning(
+        "the depth map is near where SHARP's monodepth is far (rank correlation %.2f): is depth_format %s right?",
+        order,
+        use.other_format,
+    )
+
+
+def _contrary(measure: str, use: DepthUse) -> DepthError:
+    return DepthError(
+        f"the depth map is near where SHARP's monodepth is far ({measure}), so its values mean something else than "
+        f"was {'assumed' if use.is_assumed else 'named'}: set depth_format to {use.other_format}"
+    )
+
+
+def rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return Spearman's rank correlation of two arrays of the same length; 0 if one of them is constant."""
+    ranks = []
+    for values in (x, y):
+        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - counts / 2)[index])  # Equal values share the mean of their ranks.
+    x, y = (rank - rank.mean() for rank in ranks)
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if size else 0.0
+
+
+def _fit_median(depth_m: Tensor, front_m: Tensor, use: DepthUse) -> Tensor:
     """Return the map times the median of monodepth / map over the known pixels."""
     # Unknown pixels are NaN here, and their ratios too.
     factor = torch.nanmedian(front_m / depth_m)
@@ -133,31 +190,33 @@ def _fit_median(depth_m: Tensor, front_m: Tensor) -> Tensor:
     return depth_m * factor
 
 
-def _fit_affine(depth_m: Tensor, front_m: Tensor) -> Tensor:
+def _fit_affine(depth_m: Tensor, front_m: Tensor, use: DepthUse) -> Tensor:
     """Return the map with its disparity scaled and shifted to fit the disparity of monodepth.
 
     The fit ignores outliers, since the two maps differ in places: that is why a caller brings an external one.
+
+    Raises:
+        DepthError: The factor is negative, which would turn the scene inside out.
     """
     # In disparity, since relative depth maps know disparity up to a factor and a shift, and not depth.
-    external, own = _samples(1.0 / depth_m), _samples(1.0 / front_m)
+    external, own = _samples(1.0 / depth_m, _NUM_SAMPLES), _samples(1.0 / front_m, _NUM_SAMPLES)
     known = np.isfinite(external) & np.isfinite(own)
     factor, shift = robust_line(external[known], own[known])
+    if factor < 0:
+        raise _contrary(f"disparity fits with a factor of {factor:.3g}", use)
     if not factor > 0:
-        # A negative factor would turn the scene inside out: near would become far.
-        _LOG.warning(
-            "the depth map does not agree with SHARP's monodepth (factor %.3g): fitted by its median alone", factor
-        )
-        return _fit_median(depth_m, front_m)
+        _LOG.warning("the depth map is flat, and was fitted to SHARP's monodepth by its median alone")
+        return _fit_median(depth_m, front_m, use)
     _LOG.info("the depth map was fitted to SHARP's monodepth: disparity times %.3g, plus %.3g / m", factor, shift)
     # A negative shift may bring far pixels to a disparity of zero or less, which would be behind the camera.
     return 1.0 / (factor / depth_m + shift).clamp(min=1.0 / MAX_DEPTH_M)
 
 
-def _samples(values: Tensor) -> NDArray[np.float64]:
-    """Return about `_NUM_SAMPLES` values, evenly spread, in float64 on the CPU."""
+def _samples(values: Tensor, number: int) -> NDArray[np.float64]:
+    """Return about this number of values, evenly spread, in float64 on the CPU."""
     flat = values.flatten()
     # In float64, since the fit sums squares of small differences.
-    return flat[:: max(1, flat.numel() // _NUM_SAMPLES)].cpu().numpy().astype(np.float64)
+    return flat[:: max(1, flat.numel() // number)].cpu().numpy().astype(np.float64)
 
 
 def robust_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:

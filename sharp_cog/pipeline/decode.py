@@ -23,7 +23,7 @@ from sharp_cog.pipeline.request import ImageInput, Request, path_of
 def read_files(request: Request) -> Request:
     """Return the request with file content in place of paths, and with the hashes of image and depth.
 
-    If the options leave the depth format open, the description beside a depth file decides.
+    If the options leave format and unit of the depth open, the description beside a depth file decides.
 
     Raises:
         ImageError: The image file cannot be read.
@@ -32,7 +32,7 @@ def read_files(request: Request) -> Request:
     image, depth, options = _read(request.image, ImageError), _read(request.depth, DepthError), request.options
     depth_path = path_of(request.depth)
     # `sharp-cog depth` writes the description; a caller of bytes has no file beside which it could lie.
-    if depth_path is not None and options.depth_format == "auto":
+    if depth_path is not None and options.depth_format == options.depth_unit == "auto":
         options = replace(options, depth_format=described_format(depth_path) or "auto")
     return replace(request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth))
 
@@ -61,19 +61,34 @@ def decode_depth(
     Args:
         depth: Content of a depth file, or a (height, width) array.
         source: The image.
-        options: They name the format of the depth.
+        options: They name the format and the unit of the depth.
         fills_unknown: Whether the model fills unknown pixels from its monodepth. For other models they are filled here.
 
     Raises:
         DepthError: The depth map cannot be used with the image.
     """
     # The map may come in the sensor's orientation, so it needs the operation that made the image upright.
-    use: dict[str, Any] = {"depth_format": options.depth_format, "orientation": source.orientation}
+    use: dict[str, Any] = {
+        "depth_format": options.depth_format,
+        "depth_unit": options.depth_unit,
+        "orientation": source.orientation,
+    }
     if isinstance(depth, bytes):
         depth_map = maps.decode(depth, source.camera, **use)
     else:
         depth_map = maps.from_array(depth, source.camera, **use)
     return depth_map if fills_unknown else maps.known_everywhere(depth_map)
+
+
+def with_focal_length(source: SourceImage, depth_map: maps.DepthMap) -> SourceImage:
+    """Return the image with the focal length of the depth file, unless there is none or the caller gave another.
+
+    The depth was computed with that focal length, so it comes before the one in the image's own metadata.
+    """
+    if depth_map.focal_length_px is None or source.camera.focal_length_source == "caller":
+        return source
+    camera = replace(source.camera, focal_length_px=depth_map.focal_length_px, focal_length_source="depth_file")
+    return replace(source, camera=camera)
 
 
 def _read(value: Any, error_type: type[SharpError]) -> Any:

@@ -26,9 +26,9 @@ from sharp_cog.imaging.images import SourceImage
 from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.pipeline import output
 from sharp_cog.pipeline.conveyor import Conveyor, Stage
-from sharp_cog.pipeline.decode import decode_depth, decode_image, read_files
+from sharp_cog.pipeline.decode import decode_depth, decode_image, read_files, with_focal_length
 from sharp_cog.pipeline.kept import KeptPredictions
-from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.pipeline.prediction import Prediction, assumptions_of
 from sharp_cog.pipeline.request import DepthInput, ImageInput, Request
 from sharp_cog.runtime.device import find_device, synchronize, synchronize_stream, translate_errors
 from sharp_cog.runtime.load import load_predictor
@@ -166,6 +166,8 @@ class SharpPipeline:
         # An estimator, a decoded map and no depth at all pass through: they are no work for this stage.
         if isinstance(depth, (bytes, np.ndarray)):
             depth = self._decode_depth(depth, source, request.options)
+        if isinstance(depth, DepthMap):
+            source = with_focal_length(source, depth)
         return replace(request, image=source, depth=depth, decode_s=time.perf_counter() - start)
 
     def predict(self, request: Request) -> Prediction:
@@ -202,6 +204,7 @@ class SharpPipeline:
             camera=source.camera,
             options=request.options,
             timings=timings,
+            assumptions=assumptions_of(source.camera, depth_map),
             precision=predicted.precision,
             monodepth_m=monodepth_m,
             key=request.key,
@@ -347,7 +350,10 @@ class SharpPipeline:
         if fit == "auto":
             needs_fit = depth_map is not None and not depth_map.is_metric and has_monodepth
             fit = "affine" if needs_fit else "none"
+        is_near_small = depth_map is None or depth_map.is_metric or options.depth_format == "relative"
         return DepthUse(
+            is_assumed=depth_map is not None and bool(depth_map.taken_as),
+            other_format="inverse-relative" if is_near_small else "metric or relative",
             # A factor has a meaning in the mode `fixed` alone, so giving one selects it.
             mode="fixed" if options.back_surface_factor > 1 else options.depth_mode,
             back_surface_factor=options.back_surface_factor,

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.output_formats import DEFAULT_FORMAT
+from sharp_cog.depth.maps import DepthMap
 from sharp_cog.errors import OptionError
 from sharp_cog.formats import FORMATS, format_of
-from sharp_cog.geometry.camera import Camera
+from sharp_cog.geometry.camera import DEFAULT_FOCAL_LENGTH_MM, Camera
 from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.geometry.simplify import prune
 from sharp_cog.pipeline import output
@@ -33,6 +34,8 @@ class Prediction:
         options: Options that the splat is written with.
         timings: Seconds of each stage: `decode`, `preprocess`, `network`, `unproject`, and `write` once written. A kept
             prediction has `write` alone.
+        assumptions: Sentences, without full stops, about what was concluded and not given: the meaning of the depth
+            map, and the focal length. Each names the options that say otherwise.
         precision: Type that the network computed in: `float32`, `float16` or `bfloat16`.
         monodepth_m: The model's monodepth, (2, S, S) float32 in metres, front layer first, before an external depth map
             replaced it; None unless `save_internal_depth` asked for it.
@@ -44,6 +47,7 @@ class Prediction:
     camera: Camera
     options: PredictOptions
     timings: dict[str, float] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
     precision: str = "float32"
     monodepth_m: NDArray[np.float32] | None = None
     key: str = ""
@@ -91,6 +95,19 @@ class Prediction:
             written = output.write(path, self.gaussians, self.camera, options, viewer_dir=self.viewer_dir)
         self.timings["write"] = time.perf_counter() - start
         return written
+
+
+def assumptions_of(camera: Camera, depth_map: DepthMap | None) -> tuple[str, ...]:
+    """Return the sentences for `Prediction.assumptions`."""
+    found = []
+    if depth_map is not None and depth_map.taken_as:
+        found.append(f"depth map taken as {depth_map.taken_as}: if that is wrong, set depth_format")
+    if camera.focal_length_source == "default":
+        found.append(
+            f"focal length taken as {DEFAULT_FOCAL_LENGTH_MM:g} mm equivalent, since the image gives none: if that is "
+            "wrong, set focal_length_mm"
+        )
+    return tuple(found)
 
 
 def _format_for(path: Path, chosen: str) -> str:

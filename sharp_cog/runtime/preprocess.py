@@ -12,6 +12,9 @@ from sharp_cog.depth.maps import DepthMap
 from sharp_cog.imaging.images import SourceImage
 from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
 
+LARGE_PX = 50_000_000
+"""Number of pixels above which an image is sampled pixel by pixel, instead of becoming floats as a whole."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInput:
@@ -64,10 +67,14 @@ def preprocess(
         use: See `ModelInput`.
         image_hash: See `ModelInput`.
     """
-    # Copied as bytes, which are a quarter of the floats that they become on the device.
-    rgb = torch.from_numpy(source.rgb).to(device).permute(2, 0, 1).unsqueeze(0)
+    rgb = torch.from_numpy(source.rgb)
+    if source.camera.width * source.camera.height > LARGE_PX:
+        image = _sample(rgb, size).to(device)
+    else:
+        # Copied as bytes, which are a quarter of the floats that they become on the device.
+        image = _resize(rgb.to(device).permute(2, 0, 1).unsqueeze(0).float() / 255.0, size)
     return ModelInput(
-        image=_resize(rgb.float() / 255.0, size),
+        image=image,
         disparity_factor=torch.tensor([source.camera.disparity_factor], dtype=torch.float32, device=device),
         depth_m=None if depth is None else _resize(torch.from_numpy(depth.depth_m).to(device)[None, None], size),
         use=use,
@@ -79,3 +86,28 @@ def _resize(pixels: Tensor, size: int) -> Tensor:
     """Return (1, C, S, S) for (1, C, H, W)."""
     # NaN in a depth map spreads to every pixel that is interpolated from it, so unknown never mixes with known.
     return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=True)
+
+
+def _sample(rgb: Tensor, size: int) -> Tensor:
+    """Return (1, 3, S, S) in [0, 1] for (H, W, 3) bytes: what `_resize` returns, within the rounding of float32.
+
+    Without antialiasing, each pixel of the result needs four pixels of the image. The others never become floats, which
+    would take gigabytes.
+    """
+    rows, next_rows, down = _places(rgb.shape[0], size)
+    columns, next_columns, across = _places(rgb.shape[1], size)
+
+    def between_columns(rows: Tensor) -> Tensor:
+        pixels = rgb[rows]
+        left, right = pixels[:, columns].float() / 255.0, pixels[:, next_columns].float() / 255.0
+        return torch.lerp(left, right, across[None, :, None])
+
+    pixels = torch.lerp(between_columns(rows), between_columns(next_rows), down[:, None, None])
+    return pixels.permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def _places(length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two pixels around each of S places from the first to the last pixel, and the part of the second."""
+    positions = torch.arange(size, dtype=torch.float32) * torch.tensor((length - 1) / (size - 1), dtype=torch.float32)
+    lower = positions.floor().long().clamp(max=length - 1)
+    return lower, (lower + 1).clamp(max=length - 1), positions - lower

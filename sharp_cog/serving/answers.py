@@ -39,7 +39,8 @@ def metadata(prediction: Prediction) -> dict[str, Any]:
 
     Returns:
         `focal_length` in pixels of the upright image, `focal_length_source`, `image_size` [width, height],
-        `num_gaussians`, `precision` that the network computed in, `timings` in seconds.
+        `num_gaussians`, `precision` that the network computed in, `timings` in seconds, `assumptions`, a list of
+        sentences about what was concluded and not given.
     """
     camera = prediction.camera
     return {
@@ -49,6 +50,7 @@ def metadata(prediction: Prediction) -> dict[str, Any]:
         "num_gaussians": len(prediction.gaussians),
         "precision": prediction.precision,
         "timings": {stage: round(seconds, 6) for stage, seconds in prediction.timings.items()},
+        "assumptions": list(prediction.assumptions),
     }
 
 

@@ -237,6 +237,10 @@ class _Service:
             _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, elapsed_s)
         self._metrics.stages(prediction.timings)
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
+        if prediction.assumptions:
+            # Headers hold one line of Latin-1; the name of an array may have any characters.
+            text = "; ".join(prediction.assumptions).encode("ascii", "replace").decode()
+            headers["X-Sharp-Assumptions"] = text
         if kind is _JSON and takes_gzip(request.headers):
             path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
         name = answers.file_name(files["file"].filename if "file" in files else None, kind.suffix)

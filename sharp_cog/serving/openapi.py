@@ -45,6 +45,11 @@ ARRAYS = {
                 "image_size": {"type": "array", "items": {"type": "integer"}, "description": "Width and height."},
                 "num_gaussians": {"type": "integer"},
                 "timings": {"type": "object", "additionalProperties": {"type": "number"}},
+                "assumptions": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "What was concluded and not given, such as the meaning of the depth map.",
+                },
             },
         },
     },
@@ -101,6 +106,12 @@ def responses(media_types: dict[str, dict[str, Any]], *, description: str) -> di
     return {
         200: {
             "description": description,
+            "headers": {
+                "X-Sharp-Assumptions": {
+                    "schema": {"type": "string"},
+                    "description": "What was concluded and not given; absent if nothing was.",
+                },
+            },
             "content": {name: {"schema": schema} for name, schema in media_types.items()},
         },
         **{status: error(text) for status, text in errors.items()},

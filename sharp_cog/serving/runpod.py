@@ -172,6 +172,7 @@ class _Worker:
             "focal_length_px": about["focal_length"],
             "focal_length_source": about["focal_length_source"],
             "timings": about["timings"],
+            "assumptions": about["assumptions"],
         }
 
 

@@ -86,6 +86,32 @@ def test_predict_takes_the_maps_of_a_folder_of_folders(
     assert predictor.depths_m == [pytest.approx(1.5, abs=1e-3)] * 4
 
 
+@pytest.mark.parametrize("output", [True, False])
+def test_predict_finds_the_maps_that_depth_has_written_for_images_of_the_same_name(
+    loaded: list[object],
+    predictor: StubPredictor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    output: bool,
+) -> None:
+    photos, maps = tmp_path / "photos", tmp_path / "maps" if output else tmp_path / "photos"
+    sizes = {"1.jpg": 90, "a/1.jpg": 60, "b/1.jpg": 48, "b/1.png": 36}
+    for name, side in sizes.items():
+        write_image(photos / name, width=side, height=side)
+
+    def load(*arguments: object, **rest: object) -> Any:
+        return lambda source: Estimate(depth_m=np.full((source.camera.height,) * 2, source.camera.width, np.float32))
+
+    monkeypatch.setattr(estimators, "load", load)
+    assert run("depth", photos, "-r", *(("-o", maps) if output else ())) == 0
+    used = capsys.readouterr().out.splitlines()[-1].partition("--depth ")[2].rstrip("/")
+    assert used == str(maps)
+    assert run("predict", photos, "-r", "--model", "sharp", "--depth", used, "-o", tmp_path / "splats") == 0
+    assert set(predictor.depths_m) == set(sizes.values())
+
+
 def test_maps_of_earlier_versions_are_still_read_as_metres(predictor: StubPredictor, tmp_path: Path) -> None:
     photo = write_image(tmp_path / "photo.jpg")
     structured = np.full((64, 96), 1.25, dtype="<f4").view([("depth_m", "<f4")])

@@ -121,6 +121,49 @@ def test_depth_maps_are_found_in_the_folder_of_their_image_and_in_the_folder_its
     assert depth_names(tmp_path / "in", depth=maps, recursive=True) == ["x/a.npy", "y/a.npy", "c.npy"]
 
 
+def test_a_folder_of_depth_maps_mirrors_the_folders_of_the_images(tmp_path: Path) -> None:
+    """A map in the folder itself belongs to the image there, and to no other of its name."""
+    maps = tmp_path / "maps"
+    for name in ("1.jpg", "a/1.jpg", "b/1.jpg", "b/c/1.jpg"):
+        write_image(tmp_path / "in" / name)
+    for name in ("1.npy", "a/1.npy", "b/c/1.npy"):
+        (maps / name).parent.mkdir(parents=True, exist_ok=True)
+        (maps / name).touch()
+    assert depth_names(tmp_path / "in", depth=maps, recursive=True) == ["1.npy", "a/1.npy", None, "b/c/1.npy"]
+
+
+def test_images_that_are_named_themselves_have_their_maps_in_folders_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = [write_image(Path(name)) for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg")]
+    for name in ("1.npy", "a/1.npy", "2.npy"):
+        (Path("maps") / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path("maps") / name).touch()
+    found = depth_names(*images, depth=Path("maps"))
+    assert found == ["a/1.npy", None, "2.npy"]
+
+
+def test_one_map_does_not_serve_images_of_two_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folders = [write_image(tmp_path / name / "1.jpg").parent for name in ("x", "y")]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "1.npy").touch()
+    assert depth_names(folders[0], depth=tmp_path / "maps") == ["1.npy"]
+    images = [folder / "1.jpg" for folder in folders]
+    assert depth_names(*images, depth=tmp_path / "maps") == [None, None]
+    assert "has no depth map for 1.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_an_image_is_not_the_depth_map_of_its_neighbour(tmp_path: Path, mode: str) -> None:
+    photo = write_image(tmp_path / "dup.webp")
+    Image.new(mode, (96, 64)).save(tmp_path / "dup.png")
+    assert depth_names(photo, depth=tmp_path) == [None], "it is not part of the run"
+    assert depth_names(tmp_path, depth=tmp_path) == [None, None]
+    Image.fromarray(np.full((64, 96), 3000, dtype=np.uint16)).save(tmp_path / "dup.png")
+    assert depth_names(photo, depth=tmp_path) == ["dup.png"]
+
+
 def test_an_image_is_not_its_own_depth_map(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     photo = write_image(tmp_path / "room.png")
     assert depth_names(photo, depth=tmp_path) == [None]

@@ -262,6 +262,25 @@ def test_options_of_depth_reach_the_network(predictor: StubPredictor, tmp_path: 
     assert predict(photo, "--depth", depth, "--depth-mode", "align", "--back-surface-factor", "2") == 2
 
 
+def test_what_was_assumed_is_printed_with_the_images_name_and_the_flags(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, depth = write_image(tmp_path / "photo.jpg"), tmp_path / "depth.png"
+    Image.fromarray(np.full((64, 96), 3000, dtype=np.uint16)).save(depth)
+    assert predict(photo, "--depth", depth) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "  photo.jpg: depth map taken as metric, as integers of a depth camera, in millimetres: if that is wrong, set "
+        "--depth-format\n"
+    ) in printed
+    assert "  photo.jpg: focal length taken as 30 mm equivalent" in printed
+    assert predict(photo, "--depth", depth, "--depth-unit", "tum", "--focal-length-mm", "30") == 0
+    assert predictor.depths_m == [3.0, pytest.approx(0.6)]
+    assert "photo.jpg: " not in capsys.readouterr().out
+    assert predict(photo, "--depth", depth, "--depth-unit", "feet") == 2
+    assert "depth_unit is 'feet': give m, mm, cm, kitti, tum, or a positive number" in capsys.readouterr().err
+
+
 def test_each_image_gets_its_own_depth_map(predictor: StubPredictor, tmp_path: Path) -> None:
     photos = [write_image(tmp_path / "photos" / name) for name in ("a.jpg", "b.jpg", "c.jpg")]
     np.save(tmp_path / "photos" / "a.depth.npy", np.full((64, 96), 2.0, dtype=np.float32))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, PredictOptions
+from sharp_cog.config.options import FOCAL_LENGTH_MM_RANGE, FOCAL_LENGTH_PX_RANGE, FOV_RANGE, PredictOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError
 
@@ -30,7 +30,8 @@ def test_a_number_as_text_is_the_same_number(focal_length_px: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limits"), [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE)]
+    ("name", "limits"),
+    [("focal_length_px", FOCAL_LENGTH_PX_RANGE), ("focal_length_mm", FOCAL_LENGTH_MM_RANGE), ("fov", FOV_RANGE)],
 )
 def test_the_ends_of_a_range_are_accepted_and_anything_beyond_is_refused(
     name: str, limits: tuple[float, float]
@@ -53,6 +54,8 @@ def test_a_value_that_is_not_a_number_is_refused(value: object) -> None:
 def test_two_focal_lengths_are_refused() -> None:
     with pytest.raises(OptionError, match=r"focal_length_px=900.0 and focal_length_mm=28.0 are both given"):
         PredictOptions.from_mapping({"focal_length_px": "900", "focal_length_mm": "28"})
+    with pytest.raises(OptionError, match=r"focal_length_px=9.0, focal_length_mm=28.0 and fov=60.0 are all given"):
+        PredictOptions(focal_length_px=9.0, focal_length_mm=28.0, fov=60.0)
 
 
 def test_an_unknown_option_is_refused_with_the_names_of_the_known_ones() -> None:
@@ -140,3 +143,20 @@ def test_a_monstrous_value_is_refused_in_a_short_line(name: str, value: object) 
     assert message.startswith(f"{name} is ")
     assert message.isprintable()
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("unit", ["auto", "m", "mm", "cm", "kitti", "tum", "0.001", 0.5, "1e-4"])
+def test_the_unit_of_depth_is_a_name_or_a_number(unit: object) -> None:
+    assert PredictOptions.from_mapping({"depth_unit": unit}).depth_unit == str(unit)
+
+
+@pytest.mark.parametrize("unit", ["feet", "0", "-1", "nan", "inf", "1e-30", True, [1]])
+def test_another_unit_of_depth_is_refused(unit: object) -> None:
+    with pytest.raises(OptionError, match=r"depth_unit is .*: give m, mm, cm, kitti, tum, or a positive number"):
+        PredictOptions.from_mapping({"depth_unit": unit})
+
+
+def test_a_unit_of_depth_contradicts_a_format_without_unit() -> None:
+    assert PredictOptions(depth_unit="mm", depth_format="metric")
+    with pytest.raises(OptionError, match="depth_unit is 'mm' and depth_format 'relative', which has no unit"):
+        PredictOptions(depth_unit="mm", depth_format="relative")

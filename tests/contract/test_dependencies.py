@@ -19,6 +19,7 @@ SERVES = {
     "": ["sharp_cog"],
     "cog": ["predict.py"],
     "preview": ["sharp_cog/preview"],
+    "raw": ["sharp_cog/imaging"],
     "spz": ["sharp_cog/formats"],
     "depth": ["sharp_cog/depth"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],

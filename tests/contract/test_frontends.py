@@ -26,6 +26,8 @@ SPLATS: list[dict[str, Any]] = [
 ]
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"focal_length_px": 900.0, "focal_length_mm": 28.0}, "are both given"),
+    ({"focal_length_mm": 28.0, "fov": 60.0}, "are both given"),
+    ({"fov": 180.0}, "give a number from 1 to 170"),
     ({"output_format": "glb", "axes": "opencv"}, "glb always has opengl"),
     ({"output_format": "html", "axes": "opengl"}, "html always has opencv"),
     ({"depth_mode": "align", "back_surface_factor": 2.0}, "which has SHARP's own back surface"),

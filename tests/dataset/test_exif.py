@@ -25,7 +25,7 @@ def jpeg(exif: Image.Exif | bytes = b"", **options: Any) -> bytes:
 
 def test_only_an_exif_segment_is_added() -> None:
     before = jpeg(comment=b"hello")
-    after = with_focal_length(before, 35)
+    after = with_focal_length(before, 35, make="NIKON", model="NIKON D750")
     start = before.index(b"\xff\xe0") + 2 + int.from_bytes(before[4:6], "big")
     assert after[:start] == before[:start]
     assert after[start : start + 2] == b"\xff\xe1"
@@ -51,6 +51,7 @@ def test_existing_tags_are_kept(endian: str) -> None:
     exif.endian = endian
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Make] = "Canon"
+    exif[ExifTags.Base.Model] = "Canon EOS 5D"
     exif[ExifTags.Base.Copyright] = "© Zoë".encode("latin-1")
     camera = {
         ExifTags.Base.FNumber: 2.8,
@@ -62,7 +63,7 @@ def test_existing_tags_are_kept(endian: str) -> None:
     exif[ExifTags.IFD.Exif] = camera
     exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 31.0, 12.5), 3: "E", 4: (13.0, 24.0, 36.0)}
     before = jpeg(exif)
-    after = with_focal_length(before, 35)
+    after = with_focal_length(before, 35, make="NIKON", model="NIKON D750")
 
     def everything(content: bytes) -> tuple[dict[int, Any], ...]:
         with Image.open(io.BytesIO(content)) as image:

@@ -303,6 +303,30 @@ def test_focal_length_is_written_back(clock: Clock) -> None:
     np.testing.assert_array_equal(after.rgb, before.rgb)
 
 
+@pytest.mark.parametrize(
+    ("make", "model", "equivalent_mm"),
+    [("Canon", "EOS 40D", 56.5), ("Canon", "Canon EOS 6D", 35.0), ("NIKON CORPORATION", "NIKON D5300", 53.5)],
+)
+def test_the_camera_is_written_back_so_that_its_sensor_counts(
+    clock: Clock, make: str, model: str, equivalent_mm: float
+) -> None:
+    server = UnsplashServer(count=1, focal_length="35.0")
+    server.photos[0]["exif"] |= {"make": make, "model": model}
+    found = source(server, clock)
+    camera = decode(found.fetch(first(found))).camera
+    server.close()
+    assert camera.focal_length_px == pytest.approx(equivalent_mm * math.hypot(64, 48) / math.hypot(36, 24), rel=0.02)
+
+
+@pytest.mark.parametrize("make", [None, 5, ["Canon"], "\u00e9" * 100_000, ""])
+def test_an_odd_name_of_the_camera_does_no_harm(clock: Clock, make: object) -> None:
+    server = UnsplashServer(count=1, focal_length="35.0")
+    server.photos[0]["exif"] |= {"make": make, "model": make}
+    found = source(server, clock)
+    assert decode(found.fetch(first(found))).camera.focal_length_source == "default"
+    server.close()
+
+
 @pytest.mark.parametrize("value", [None, "", "wide", "nan", "0.0", "-35", "1e9", {"mm": 35}])
 def test_implausible_focal_length_is_left_out(server: UnsplashServer, clock: Clock, value: object) -> None:
     server.photos[0]["exif"] = {"focal_length": value}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sharp_cog.depth.files import described_format, read, write_metric_npy
 from sharp_cog.errors import DepthError, NotInstalledError, OutputError
@@ -43,9 +44,13 @@ def test_a_npy_may_hold_integers_or_be_in_fortran_order() -> None:
     np.testing.assert_array_equal(read(npy(np.asfortranarray(DEPTH))).values, DEPTH)
 
 
-def test_a_png_holds_millimetres() -> None:
-    millimetres = np.rint(DEPTH * 1000).astype(np.uint16)
-    np.testing.assert_allclose(read(png(millimetres)).values, millimetres / 1000, rtol=1e-6)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_or_tiff_of_grey_holds_the_integers_of_its_pixels(dtype: type) -> None:
+    grey: NDArray[np.generic] = np.rint(DEPTH * 50).astype(dtype)
+    for content in (png(grey), tiff(grey)):
+        raw = read(content)
+        np.testing.assert_array_equal(raw.values, grey)
+        assert raw.is_integer
 
 
 def test_every_format_holds_the_same_numbers(tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_files_of_other_content_are_refused(tmp_path: Path) -> None:
         "promises 120x80 floats": pfm(DEPTH)[:-1],
         "header is broken: it should": b"Pf\n120 ",
         "header is broken \\(": b"Pf\nwide 80\n-1\n" + DEPTH.tobytes(),
-        "channels B, G, R|channels RGB": exr(tmp_path, RGB=np.zeros((80, 120, 3), np.float32)),
+        "an image in colours": exr(tmp_path, RGB=np.stack([DEPTH, DEPTH * 2, DEPTH], axis=-1)),
         "exr is broken": exr(tmp_path, Z=DEPTH)[:200],
         "npz is broken": npz(a=DEPTH)[:-30],
         "broken or truncated": tiff(DEPTH)[:60],
@@ -108,7 +113,6 @@ def test_files_of_other_content_are_refused(tmp_path: Path) -> None:
         (npy_of_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-80, -120)}"), "one map"),
         (b"\x93NUMPY\x09\x00", "header is broken"),
         (png(np.zeros((80, 120, 3), np.uint8)), "mode RGB"),
-        (png(np.ones((80, 120), np.uint8)), "mode L"),
         (png(np.ones((80, 120), np.uint16))[:100], "broken or truncated"),
     ],
 )
@@ -143,13 +147,60 @@ def test_reading_an_exr_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
         read(content)
 
 
-def test_files_that_say_that_they_hold_metres_are_recognised() -> None:
-    structured = np.full((80, 120), 0.7, np.float32).view([("depth_m", "<f4")])  # Version 0.1 wrote such files.
-    for content in (npy(structured), png(np.full((80, 120), 700, np.uint16))):
-        raw = read(content)
-        assert raw.is_metric
-        assert (raw.values == np.float32(0.7)).all()
-    assert not read(npy(DEPTH)).is_metric
+def test_a_structured_npy_of_version_0_1_says_that_it_holds_metres() -> None:
+    raw = read(npy(np.full((80, 120), 0.7, np.float32).view([("depth_m", "<f4")])))
+    assert (raw.values == np.float32(0.7)).all()
+    assert raw.stated is not None
+    assert (raw.stated.format, raw.stated.unit_m, raw.stated.is_certain) == ("metric", 1.0, True)
+    assert read(npy(DEPTH)).stated is None
+
+
+@pytest.mark.parametrize("focal", ["focallength_px", "focal_length_px", "f_px"])
+def test_the_depth_and_the_focal_length_of_an_npz_are_found_by_name(focal: str) -> None:
+    content = npz(confidence=DEPTH * 9, depth=DEPTH, **{focal: np.array(300.0)}, mask=DEPTH > 2)
+    raw = read(content)
+    np.testing.assert_array_equal(raw.values, DEPTH)
+    assert raw.focal_length_px == 300
+    assert raw.stated is not None
+    assert raw.stated.is_certain
+
+
+@pytest.mark.parametrize("value", [np.float32(0), np.float32(np.nan), DEPTH, np.array("wide"), np.zeros(0)])
+def test_a_focal_length_that_is_none_is_ignored(value: NDArray[np.generic]) -> None:
+    raw = read(npz(depth=DEPTH, focallength_px=value))
+    assert raw.focal_length_px is None
+    assert raw.stated is not None
+    assert not raw.stated.is_certain
+
+
+def test_metres_come_before_disparity_in_an_npz() -> None:
+    np.testing.assert_array_equal(read(npz(disparity=1 / DEPTH, depth=DEPTH)).values, DEPTH)
+    raw = read(npz(rgb=DEPTH, disparity=1 / DEPTH))
+    assert raw.stated is not None
+    assert raw.stated.format == "inverse-relative"
+
+
+def test_the_depth_of_an_exr_with_layers_is_found_by_name(tmp_path: Path) -> None:
+    layers = {
+        **{f"ViewLayer.Combined.{name}": DEPTH * 0 for name in "RGBA"},
+        **{f"ViewLayer.Position.{name}": DEPTH * 2 for name in "XYZ"},
+        "ViewLayer.Mist.Z": DEPTH * 3,
+        "ViewLayer.Depth.Z": DEPTH,
+    }
+    raw = read(exr(tmp_path, **layers))
+    np.testing.assert_array_equal(raw.values, DEPTH)
+    assert raw.stated is not None
+    assert "channel 'ViewLayer.Depth.Z'" in raw.stated.reason
+
+
+def test_an_exr_of_equal_channels_is_a_depth_map_and_one_of_colours_is_not(tmp_path: Path) -> None:
+    raw = read(exr(tmp_path, R=DEPTH, G=DEPTH, B=DEPTH))
+    np.testing.assert_array_equal(raw.values, DEPTH)
+    assert raw.stated is None
+    with pytest.raises(DepthError, match="an image in colours"):
+        read(exr(tmp_path, R=DEPTH, G=DEPTH * 2, B=DEPTH))
+    with pytest.raises(DepthError, match="channels X, Y, Z: give one of depth"):
+        read(exr(tmp_path, X=DEPTH, Y=DEPTH, Z=DEPTH))
 
 
 def test_a_written_depth_map_is_a_plain_array_with_its_description_beside_it(tmp_path: Path) -> None:

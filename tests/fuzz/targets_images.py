@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -15,15 +16,27 @@ from PIL import Image
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.images import MAX_ASPECT, MIN_SIDE_PX, SourceImage, decode
 from tests.fuzz.harness import Target
-from tests.imaging.samples import encoded, exif, grey_profile, grey_tiff, heic, ink_profile, linear_profile
+from tests.imaging.samples import (
+    encoded,
+    exif,
+    grey_profile,
+    grey_tiff,
+    heic,
+    ink_profile,
+    linear_profile,
+    rgb_tags,
+    tiff_file,
+)
 
 WIDTH, HEIGHT = 40, 32
 _GENERATOR = np.random.default_rng(0)
 IMAGE = Image.fromarray(np.kron(_GENERATOR.integers(0, 256, (4, 5, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)))
+PIXELS = np.asarray(IMAGE)
 GREY, INK, ALPHA = IMAGE.convert("L"), IMAGE.convert("CMYK"), IMAGE.copy()
 ALPHA.putalpha(GREY)
 SIXTEEN_BITS = Image.fromarray(np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16))
 PALETTE, BITS = IMAGE.quantize(16), IMAGE.convert("1")
+CHROMA = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
 FRAMES = [IMAGE.rotate(90 * turn) for turn in range(1, 3)]
 EXIF = exif(6, focal_length=4.2, focal_length_35mm=28).tobytes()
 WITH_ALL = {"exif": EXIF, "icc_profile": linear_profile()}
@@ -61,6 +74,8 @@ def png_seeds() -> list[bytes]:
         encoded(BITS, "PNG"),
         encoded(IMAGE, "PNG", save_all=True, append_images=FRAMES),
         png(WIDTH, HEIGHT, bits=16, colour_type=6, interlaced=True),
+        png(WIDTH, HEIGHT, bits=8, colour_type=2, chunks=[(b"cICP", bytes((9, 16, 0, 1)))]),
+        png(WIDTH, HEIGHT, bits=8, colour_type=2, chunks=[(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", CHROMA)]),
         png(WIDTH, HEIGHT, bits=2, colour_type=0, chunks=[(b"zTXt", b"Comment\0\0" + zlib.compress(b"words " * 50))]),
     ]
 
@@ -139,6 +154,8 @@ def tiff_seeds() -> list[bytes]:
         encoded(PALETTE, "TIFF", big_tiff=True),
         grey_tiff(12, bytes(range(256)) * 18),
         encoded(IMAGE, "TIFF", save_all=True, append_images=FRAMES[:1], compression="tiff_deflate"),
+        tiff_file(rgb_tags(PIXELS, bits=16, planar=2), [bytes(2 * WIDTH * HEIGHT)] * 3),
+        tiff_file(rgb_tags(PIXELS, bits=8), [PIXELS.tobytes()], order=">", big=True, exif_tags={0xA405: ("H", 28)}),
     ]
 
 
@@ -170,6 +187,7 @@ def avif_seeds() -> list[bytes]:
         encoded(IMAGE, "AVIF", **WITH_ALL),
         encoded(ALPHA, "AVIF", quality=50),
         encoded(IMAGE, "AVIF", save_all=True, append_images=FRAMES),
+        *(path.read_bytes() for path in sorted((Path(__file__).parents[1] / "data" / "images").glob("*.avif"))),
     ]
 
 
@@ -177,7 +195,11 @@ def heic_seeds() -> list[bytes]:
     ten_bits = io.BytesIO()
     pixels = (np.asarray(IMAGE).astype(np.uint16) * 257).tobytes()
     pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), pixels).save(ten_bits, quality=50)
-    return [heic(np.asarray(IMAGE), exif=EXIF), heic(np.asarray(ALPHA)), ten_bits.getvalue()]
+    hdr = io.BytesIO()
+    numbers = {"color_primaries": 9, "transfer_characteristics": 16, "matrix_coefficients": 9, "full_range_flag": 1}
+    image = pillow_heif.from_bytes("RGB;16", (WIDTH, HEIGHT), pixels)
+    image.save(hdr, quality=50, save_nclx_profile=True, **numbers)
+    return [heic(np.asarray(IMAGE), exif=EXIF), heic(np.asarray(ALPHA)), ten_bits.getvalue(), hdr.getvalue()]
 
 
 def read_exif(block: bytes) -> SourceImage:

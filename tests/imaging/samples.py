@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pillow_heif
@@ -17,6 +18,17 @@ RNG = np.random.default_rng(0)
 NOISE: Pixels = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 SMOOTH: Pixels = np.kron(RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
 ORIENTATION, EXIF_IFD, FOCAL_LENGTH, FOCAL_LENGTH_35MM = 0x0112, 0x8769, 0x920A, 0xA405
+MAIN_TAGS = {"make": 0x010F, "model": 0x0110}
+EXIF_TAGS = {
+    "focal_length": FOCAL_LENGTH,
+    "focal_length_35mm": FOCAL_LENGTH_35MM,
+    "zoom": 0xA404,
+    "pixels_x": 0xA002,
+    "pixels_y": 0xA003,
+    "resolution_x": 0xA20E,
+    "resolution_y": 0xA20F,
+    "unit": 0xA210,
+}
 
 
 def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
@@ -34,9 +46,11 @@ def heic(pixels: Pixels, **options: object) -> bytes:
 def exif(orientation: int = 1, **tags: object) -> Image.Exif:
     block = Image.Exif()
     block[ORIENTATION] = orientation
-    numbers = {"focal_length": FOCAL_LENGTH, "focal_length_35mm": FOCAL_LENGTH_35MM}
-    if tags:
-        block[EXIF_IFD] = {numbers[name]: value for name, value in tags.items()}
+    for name, tag in MAIN_TAGS.items():
+        if name in tags:
+            block[tag] = tags[name]
+    if inner := {tag: tags[name] for name, tag in EXIF_TAGS.items() if name in tags}:
+        block[EXIF_IFD] = inner
     return block
 
 
@@ -118,3 +132,64 @@ def huge_png(width: int, height: int) -> bytes:
     checksum = zlib.crc32(content[12:29])
     content[29:33] = struct.pack(">I", checksum)
     return bytes(content)
+
+
+TIFF_TYPES = {"B": 1, "s": 2, "H": 3, "I": 4, "R": 5, "r": 10, "Q": 16}
+"""Types of TIFF by letter: those of `struct`, s for text, R for unsigned and r for signed fractions."""
+
+
+def tiff_file(
+    tags: dict[int, tuple[str, object]],
+    pixels: list[bytes],
+    *,
+    order: str = "<",
+    big: bool = False,
+    exif_tags: dict[int, tuple[str, object]] | None = None,
+) -> bytes:
+    """Return a TIFF or BigTIFF of any tags; each part of the pixels becomes a strip."""
+    number, header_bytes = ("Q", 16) if big else ("I", 8)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    body, places = b"", []
+    for part in pixels:
+        places.append(header_bytes + len(body))
+        body += part + bytes(len(part) % 2)
+
+    def packed(letter: str, value: object) -> tuple[int, bytes]:
+        if letter == "s":
+            text = str(value).encode() + b"\0"
+            return len(text), text
+        values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        if letter in "Rr":
+            code = order + ("II" if letter == "R" else "ii")
+            return len(values), b"".join(struct.pack(code, round(each * 10_000), 10_000) for each in values)
+        return len(values), struct.pack(f"{order}{len(values)}{letter}", *values)
+
+    def directory(entries: dict[int, tuple[str, object]], place: int) -> bytes:
+        entry_bytes, inline_bytes = (20, 8) if big else (12, 4)
+        values_at = place + (8 if big else 2) + entry_bytes * len(entries) + inline_bytes
+        table, values = struct.pack(order + ("Q" if big else "H"), len(entries)), b""
+        for tag, (letter, value) in sorted(entries.items()):
+            count, content = packed(letter, value)
+            table += struct.pack(order + "HH" + number, tag, TIFF_TYPES[letter], count)
+            if len(content) <= inline_bytes:
+                table += content.ljust(inline_bytes, b"\0")
+            else:
+                table += struct.pack(order + number, values_at + len(values))
+                values += content + bytes(len(content) % 2)
+        return table + bytes(inline_bytes) + values
+
+    longs = "Q" if big else "I"
+    tags = {**tags, 273: (longs, places), 279: (longs, [len(part) for part in pixels])}
+    if exif_tags is not None:
+        place = header_bytes + len(body)
+        body += directory(exif_tags, place)
+        tags[EXIF_IFD] = (longs, place)
+    place = header_bytes + len(body)
+    start = struct.pack(order + "HHQ", 8, 0, place) if big else struct.pack(order + "I", place)
+    return head + start + body + directory(tags, place)
+
+
+def rgb_tags(pixels: Pixels, *, bits: int, planar: int = 1, compression: int = 1) -> dict[int, tuple[str, object]]:
+    height, width, channels = pixels.shape
+    sizes = {256: ("I", width), 257: ("I", height), 258: ("H", [bits] * channels), 277: ("H", channels)}
+    return {**sizes, 259: ("H", compression), 262: ("H", 2), 278: ("I", height), 284: ("H", planar)}

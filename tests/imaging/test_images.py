@@ -106,8 +106,6 @@ def test_a_broken_exif_block_is_logged_where_warnings_are_errors(caplog: pytest.
     [
         (b"", "zero bytes"),
         (b"This is not an image, it is a text." * 9, "not an image: give one of JPEG"),
-        (b"%PDF-1.7 nothing", "not an image"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (encoded(Image.new("RGB", (31, 64)), "PNG"), "31x64, the least is 32"),
         (encoded(Image.new("RGB", (330, 32)), "PNG"), "330x32, the longest shape is 10:1"),
         (heic(SMOOTH)[:300], "broken or truncated|not an image"),
@@ -184,3 +182,19 @@ def test_pixels_and_camera_must_agree() -> None:
     camera = Camera(width=64, height=48, focal_length_px=50.0)
     with pytest.raises(ValueError, match=r"rgb is uint8 of shape \(47, 64, 3\), expected uint8 of \(48, 64, 3\)"):
         SourceImage(rgb=NOISE[:47], camera=camera, image_format="PNG")
+
+
+BLOCKS = Image.fromarray(np.kron(SMOOTH, np.ones((8, 8, 1), np.uint8)))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_lacks_only_its_end_is_read(options: dict[str, Any], mode: str) -> None:
+    content = encoded(BLOCKS.convert(mode), "JPEG", **options)
+    expected = decode(content).rgb
+    for missing in (1, 2):
+        np.testing.assert_array_equal(decode(content[:-missing]).rgb, expected)
+    last = decode(content[:-4]).rgb  # Some pixels of the last blocks are missing.
+    np.testing.assert_array_equal(last[:-18], expected[:-18])
+    with pytest.raises(ImageError, match="broken or truncated"):
+        decode(content[: len(content) * 9 // 10])

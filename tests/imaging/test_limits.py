@@ -13,10 +13,10 @@ from PIL import Image
 
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.images import decode
-from tests.imaging.samples import NOISE, encoded, huge_png
+from tests.imaging.samples import NOISE, encoded, exif, huge_png
 
 
-@pytest.mark.parametrize(("width", "height"), [(14000, 9000), (40000, 40000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(20000, 12000), (40000, 40000), (2**31 - 1, 2**31 - 1)])
 def test_an_image_that_is_too_large_is_refused_before_memory_is_allocated(width: int, height: int) -> None:
     content = huge_png(width, height)
     tracemalloc.start()
@@ -28,14 +28,14 @@ def test_an_image_that_is_too_large_is_refused_before_memory_is_allocated(width:
 
 
 HUGE = {
-    "PNG": huge_png(14000, 9000),
+    "PNG": huge_png(16000, 15000),
     "WebP": b"RIFF"
     + struct.pack("<I", 5018)
     + b"WEBPVP8L"
-    + struct.pack("<IBI", 5005, 47, 13999 | 8999 << 14)
+    + struct.pack("<IBI", 5005, 47, 15999 | 14999 << 14)
     + bytes(5000),
-    "GIF": b"GIF89a" + struct.pack("<HH", 14000, 9000) + bytes(5000),
-    "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 5054, 0, 54, 40, 14000, 9000, 1, 24, *[0] * 6) + bytes(5000),
+    "GIF": b"GIF89a" + struct.pack("<HH", 16000, 15000) + bytes(5000),
+    "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 5054, 0, 54, 40, 16000, 15000, 1, 24, *[0] * 6) + bytes(5000),
 }
 
 
@@ -53,7 +53,9 @@ def test_an_image_that_is_too_large_is_refused_even_without_memory_for_it(name: 
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], input=HUGE[name], capture_output=True, check=True)
-    assert done.stdout.decode() == "the image is 14000x9000 (126.0 MP), the limit is 100 MP: downscale it\n"
+    assert done.stdout.decode() == (
+        "the image is 16000x15000 (240.0 MP), the limit is 200 MP: downscale it, or raise SHARP_MAX_MEGAPIXELS\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "AVIF"])
@@ -77,3 +79,17 @@ def test_the_caller_may_set_the_limit() -> None:
     decode(content, max_pixels=64 * 48)
     with pytest.raises(ImageError, match=r"64x48 \(0\.0 MP\), the limit is 0\.003071 MP"):
         decode(content, max_pixels=64 * 48 - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 6), ("RGBA", 1)])
+def test_an_image_of_200_megapixels_is_decoded_in_2_gb(mode: str, orientation: int) -> None:
+    content = encoded(Image.new(mode, (16_320, 12_240)), "PNG", compress_level=1, exif=exif(orientation))
+    script = (
+        "import resource, sys\n"
+        "from sharp_cog.imaging.images import decode\n"
+        "decode(sys.stdin.buffer.read())\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=content, capture_output=True, check=True)
+    assert int(done.stdout) < 2e9

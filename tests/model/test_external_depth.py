@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sharp_cog.errors import DepthError
-from sharp_cog.model.external_depth import DepthUse, prepare, replace_layers, robust_line
+from sharp_cog.model.external_depth import DepthUse, prepare, rank_correlation, replace_layers, robust_line
 
 
 def maps(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,13 +67,41 @@ def test_affine_fit_finds_scale_and_shift_of_disparity_among_outliers() -> None:
     assert not fitted.isnan().any()
 
 
-def test_affine_fit_of_a_map_that_runs_the_other_way_is_one_factor(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("is_assumed", "word"), [(True, "assumed"), (False, "named")])
+def test_an_affine_fit_that_would_turn_the_scene_inside_out_is_refused(is_assumed: bool, word: str) -> None:
     front, _ = maps()
-    caplog.set_level(logging.INFO)
     external = 1 / (1.2 - 1 / front)  # Near is far: the map was read in the wrong format.
-    fitted = prepare(external, front, DepthUse(fit="affine"))
-    assert "does not agree with SHARP's monodepth" in caplog.text
-    assert torch.allclose(fitted, prepare(external, front, DepthUse(fit="median")))
+    use = DepthUse(fit="affine", is_assumed=is_assumed, other_format="metric or relative")
+    with pytest.raises(DepthError, match=f"something else than was {word}: set depth_format to metric or relative"):
+        prepare(external, front, use)
+
+
+@pytest.mark.parametrize("fit", ["none", "median"])
+def test_an_assumed_map_in_the_opposite_order_of_monodepth_is_refused_without_a_fit_too(
+    fit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    front, noise = maps()
+    external = 5 / front * torch.exp(0.1 * noise)
+    external[..., :20, :] = torch.nan
+    with pytest.raises(DepthError, match=r"rank correlation -0\.\d+\).*assumed: set depth_format to inverse-relative"):
+        prepare(external, front, DepthUse(fit=fit, is_assumed=True))
+    assert not caplog.records
+    assert prepare(external, front, DepthUse(fit=fit)).isfinite().all()
+    assert "is depth_format inverse-relative right?" in caplog.text
+
+
+def test_an_assumed_map_that_merely_differs_from_monodepth_is_used() -> None:
+    front, noise = maps()
+    for external in (front * torch.exp(0.5 * noise), 3 + noise.abs(), torch.full_like(front, 2.0)):
+        assert torch.equal(prepare(external, front, DepthUse(is_assumed=True)), external)
+
+
+def test_rank_correlation_is_spearmans_with_shared_ranks() -> None:
+    x, y = np.array([1.0, 2, 2, 40]), np.array([-7.0, 3, 2, 4])
+    ranks = [1, 2.5, 2.5, 4], [1, 3, 2, 4]
+    assert rank_correlation(x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert rank_correlation(x, -y) == -rank_correlation(x, y)
+    assert rank_correlation(x, np.zeros(4)) == 0
 
 
 def test_a_flat_map_fits_by_its_median() -> None:

@@ -53,6 +53,12 @@ ROOT = Path(__file__).parents[2]
 FLAT = npy(metres=2.0)
 
 
+def npz(**arrays: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
 def pipeline_of(predictor: Any) -> SharpPipeline:
     return SharpPipeline(predictor, device=CPU, settings=Settings(model="lift", device="cpu"))
 
@@ -215,6 +221,32 @@ def test_an_estimator_gives_the_depth_and_the_focal_length_that_the_image_lacks(
     assert torch.equal(estimated.gaussians.means, lift(png(), options, depth=FLAT).gaussians.means)
     chosen = lift(Request(image=png(), depth=estimator, options=PredictOptions(focal_length_px=50.0))).camera
     assert (chosen.focal_length_px, chosen.focal_length_source) == (50.0, "caller")
+
+
+def test_the_focal_length_of_a_depth_file_counts_unless_the_caller_gives_one(lift: SharpPipeline) -> None:
+    depth = npz(depth=np.full((64, 96), 2.0, np.float32), focallength_px=np.array(70.0))
+    camera = lift(png(), depth=depth).camera
+    assert (camera.focal_length_px, camera.focal_length_source) == (70.0, "depth_file")
+    camera = lift(png(), PredictOptions(focal_length_px=50.0), depth=depth).camera
+    assert (camera.focal_length_px, camera.focal_length_source) == (50.0, "caller")
+
+
+def test_a_prediction_says_what_was_assumed_and_how_to_say_otherwise(lift: SharpPipeline) -> None:
+    with pytest.raises(DepthError, match="set depth_format"):
+        lift(png(), depth=np.random.default_rng(0).uniform(1, 5, (64, 96)))
+    depth = npz(depth=np.full((64, 96), 2.0, np.float32))
+    taken, focal = lift(png(), depth=depth).assumptions
+    assert taken == "depth map taken as metric, by the name of its array 'depth': if that is wrong, set depth_format"
+    assert focal.startswith("focal length taken as 30 mm equivalent")
+    assert focal.endswith("set focal_length_mm")
+    assert lift(png(), PredictOptions(focal_length_px=50.0, depth_format="metric"), depth=depth).assumptions == ()
+
+
+def test_a_kept_prediction_keeps_its_assumptions() -> None:
+    pipeline = SharpPipeline(SmallLift(), device=CPU, settings=Settings(model="lift"), num_kept_predictions=1)
+    first, again = (pipeline(png(), depth=FLAT) for _ in range(2))
+    assert again.predicted is first.predicted
+    assert again.assumptions == first.assumptions != ()
 
 
 def test_bad_inputs_are_the_callers_fault(lift: SharpPipeline, tmp_path: Path) -> None:

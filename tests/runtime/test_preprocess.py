@@ -8,7 +8,8 @@ import torch
 
 from sharp_cog.depth.maps import DepthMap
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.imaging.images import SourceImage
+from sharp_cog.imaging.images import SourceImage, from_array
+from sharp_cog.runtime import preprocess as module
 from sharp_cog.runtime.preprocess import ModelInput, preprocess
 
 CPU = torch.device("cpu")
@@ -46,3 +47,15 @@ def test_a_wrong_shape_is_refused_with_both_shapes(name: str) -> None:
     arguments = {"image": torch.zeros(1, 3, 8, 8), "disparity_factor": torch.ones(1), name: torch.ones(2, 8)}
     with pytest.raises(ValueError, match=rf"{name} has shape \(2, 8\), expected \(1"):
         ModelInput(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (97, 131), (64, 64), (33, 40)])
+def test_a_large_image_is_sampled_as_it_would_be_resized(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = from_array(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    expected = preprocess(large, None, size=64, device=CPU).image
+    monkeypatch.setattr(module, "LARGE_PX", 1)
+    sampled = preprocess(large, None, size=64, device=CPU).image
+    assert sampled.shape == expected.shape
+    torch.testing.assert_close(sampled, expected, rtol=0, atol=2e-6)

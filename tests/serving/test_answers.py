@@ -80,6 +80,7 @@ def test_json_and_npz_hold_the_arrays(tmp_path: Path) -> None:
         assert json.loads(held["metadata.json"]) == told["metadata"]
     assert told["metadata"] == {
         "focal_length": 90.5,
+        "assumptions": [],
         "focal_length_source": "exif",
         "image_size": [120, 80],
         "num_gaussians": answers.ROWS_AT_A_TIME + 5,

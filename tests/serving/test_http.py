@@ -91,11 +91,19 @@ def test_health_names_the_model_and_the_device(service: Service) -> None:
     }
 
 
+MILLIMETRES = (
+    "depth map taken as metric, as integers of a depth camera, in millimetres: if that is wrong, set depth_format"
+)
+
+
 def test_a_splat_as_a_file(service: Service, lift: SharpPipeline, tmp_path: Path) -> None:
     answer = post(service, "/predict/ply", f_px=900, max_gaussians=500)
     assert answer.status_code == 200
     assert answer.headers["Content-Disposition"] == 'attachment; filename="the_room.ply"'
     assert answer.headers["Content-Type"] == "application/octet-stream"
+    assert answer.headers["X-Sharp-Assumptions"] == MILLIMETRES
+    named = post(service, "/predict/ply", f_px=900, max_gaussians=500, depth_format="metric")
+    assert "X-Sharp-Assumptions" not in named.headers
     assert int(answer.headers["Content-Length"]) == len(answer.content)
     assert PlyData.read(io.BytesIO(answer.content))["vertex"].count == 500
     own = lift(ROOM, PredictOptions(focal_length_px=900, max_gaussians=500), depth=DEPTH)
@@ -141,6 +149,7 @@ def test_a_splat_as_arrays(service: Service, lift: SharpPipeline) -> None:
         assert about["num_gaussians"] == 300
         assert about["focal_length"] == pytest.approx(own.camera.focal_length_px)
         assert about["focal_length_source"] == "exif_35mm"
+        assert about["assumptions"] == [MILLIMETRES]
 
 
 def test_a_url_in_place_of_a_file(service: Service, site: Site) -> None:

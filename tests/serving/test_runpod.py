@@ -53,6 +53,7 @@ def test_an_image_becomes_a_splat(name: str, prefix: str) -> None:
         "image_size": {"width": 5, "height": 1},
         "focal_length_px": 1.0,
         "focal_length_source": "caller",
+        "assumptions": [],
     }
 
 
