@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import sharp_cog
-from sharp_cog.cli.settings import Flag, dataset_flags, flag, format_flag, option_flags, setting_flags
+from sharp_cog.cli.settings import Flag, dataset_flags, flag, format_flag, in_flags, option_flags, setting_flags
 from sharp_cog.config.options import AXES, ESTIMATORS, OutputOptions, PredictOptions
 from sharp_cog.config.parameters import sentence
 from sharp_cog.errors import InputError, SharpError
@@ -287,7 +287,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def report(error: SharpError, *, verbose: bool, about: str = "") -> int:
-    """Print an error and return its exit code.
+    """Print an error, with flags in place of the names of options, and return its exit code.
 
     Args:
         error: The error.
@@ -296,5 +296,5 @@ def report(error: SharpError, *, verbose: bool, about: str = "") -> int:
     """
     if verbose:
         logging.getLogger(__name__).debug("where it happened:\n%s", trace(error))
-    print(f"error: {about}{error} [{error.code}]", file=sys.stderr)
+    print(f"error: {about}{in_flags(str(error))} [{error.code}]", file=sys.stderr)
     return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED

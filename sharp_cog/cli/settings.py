@@ -108,8 +108,10 @@ def options_from(arguments: argparse.Namespace, cls: type[Options], **given: Any
 
 def in_flags(text: str) -> str:
     """Return a message that names options with the flags in place of their names."""
-    names = "|".join(about.name for about in parameters(PredictOptions) if "_" in about.name)
-    return re.sub(rf"\b({names})\b", lambda found: _flag_of(found.group()), text)
+    flags = {about.name: _flag_of(about.name) for about in parameters(PredictOptions) if "_" in about.name}
+    flags["output_format"] = "--format"
+    # A file may have the name of an option, and keeps it.
+    return re.sub(rf"(?<![\w./-])({'|'.join(flags)})(?![\w./-])", lambda found: flags[found.group()], text)
 
 
 def _flag_of(name: str) -> str:

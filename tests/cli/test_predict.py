@@ -211,9 +211,9 @@ def test_bad_arguments_are_reported_before_the_model_is_loaded(
     cases: list[tuple[str, int, list[object]]] = [
         ("cannot write into the folder", 1, [photo, "-o", tmp_path / "none" / "photo.ply"]),
         ("there is no file or folder", 2, [tmp_path / "other.jpg"]),
-        ("focal_length_px is", 2, [photo, "--focal-length-px", "0"]),
-        ("focal_length_px is", 2, [photo, "--focal-length-px", "-5"]),
-        ("focal_length_mm", 2, [photo, "--focal-length-px", "500", "--focal-length-mm", "28"]),
+        ("--focal-length-px is", 2, [photo, "--focal-length-px", "0"]),
+        ("--focal-length-px is", 2, [photo, "--focal-length-px", "-5"]),
+        ("--focal-length-mm", 2, [photo, "--focal-length-px", "500", "--focal-length-mm", "28"]),
         ("[invalid_image]", 2, [tmp_path / "text.jpg"]),
         ("axes is 'opencv', but glb always has opengl", 2, [photo, "--format", "glb", "--axes", "opencv"]),
         ("center is given", 2, [photo, "--format", "mp4", "--center"]),
@@ -278,7 +278,7 @@ def test_what_was_assumed_is_printed_with_the_images_name_and_the_flags(
     assert predictor.depths_m == [3.0, pytest.approx(0.6)]
     assert "photo.jpg: " not in capsys.readouterr().out
     assert predict(photo, "--depth", depth, "--depth-unit", "feet") == 2
-    assert "depth_unit is 'feet': give m, mm, cm, kitti, tum, or a positive number" in capsys.readouterr().err
+    assert "--depth-unit is 'feet': give m, mm, cm, kitti, tum, or a positive number" in capsys.readouterr().err
 
 
 def test_each_image_gets_its_own_depth_map(predictor: StubPredictor, tmp_path: Path) -> None:

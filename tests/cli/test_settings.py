@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sharp_cog.cli import build_parser
-from sharp_cog.cli.settings import options_from, settings_from
+from sharp_cog.cli.settings import in_flags, options_from, settings_from
 from sharp_cog.config.options import OutputOptions, PredictOptions
 from sharp_cog.config.settings import Settings
 from sharp_cog.errors import OptionError
@@ -79,3 +79,8 @@ def test_the_flags_of_fixed_folders_are_hidden(capsys: pytest.CaptureFixture[str
     assert "--hf-locks-dir" not in text
     assert "--hf-lock-stale-secs" in text
     assert parse("dataset run --hf-locks-dir locks").hf_locks_dir == "locks"
+
+
+def test_messages_name_flags_and_leave_files_alone() -> None:
+    said = in_flags("a/depth_format.npy: set depth_format to metric, or output_format='ply'")
+    assert said == "a/depth_format.npy: set --depth-format to metric, or --format='ply'"
