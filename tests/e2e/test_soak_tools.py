@@ -15,6 +15,8 @@ from benchmarks.soak.report import Report
 from benchmarks.soak.right import digest_of
 from benchmarks.soak.server import Answer, State
 
+pytestmark = pytest.mark.slow
+
 SPLATS = [b"a splat", b"another splat"]
 RIGHT = {number: digest_of("ply", content) for number, content in enumerate(SPLATS)}
 GOOD = [Request(image=b"", depth=b"", options={}, output="splat") for _ in SPLATS]
