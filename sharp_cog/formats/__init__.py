@@ -155,11 +155,11 @@ def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axe
     return scene, Frame(axes=axes, camera_position=camera_position)
 
 
-def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
+def read(source: Path | str | bytes, *, axes: str = "auto") -> Splat:
     """Read a splat of any format that can be read.
 
     Args:
-        source: A file, or its content.
+        source: Path of a file, or its content.
         axes: Axes of the file; `auto` takes those that the file states, else those of its format.
 
     Returns:
@@ -169,8 +169,8 @@ def read(source: Path | bytes, *, axes: str = "auto") -> Splat:
         SplatError: The file cannot be read, has another format, or is broken.
         NotInstalledError: The format needs a package that is not installed.
     """
-    path = None if isinstance(source, bytes) else source
-    content = source if isinstance(source, bytes) else read_bytes(source, SplatError)
+    path = None if isinstance(source, bytes) else Path(source)
+    content = source if isinstance(source, bytes) else read_bytes(Path(source), SplatError)
     name = detect(content, path)
     reader = None if name is None else CODECS[name].read
     if reader is None:
