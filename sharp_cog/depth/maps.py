@@ -148,7 +148,7 @@ def _from_raw(
 ) -> DepthMap:
     values = _make_upright(raw.values, camera, orientation)
     height, width = values.shape
-    difference = abs(width * camera.height / (height * camera.width) - 1)
+    difference = _aspect_difference(values, camera.width, camera.height)
     if difference > MAX_ASPECT_DIFFERENCE:
         raise DepthError(
             f"the depth map is {width}x{height}, the image {camera.width}x{camera.height}: "
@@ -207,13 +207,18 @@ def known_everywhere(depth_map: DepthMap) -> DepthMap:
     return replace(depth_map, depth_m=_fill(depth_map.depth_m, known))
 
 
+def _aspect_difference(values: Depth, width: int, height: int) -> float:
+    """Return the relative difference between the aspects of a map and of an image of this size."""
+    rows, columns = values.shape
+    return float(abs(columns * height / (rows * width) - 1))
+
+
 def _make_upright(values: Depth, camera: Camera, orientation: Image.Transpose | None) -> Depth:
     """Rotate a map that has the aspect of its image from before that was made upright."""
     if orientation not in _SIDEWAYS or camera.width == camera.height:
         return values
-    height, width = values.shape
-    difference = abs(width * camera.width / (height * camera.height) - 1)
-    is_upright = abs(width * camera.height / (height * camera.width) - 1) < difference
+    difference = _aspect_difference(values, camera.height, camera.width)
+    is_upright = _aspect_difference(values, camera.width, camera.height) < difference
     if is_upright or difference > MAX_ASPECT_DIFFERENCE:
         return values
     _LOG.info("the depth map has the aspect of the image before EXIF's rotation, and was rotated with it")
