@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,6 @@ from tests.website import Answer, Site, says
 
 OPEN = ServiceSettings(fetch_private=True, fetch_seconds=10, fetch_megabytes=1)
 GUARDED = ServiceSettings(fetch_seconds=10)
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    found = Site()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
 
 
 def leads_to(url: str, status: int = 302) -> Answer:

@@ -50,14 +50,6 @@ def service(lift: SharpPipeline) -> Iterator[Service]:
         yield found
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
-    found = Site()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-
-
 def post(service: Service, path: str, files: dict[str, Any] | None = None, **data: object) -> requests.Response:
     return requests.post(f"{service.url}{path}", files=GIVEN if files is None else files, data=data, timeout=60)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ def ask(
     values: object, *, pipeline: Gated | None = None, settings: ServiceSettings = SETTINGS, id_: str = "job"
 ) -> Any:
     return create_handler(pipeline or Gated(), settings)({"id": id_, "input": values})
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    found = Site()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
 
 
 @pytest.mark.parametrize("name", ["image", "image_base64", "image_b64"])
