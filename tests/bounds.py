@@ -23,12 +23,19 @@ Floats = NDArray[np.float64]
 
 WRITERS = [*CASES, "html"]
 SPZ_POSITION_LIMIT = 2**23 - 1
+SH_C0 = np.sqrt(1 / (4 * np.pi))
 
 _SCALE_RANGES = {
     "compressed_ply": (np.exp(-20), np.exp(20)),
     **dict.fromkeys(("spz", "spz4"), (np.exp(-10), np.exp(255 / 16 - 10))),
 }
 """Ranges in metres of the formats that cannot store all scales from the smallest normal float32 to 1e38."""
+_COLOR_RANGES = {
+    **dict.fromkeys(("splat", "sog", "html"), (0.0, 1.0)),
+    **dict.fromkeys(("spz", "spz4"), tuple(0.5 + SH_C0 / 0.15 * np.array([-0.5, 0.5]))),
+    "compressed_ply": (-8.0, 8.0),
+}
+"""Ranges of sRGB values in the formats that cannot store all of them."""
 _LOG_ROUNDING = 2e-5
 """Rounding of a length's logarithm: two units in the last place of 87."""
 _LEAST_LENGTH = 1e-37
@@ -64,11 +71,14 @@ def assert_holds(case: str, seen: Decoded, splat: Gaussians) -> None:
     log_scales = np.log(splat.scales.double().numpy().clip(*_SCALE_RANGES.get(case, (2.0**-126, 1e38))))
     wxyz = splat.quaternions_wxyz.double().numpy()
     cosines = (seen.wxyz / lengths[:, None]) @ (wxyz / np.linalg.norm(wxyz, axis=1, keepdims=True)).T
+    srgb = srgb_of(splat.colors_linear).clip(*_COLOR_RANGES.get(case, (-np.inf, np.inf)))
+    # Steps of a compressed .ply are fractions of a chunk's range.
+    span = max(1.0, np.ptp(srgb)) if case == "compressed_ply" else 1.0
     near = {
         "positions": (_distances(seen.means, splat, case) <= 1.0).all(axis=2),
         "scales": _differences(np.log(seen.scales), log_scales).max(axis=2) <= _log_scale_bound(case, log_scales),
         "rotations": np.degrees(2 * np.arccos(np.abs(cosines).clip(0, 1))) <= tolerance.degrees,
-        "colours": _differences(seen.srgb, srgb_of(splat.colors_linear.clamp(0, 1))).max(axis=2) <= tolerance.color,
+        "colours": (_differences(seen.srgb, srgb) <= tolerance.color * span + 3e-6 * np.abs(srgb)).all(axis=2),
         "opacities": _differences(seen.opacities, splat.opacities.double().numpy().clip(0, 1)) <= tolerance.opacity,
     }
     if case in SORTING:

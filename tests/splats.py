@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
@@ -28,6 +30,17 @@ def random_gaussians(num: int, seed: int = 0) -> Gaussians:
     )
 
 
+def with_harmonics(gaussians: Gaussians, degree: int, seed: int = 1) -> Gaussians:
+    """Return the same Gaussians with random spherical harmonics, and colours out of range as trained ones have."""
+    generator = torch.Generator().manual_seed(seed)
+    num = len(gaussians)
+    return replace(
+        gaussians,
+        colors_linear=gaussians.colors_linear * 3 - 1,
+        harmonics=torch.randn(num, (degree + 1) ** 2 - 1, 3, generator=generator) * 0.2,
+    )
+
+
 def gaussians_in_front(num: int) -> Gaussians:
     """Return small Gaussians at least a metre in front of the camera."""
     gaussians = random_gaussians(num)
@@ -51,9 +64,12 @@ def extreme_gaussians() -> Gaussians:
 
 
 def srgb_of(linear: torch.Tensor) -> np.ndarray:
-    """Apply the sRGB curve of IEC 61966-2-1 in float64."""
+    """Apply the sRGB curve of IEC 61966-2-1 in float64, as an odd function."""
     values = linear.double().numpy()
-    return np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+    size = np.abs(values)
+    curve: np.ndarray = np.where(size <= 0.0031308, 12.92 * size, 1.055 * size ** (1 / 2.4) - 0.055)
+    signed: np.ndarray = np.copysign(curve, values)
+    return signed
 
 
 def degrees_between(first_wxyz: np.ndarray, second_wxyz: np.ndarray) -> np.ndarray:

@@ -51,6 +51,9 @@ MAX_LOG_SCALE = 20.0
 A chunk's steps are fractions of its range, so one Gaussian without extent would cost the others their precision.
 """
 
+MAX_COLOR = 8.0
+"""Limit of an sRGB value in either direction, for the same reason; trained splats stay below it."""
+
 # Bits of each component, from the highest down; a quaternion's leave two for the index of its largest component.
 _VECTOR_BITS = (11, 10, 11)
 _COLOR_BITS = (8, 8, 8, 8)
@@ -105,7 +108,7 @@ def write_compressed_ply(
         bounds = chunks[start // CHUNK_SIZE : (start + _PART) // CHUNK_SIZE]
         means, bounds[:, 0:6] = _within_chunks(columns[0:3])
         scales, bounds[:, 6:12] = _within_chunks(columns[7:10].clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE))
-        colors, bounds[:, 12:18] = _within_chunks(columns[3:6].mul_(SH_C0).add_(0.5))
+        colors, bounds[:, 12:18] = _within_chunks(columns[3:6].mul_(SH_C0).add_(0.5).clamp_(-MAX_COLOR, MAX_COLOR))
         vertices[part, 0] = _pack(means, _VECTOR_BITS)
         vertices[part, 1] = _pack_quaternions(columns[10:14])
         vertices[part, 2] = _pack(scales, _VECTOR_BITS)
@@ -211,7 +214,7 @@ def read_compressed_ply(content: bytes) -> Splat:
         means=_between(bounds[:, 0:6], _unpack(packed[:, 0], _VECTOR_BITS)),
         scales=_between(bounds[:, 6:12], _unpack(packed[:, 2], _VECTOR_BITS)).exp_(),
         quaternions_wxyz=to_unit(restore_largest(packed[:, 1] >> 30, others)),
-        colors_linear=srgb_to_linear(rgb.clamp(0.0, 1.0)),
+        colors_linear=srgb_to_linear(rgb),
         opacities=colors[:, 3].contiguous(),
     )
     return Splat(gaussians=gaussians, camera=read_camera(header.comments, elements), frame=read_frame(header.comments))

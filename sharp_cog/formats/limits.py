@@ -1,13 +1,11 @@
 """Ranges of a Gaussian's values that can be written, whatever the format.
 
 Values that are not finite, positions out of range and quaternions that are not unit are refused, because no nearby
-value would be right. Scales, colours and opacities out of range become the nearest value in range: see
+value would be right. Scales and opacities out of range become the nearest value in range: see
 `sharp_cog.formats.ply.vertex_block`. Some formats have narrower ranges, which their writers document.
 """
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -36,7 +34,7 @@ def require_writable(gaussians: Gaussians) -> None:
     if not len(gaussians):
         return
     # A sum is not finite if any value is not, and one sum is cheap. The slow search for the culprit comes after.
-    total = torch.stack([getattr(gaussians, field.name).sum() for field in fields(gaussians)]).sum()
+    total = torch.stack([values.sum() for values in gaussians.tensors().values()]).sum()
     nearest, farthest = gaussians.means.aminmax()
     shortest, longest = _lengths(gaussians).aminmax()
     # All of this stays on the device; `item` is the only wait.
@@ -57,8 +55,7 @@ def _lengths(gaussians: Gaussians) -> Tensor:
 def _raise_for_fault(gaussians: Gaussians) -> None:
     """Find the fault and raise it; a sum of finite values may also overflow, and that is no fault."""
     num = len(gaussians)
-    named = {field.name: getattr(gaussians, field.name) for field in fields(gaussians)}
-    bad = {name: ~values.isfinite().reshape(num, -1).all(dim=1) for name, values in named.items()}
+    bad = {name: ~values.isfinite().reshape(num, -1).all(dim=1) for name, values in gaussians.tensors().items()}
     names = [name for name, is_bad in bad.items() if is_bad.any()]
     if names:
         num_bad = int(torch.stack(list(bad.values())).any(dim=0).sum())

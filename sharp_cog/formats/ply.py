@@ -59,8 +59,8 @@ def vertex_block(gaussians: Gaussians) -> NDArray[np.float32]:
     Returns:
         (N, 14) float32, contiguous, in the order of `PROPERTIES`: position in metres, degree-0 spherical harmonics of
         the sRGB colour, logit of the opacity, natural logarithm of the scales in metres, unit quaternion w x y z.
-        Values out of range become the nearest value in range: colours in [0, 1], opacities from `MIN_OPACITY` to
-        `MAX_OPACITY` and scales from `MIN_SCALE_M` to `MAX_LENGTH_M`, so that logits and logarithms are finite.
+        Opacities and scales out of range become the nearest value in range, from `MIN_OPACITY` to `MAX_OPACITY` and
+        from `MIN_SCALE_M` to `MAX_LENGTH_M`, so that logits and logarithms are finite.
 
     Raises:
         PredictionError: The Gaussians cannot be written; see `sharp_cog.formats.limits.require_writable`.
@@ -90,7 +90,7 @@ def _vertex_rows(gaussians: Gaussians) -> Tensor:
         rows = block[part]
         rows[:, 0:3] = gaussians.means[part]
         # Viewers show 0.5 + SH_C0 * f_dc as it is, without a transfer function, so it must be sRGB.
-        rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part].clamp(0.0, 1.0)).sub_(0.5).div_(SH_C0)
+        rows[:, 3:6] = linear_to_srgb(gaussians.colors_linear[part]).sub_(0.5).div_(SH_C0)
         rows[:, 6] = gaussians.opacities[part].clamp(MIN_OPACITY, MAX_OPACITY).logit_()
         rows[:, 7:10] = gaussians.scales[part].clamp(MIN_SCALE_M, MAX_LENGTH_M).log_()
         rows[:, 10:14] = gaussians.quaternions_wxyz[part]
@@ -200,8 +200,7 @@ def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
     # Other tools write quaternions of any length: divided by the largest component, no square over- or underflows.
     largest = quaternions.abs().amax(dim=-1, keepdim=True)
     quaternions = torch.where(largest > 0, quaternions / largest, quaternions)
-    # Other tools may write colours beyond [0, 1], which their higher harmonics bring back.
-    colors = (columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5).clamp_(0.0, 1.0)
+    colors = columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5
     return Gaussians(
         means=columns("x", "y", "z"),
         # Logarithms above 88 become infinite scales, and `Splat` refuses those.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sharp_cog.errors import SplatError
@@ -47,10 +47,10 @@ class Splat:
 
     def __post_init__(self) -> None:
         # One check for all readers: files may state any float, and the exponential of a finite logarithm may overflow.
-        for field in fields(self.gaussians):
-            num_bad = int((~getattr(self.gaussians, field.name).isfinite()).sum())
+        for name, values in self.gaussians.tensors().items():
+            num_bad = int((~values.isfinite()).sum())
             if num_bad:
-                raise SplatError(f"the splat has {num_bad} values of {field.name} that are not finite: it is broken")
+                raise SplatError(f"the splat has {num_bad} values of {name} that are not finite: it is broken")
 
 
 def camera_fields(camera: Camera) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def read_spz(content: bytes) -> Splat:
         means=means,
         scales=log_scales.sub_(LOG_SCALE_OFFSET).exp_(),
         quaternions_wxyz=_unpack_quaternions(rotations, version),
-        colors_linear=srgb_to_linear(harmonics.mul_(SH_C0).add_(0.5).clamp_(0.0, 1.0)),
+        colors_linear=srgb_to_linear(harmonics.mul_(SH_C0).add_(0.5)),
         opacities=torch.from_numpy(alphas.astype(np.float32)).div_(255.0),
     )
     return Splat(gaussians=gaussians, camera=None, frame=SPZ_FRAME)

@@ -48,13 +48,7 @@ def prune(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opacity
         # A bonus of up to `EVEN_FACTOR`, added as a logarithm, decides between Gaussians that contribute alike.
         rank = contribution(gaussians)[kept].clamp(min=_TINY).log_() + math.log(EVEN_FACTOR) * turns
         kept = kept[torch.topk(rank, max_gaussians, sorted=False).indices].sort().values
-    return Gaussians(
-        means=gaussians.means[kept],
-        scales=gaussians.scales[kept],
-        quaternions_wxyz=gaussians.quaternions_wxyz[kept],
-        colors_linear=gaussians.colors_linear[kept],
-        opacities=gaussians.opacities[kept],
-    )
+    return gaussians.map(lambda tensor: tensor[kept])
 
 
 def contribution(gaussians: Gaussians) -> Tensor:

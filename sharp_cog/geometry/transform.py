@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.harmonics import half_turn_about_x
 from sharp_cog.geometry.quaternions import canonicalize
 
 NEAR_SHARE = 0.05
@@ -57,10 +58,14 @@ def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
     """
     # The rotation is the quaternion 0, 1, 0, 0, and its product with w, x, y, z is -x, w, -z, y.
     w, x, y, z = gaussians.quaternions_wxyz.unbind(-1)
+    harmonics = gaussians.harmonics
+    if harmonics is not None:
+        harmonics = harmonics * half_turn_about_x(harmonics.shape[1]).to(harmonics.device).unsqueeze(-1)
     return replace(
         gaussians,
         means=gaussians.means * gaussians.means.new_tensor([1.0, -1.0, -1.0]),
         quaternions_wxyz=canonicalize(torch.stack([-x, w, -z, y], dim=-1)),
+        harmonics=harmonics,
     )
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
@@ -372,8 +372,8 @@ class SharpPipeline:
         with torch.cuda.stream(self._stream):
             gaussians, rest = predict()
         # The caller's stream may still read this memory when it is freed, so the allocator must not reuse it before.
-        for part in fields(gaussians):
-            getattr(gaussians, part.name).record_stream(caller_stream)
+        for tensor in gaussians.tensors().values():
+            tensor.record_stream(caller_stream)
         return gaussians, rest
 
     @contextmanager

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.preview.colors import seen_colors
 from sharp_cog.preview.view import View
 
 Floats = NDArray[np.float32]
@@ -98,7 +99,7 @@ def _rasterize(gaussians: Gaussians, view: View) -> Rendering:
     order = visible[np.argsort(depth[visible], kind="stable")].astype(np.int32)
     starts, members = _assign_to_tiles(projected, order, view.width, view.height)
     rgb, alpha, weighted_depth = _blend(
-        projected, depth, array(gaussians.colors_linear), starts, members, view.width, view.height
+        projected, depth, array(seen_colors(gaussians, view)), starts, members, view.width, view.height
     )
     # The weights add up to alpha.
     depth_m = np.divide(weighted_depth, np.maximum(alpha, 1e-6), dtype=np.float32)

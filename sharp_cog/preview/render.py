@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.geometry.gaussians import Gaussians
 from sharp_cog.imaging.color import linear_to_srgb
+from sharp_cog.preview.colors import seen_colors
 from sharp_cog.preview.view import View
 from sharp_cog.runtime.device import translate_errors
 
@@ -89,7 +90,7 @@ def _render_on_cuda(gaussians: Gaussians, view: View) -> _Layers:
         quats=gaussians.quaternions_wxyz,
         scales=gaussians.scales,
         opacities=gaussians.opacities,
-        colors=gaussians.colors_linear,
+        colors=seen_colors(gaussians, view),
         viewmats=torch.from_numpy(view.world_to_camera).float().to(device).unsqueeze(0),
         Ks=torch.tensor([intrinsics], device=device),
         width=view.width,

@@ -33,6 +33,12 @@ class View:
         if self.world_to_camera.shape != (4, 4):
             raise ValueError(f"world_to_camera has shape {self.world_to_camera.shape}, expected (4, 4)")
 
+    @property
+    def camera_position(self) -> NDArray[np.float64]:
+        """Position (3,) of the camera in the splat's frame."""
+        position: NDArray[np.float64] = -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
+        return position
+
     @classmethod
     def of_photograph(cls, camera: Camera, *, width: int) -> View:
         """Return the view of the photograph's camera, `width` pixels wide; both sides are even, for video codecs."""

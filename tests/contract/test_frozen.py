@@ -383,7 +383,7 @@ def read_back(path: Path) -> Json:
     camera = made.camera
     return {
         "camera": None if camera is None else [camera.width, camera.height, camera.focal_length_px],
-        **{field.name: getattr(made.gaussians, field.name).tolist() for field in fields(Gaussians)},
+        **{name: tensor.tolist() for name, tensor in made.gaussians.tensors().items()},
     }
 
 

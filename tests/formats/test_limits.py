@@ -6,7 +6,7 @@ error that names the fault.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -100,12 +100,12 @@ def test_counts_about_a_power_of_two_lose_nothing(case: str, num: int) -> None:
 @given(splat=gaussians())
 def test_a_splat_that_was_read_can_be_written_again_without_loss(case: str, splat: Gaussians) -> None:
     splat.means.clamp_(-8e6, 8e6)  # The limit of .spz.
+    splat.colors_linear.clamp_(-1e30, 1e30)  # Rounding takes the largest float32 beyond its range.
     again = read(case, written(case, splat))
-    assert all(getattr(again, field.name).isfinite().all() for field in fields(again))
+    assert all(values.isfinite().all() for values in again.tensors().values())
     assert (again.quaternions_wxyz.norm(dim=1) - 1).abs().max() <= 1e-6
-    for shares in (again.colors_linear, again.opacities):
-        assert shares.min() >= 0
-        assert shares.max() <= 1
+    assert again.opacities.min() >= 0
+    assert again.opacities.max() <= 1
     content = written(case, again)
     assert_holds(case, decoded(case, content), again)
     if case not in SORTING:  # Half a step is lost once, not every time.

@@ -19,13 +19,12 @@ from sharp_cog.formats.ply import PROPERTIES, read_ply, vertex_block
 from sharp_cog.geometry.gaussians import Gaussians
 from tests.formats.cases import FIELDS, written
 from tests.fused_kernels import DEVICE, fused
-from tests.splats import CAMERA, SIZES, random_gaussians
+from tests.splats import CAMERA, SIZES, random_gaussians, srgb_of
 
 
 def expected_columns(gaussians: Gaussians) -> dict[str, np.ndarray]:
     """Return the columns that 3DGS tools expect, computed in float64 from the definitions."""
-    linear = gaussians.colors_linear.double().numpy()
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    srgb = srgb_of(gaussians.colors_linear)
     opacity = gaussians.opacities.double().numpy()
     table = [
         *gaussians.means.double().numpy().T,
@@ -131,6 +130,19 @@ def test_a_round_trip_changes_nothing(num: int, output_format: str) -> None:
         torch.testing.assert_close(getattr(splat.gaussians, field), getattr(gaussians, field), rtol=1e-5, atol=1e-6)
 
 
+def test_colours_of_trained_splats_out_of_range_survive_a_round_trip() -> None:
+    vertices = np.zeros(9, dtype=[(name, "f4") for name in PROPERTIES])
+    vertices["rot_0"] = 1
+    for index in range(3):
+        vertices[f"f_dc_{index}"] = np.linspace(-9 + index, 8, 9)
+    file = io.BytesIO()
+    PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(file)
+    gaussians = read_ply(file.getvalue()).gaussians
+    again = PlyData.read(io.BytesIO(written("ply", gaussians)))["vertex"]
+    for index in range(3):
+        np.testing.assert_allclose(again[f"f_dc_{index}"], vertices[f"f_dc_{index}"], rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize(("text", "byte_order"), [(True, "="), (False, ">"), (False, "<")])
 def test_files_of_plyfile_with_properties_of_other_tools_are_read(text: bool, byte_order: str) -> None:
     gaussians = random_gaussians(7)
@@ -185,9 +197,7 @@ def test_the_fused_kernel_lays_out_the_same_rows() -> None:
     colors, opacities, scales = gaussians.colors_linear.clone(), gaussians.opacities.clone(), gaussians.scales.clone()
     colors[:4] = torch.tensor([[0.0, 1.0, 0.0031308], [1e-6, 0.003, 0.0032], [0.5, 0.5, 0.5], [1.0, 0.0, 0.2]])
     opacities[:4] = torch.tensor([0.0, 1.0, 0.5, 1e-30])
-    colors[4:6] = torch.tensor(
-        [[-3e38, -0.1, 1.5], [3e38, -0.0, 1.0000001]]
-    )  # Out of range: the nearest value in range.
+    colors[4:6] = torch.tensor([[-3e38, -0.1, 1.5], [3e38, -0.0, 1.0000001]])
     opacities[4:6] = torch.tensor([-0.5, 1.5])
     scales[0] = 0
     scales[4:6] = torch.tensor([[-1.0, 3.4e38, 1e38], [1e-45, 1.0, 2e38]])
@@ -195,11 +205,9 @@ def test_the_fused_kernel_lays_out_the_same_rows() -> None:
     fields = (planar, colors, opacities, scales, gaussians.quaternions_wxyz)
     rows = fused.vertex_rows(*(field.to(DEVICE) for field in fields)).cpu().double().numpy()
 
-    linear = colors.double().numpy().clip(0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
     opacity = np.clip(opacities.double().numpy(), 2.0**-126, 1 - 2.0**-24)
     np.testing.assert_array_equal(rows[:, 0:3], planar.double().numpy())
-    np.testing.assert_allclose(rows[:, 3:6], (srgb - 0.5) * np.sqrt(4 * np.pi), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(rows[:, 3:6], (srgb_of(colors) - 0.5) * np.sqrt(4 * np.pi), rtol=1e-5, atol=3e-6)
     np.testing.assert_allclose(rows[:, 6], np.log(opacity) - np.log1p(-opacity), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(rows[:, 7:10], np.log(scales.double().numpy().clip(2.0**-126, 1e38)), rtol=2e-6)
     np.testing.assert_array_equal(rows[:, 10:14], gaussians.quaternions_wxyz.double().numpy())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sharp_cog.geometry.gaussians import NDCGaussians
-from tests.splats import random_gaussians
+from tests.splats import random_gaussians, with_harmonics
 
 
 def test_a_scene_knows_its_number_of_gaussians() -> None:
@@ -25,6 +25,8 @@ def test_a_scene_knows_its_number_of_gaussians() -> None:
         ("scales", (4, 3), r"scales has shape \(4, 3\), expected \(5, 3\)"),
         ("quaternions_wxyz", (5, 3), r"quaternions_wxyz has shape \(5, 3\), expected \(5, 4\)"),
         ("opacities", (5, 1), r"opacities has shape \(5, 1\), expected \(5,\)"),
+        ("harmonics", (5, 9, 3), r"harmonics has shape \(5, 9, 3\), expected \(5, 3, 8, 15 or 24, 3\)"),
+        ("harmonics", (4, 15, 3), r"harmonics has shape \(4, 15, 3\), expected \(5, 3, 8, 15 or 24, 3\)"),
     ],
 )
 def test_shapes_that_do_not_agree_are_refused(field: str, shape: tuple[int, ...], message: str) -> None:
@@ -36,6 +38,22 @@ def test_shapes_that_do_not_agree_are_refused(field: str, shape: tuple[int, ...]
 def test_a_scene_is_float32(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"opacities is torch.float\d+, Gaussians are torch.float32"):
         replace(random_gaussians(5), opacities=torch.zeros(5, dtype=dtype))
+
+
+@pytest.mark.parametrize(("degree", "num_bands"), [(0, 0), (1, 3), (2, 8), (3, 15), (4, 24)])
+def test_a_scene_knows_its_degree_and_maps_all_of_its_tensors(degree: int, num_bands: int) -> None:
+    scene = with_harmonics(random_gaussians(5), degree) if degree else random_gaussians(5)
+    assert scene.degree == degree
+    assert ("harmonics" in scene.tensors()) == bool(degree)
+    kept = scene.map(lambda tensor: tensor[1:3])
+    assert len(kept) == 2
+    if degree:
+        assert scene.harmonics is not None
+        assert kept.harmonics is not None
+        assert scene.harmonics.shape == (5, num_bands, 3)
+        assert torch.equal(kept.harmonics, scene.harmonics[1:3])
+    with pytest.raises(ValueError, match=r"harmonics is torch\.float64"):
+        replace(scene, harmonics=torch.zeros(5, 3, 3, dtype=torch.float64))
 
 
 def test_gaussians_of_a_predictor_come_in_batches() -> None:

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from sharp_cog.geometry.transform import depths_ahead, opencv_to_opengl, scale_and_center, translate
-from tests.splats import gaussians_in_front
+from tests.splats import gaussians_in_front, with_harmonics
 
 
 def test_a_scene_is_scaled_about_the_camera_and_then_centred() -> None:
@@ -40,6 +40,19 @@ def test_opengl_axes_are_scipys_rotation_about_x_and_its_own_inverse() -> None:
     assert (rotated.quaternions_wxyz[:, 0] >= 0).all()
     back = opencv_to_opengl(rotated)
     torch.testing.assert_close(back.means, gaussians.means)
+
+
+def test_scales_and_offsets_leave_the_harmonics() -> None:
+    gaussians = with_harmonics(gaussians_in_front(9), 2)
+    moved, _ = scale_and_center(gaussians, scale=3.0, is_centred=True)
+    assert moved.harmonics is gaussians.harmonics
+    turned = opencv_to_opengl(gaussians)
+    assert turned.harmonics is not None
+    assert gaussians.harmonics is not None
+    # x, y, z become x, -y, -z, and degree 1 is -y, z, -x.
+    torch.testing.assert_close(
+        turned.harmonics[:, :3], gaussians.harmonics[:, :3] * torch.tensor([[-1.0], [-1.0], [1.0]])
+    )
 
 
 def test_quantiles_of_depth_leave_out_gaussians_behind_the_camera() -> None:

@@ -53,3 +53,11 @@ def test_values_in_range_stay_in_range(values: list[float]) -> None:
         result = curve(tensor)
         assert ((result >= 0) & (result <= 1 + 1e-6)).all()
         assert torch.equal(tensor, given_values)
+
+
+def test_the_curve_goes_on_beyond_1_and_is_an_odd_function() -> None:
+    beyond = torch.linspace(-4, 4, 801)
+    torch.testing.assert_close(linear_to_srgb(srgb_to_linear(beyond)), beyond, rtol=1e-6, atol=1e-6)
+    for curve in (linear_to_srgb, srgb_to_linear):
+        assert torch.equal(curve(-beyond), -curve(beyond))
+    assert linear_to_srgb(torch.tensor(4.0)).item() == pytest.approx(1.055 * 4 ** (1 / 2.4) - 0.055, rel=1e-6)

@@ -33,5 +33,5 @@ def wall(depth_m: float = 2.0, *, width_m: float = 4.0, hole_m: float = 0.0) -> 
 
 def together(*scenes: Gaussians) -> Gaussians:
     """Return one scene with the Gaussians of several."""
-    names = Gaussians.__dataclass_fields__
-    return Gaussians(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in names})
+    names = scenes[0].tensors()
+    return Gaussians(**{name: torch.cat([scene.tensors()[name] for scene in scenes]) for name in names})

@@ -126,7 +126,7 @@ def test_gsplat_renders_the_same_on_cuda(seed: int) -> None:
     """Both renderers through one function; gsplat cuts Gaussians off at three deviations, ours at an alpha of 1/255."""
     pytest.importorskip("gsplat")
     gaussians, view = scene(400, seed), View(width=160, height=96, focal_length_px=120.0)
-    on_cuda = Gaussians(**{name: getattr(gaussians, name).cuda() for name in gaussians.__dataclass_fields__})
+    on_cuda = gaussians.map(torch.Tensor.cuda)
     image, depth_m = render(gaussians, view)
     same_image, same_depth_m = render(on_cuda, view)
     assert np.abs(image.astype(int) - same_image).max() <= 4

@@ -309,12 +309,11 @@ def _unproject(
 @triton.jit
 def _harmonic(linear: tl.tensor) -> tl.tensor:
     """Return the spherical harmonic of degree 0 of the sRGB value of linear light."""
-    # Not by a clamp, which would hide NaN. A comparison with NaN is false, so it stays.
-    linear = tl.where(linear < 0.0, 0.0, linear)
-    linear = tl.where(linear > 1.0, 1.0, linear)
-    # IEC 61966-2-1. `tl.maximum` replaces NaN, but the branch of NaN is the linear one, which keeps it.
-    curve = 1.055 * tl.exp(tl.log(tl.maximum(linear, 0.0031308)) * (1.0 / 2.4)) - 0.055
-    return (tl.where(linear > 0.0031308, curve, linear * 12.92) - 0.5) * (1.0 / _SH_C0)
+    magnitude = tl.abs(linear)
+    # IEC 61966-2-1, as in `linear_to_srgb`. `tl.maximum` replaces NaN, but NaN takes the linear branch, which keeps it.
+    curve = 1.055 * tl.exp(tl.log(tl.maximum(magnitude, 0.0031308)) * (1.0 / 2.4)) - 0.055
+    curve = tl.where(linear < 0.0, -curve, curve)
+    return (tl.where(magnitude > 0.0031308, curve, linear * 12.92) - 0.5) * (1.0 / _SH_C0)
 
 
 @triton.jit

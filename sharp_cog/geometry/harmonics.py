@@ -1,0 +1,63 @@
+"""Real spherical harmonics: colours of Gaussians that depend on the direction of view.
+
+The basis is that of 3D Gaussian Splatting (Kerbl et al., 2023): real, orthonormal, with the Condon-Shortley phase, and
+for each degree l the orders m from -l to l. Direction is from the camera to the Gaussian, in the axes of the means.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sharp_cog.geometry.gaussians import MAX_DEGREE, NUM_BANDS
+
+
+def basis(directions: Tensor, degree: int) -> Tensor:
+    """Evaluate the spherical harmonics above degree 0.
+
+    The associated Legendre polynomials and the sines and cosines of multiples of the azimuth follow from their
+    recurrences, in terms of x, y and z (Sloan, "Efficient Spherical Harmonic Evaluation", 2013).
+
+    Args:
+        directions: (N, 3), unit.
+        degree: Highest degree, 1 to `MAX_DEGREE`.
+
+    Returns:
+        (N, K), K = (degree + 1)^2 - 1.
+    """
+    x, y, z = directions.unbind(-1)
+    bands = directions.new_empty(len(directions), NUM_BANDS[degree])
+    # Both are multiplied by the sine of the polar angle to the power m, which the polynomials below leave out.
+    cosine, sine = torch.ones_like(x), torch.zeros_like(x)
+    first = 1.0
+    for m in range(degree + 1):
+        before, legendre = torch.zeros_like(z), torch.full_like(z, first)
+        for l in range(m, degree + 1):  # noqa: E741 - the degree's usual name
+            if l > m:
+                before, legendre = legendre, ((2 * l - 1) * z * legendre - (l + m - 1) * before) / (l - m)
+            if l == 0:
+                continue
+            factor = math.sqrt((2 * l + 1) / (4 * math.pi) * math.factorial(l - m) / math.factorial(l + m))
+            middle = l * l + l - 1  # Column of order 0; degree 0 has none.
+            if m == 0:
+                bands[:, middle] = factor * legendre
+            else:
+                weighted = math.sqrt(2.0) * factor * legendre
+                bands[:, middle + m] = weighted * cosine
+                bands[:, middle - m] = weighted * sine
+        cosine, sine = x * cosine - y * sine, x * sine + y * cosine
+        first *= -(2 * m + 1)
+    return bands
+
+
+def half_turn_about_x(num_bands: int) -> Tensor:
+    """Return the factors (K,) by which a rotation by 180 degrees about x changes the coefficients.
+
+    The rotation maps (x, y, z) to (x, -y, -z). There each function of the basis is even or odd: its polynomial in z has
+    the parity of l - m, and the sines of negative orders are odd in y.
+    """
+    orders = [(degree, order) for degree in range(1, MAX_DEGREE + 1) for order in range(-degree, degree + 1)]
+    signs = [(-1.0) ** (degree + abs(order)) * (-1.0 if order < 0 else 1.0) for degree, order in orders]
+    return torch.tensor(signs[:num_bands])
