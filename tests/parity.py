@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,15 @@ def shapes(variant: str) -> dict[str, tuple[int, ...]]:
 
 
 def state(variant: str) -> dict[str, Tensor]:
-    """Return the synthetic checkpoint that the reference arrays belong to."""
+    """Return the synthetic checkpoint that the reference arrays belong to.
+
+    Drawing the full one takes many seconds. `scripts/gpu-check` does it once, and names the file in
+    `SHARP_TEST_WEIGHTS`.
+    """
+    drawn = Path(os.environ.get("SHARP_TEST_WEIGHTS", ""))
+    if variant == "full" and drawn.is_file():
+        loaded: dict[str, Tensor] = torch.load(drawn, mmap=True, weights_only=True)
+        return loaded
     return {name: torch.from_numpy(synthetic.parameter(name, shape)) for name, shape in shapes(variant).items()}
 
 
