@@ -44,7 +44,7 @@ def test_documented_commands_have_the_flags_that_they_use(document: Path) -> Non
 @pytest.mark.parametrize("file", [*DOCUMENTS, *YAML_FILES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_scripts_and_tests_that_are_mentioned_exist(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    mentioned = re.findall(r"(?<![\w/])((?:scripts|tests|sharp_cog|benchmarks)/[\w/.]*\w)(?![\w*{])", text)
+    mentioned = re.findall(r"(?<![\w/])((?:scripts|tests|sharp_cog|benchmarks)/[\w/.-]*\w)(?![\w*{-])", text)
     assert not [path for path in mentioned if not (ROOT / path).exists()]
 
 
