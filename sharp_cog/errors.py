@@ -19,6 +19,7 @@
     |   +-- DeviceError            device_failed        the process must be restarted
     +-- OutputError                cannot_write
     +-- BusyError                  busy                 503, with Retry-After: try again
+    |   +-- RateLimitError           rate_limited         429, with Retry-After
     +-- DeadlineError              deadline_exceeded    504
 
 A message names the value, the limit and the remedy. Exceptions of other libraries are translated where they enter.
@@ -85,6 +86,18 @@ class ResultTooLargeError(InputError):
     code = "result_too_large"
 
 
+class ForbiddenError(InputError):
+    """The service does not answer to the request's host name, or to pages of the request's origin."""
+
+    code = "forbidden"
+
+
+class UnauthorizedError(InputError):
+    """The request has no valid key."""
+
+    code = "unauthorized"
+
+
 class SettingError(SharpError):
     """An environment variable or a setting has a bad value."""
 
@@ -141,6 +154,12 @@ class BusyError(SharpError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimitError(BusyError):
+    """The caller has sent more requests than its rate allows."""
+
+    code = "rate_limited"
 
 
 class DeadlineError(SharpError):

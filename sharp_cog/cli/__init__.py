@@ -191,6 +191,14 @@ COMMANDS = {
             *setting_flags("model"),
             flag("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"),
             flag("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)"),
+            flag("--api-key", help=argparse.SUPPRESS),  # Understood, so that `serve` can say where the key belongs.
+            flag(
+                "--api-key-file",
+                metavar="FILE",
+                help="file with the keys that requests must have, one on each line (default: SHARP_API_KEY, which "
+                "other users cannot see, as they could a flag)",
+            ),
+            *setting_flags("allowed_hosts", "allowed_origins", "rate_limit"),
             *_NETWORK,
         ],
     ),

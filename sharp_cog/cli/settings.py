@@ -10,6 +10,7 @@ from sharp_cog.config.dataset import FIXED_FOLDERS, DatasetSettings
 from sharp_cog.config.options import OutputOptions, PredictOptions
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
 from sharp_cog.config.parameters import Parameter, parameters
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.config.settings import Settings
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -47,8 +48,8 @@ def format_flag() -> Flag:
 
 
 def setting_flags(*names: str) -> list[Flag]:
-    """Return the flags of these settings of the pipeline; a flag that is not given leaves the variable's value."""
-    named = {about.name: about for about in parameters(Settings)}
+    """Return the flags of these settings; a flag that is not given leaves the variable's value."""
+    named = {about.name: about for table in (Settings, ServiceSettings) for about in parameters(table)}
     return [
         flag(
             # No default, so that a flag that is not given is None and leaves the variable its turn.

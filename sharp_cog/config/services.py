@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,12 @@ _AT_LEAST_0 = (0, MAX_NUMBER)
 """Limits of a number that may be zero."""
 _AT_LEAST_1 = (1, MAX_NUMBER)
 """Limits of a number that must not be zero."""
+_KEY = re.compile(r"[!-~]+")
+"""Characters of a key: those that every client can send in a header."""
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+"""Name or address of a host, without brackets and port; `*.` stands for all names below."""
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")
+"""Origin as browsers send it: no path, not even a slash at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +60,39 @@ class ServiceSettings:
     fetch_private: bool = setting(
         "SHARP_FETCH_PRIVATE", False, "allow URLs at private addresses; only where you trust every caller"
     )
+    api_keys: tuple[str, ...] = setting(
+        "SHARP_API_KEY",
+        (),
+        "key that requests must have, or several keys, separated by commas; without one, everybody who reaches the "
+        "service may use it",
+        is_secret=True,
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        "SHARP_ALLOWED_HOSTS",
+        (),
+        "names under which clients may address the service, such as splats.example.com or *.example.com; by default "
+        "those of this machine if the service listens on this machine alone, else any",
+        accepts=lambda hosts: all(map(_HOST.fullmatch, hosts)),
+        remedy="give names or addresses without port, separated by commas, or *",
+        metavar="A,B",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        "SHARP_ALLOWED_ORIGINS",
+        (),
+        "origins of other sites whose pages may use the service (CORS), such as https://app.example.com, or * for all; "
+        "by default none",
+        accepts=lambda origins: all(map(_ORIGIN.fullmatch, origins)),
+        remedy="give origins such as https://app.example.com, without a path, separated by commas, or *",
+        metavar="A,B",
+    )
+    rate_limit: str = setting(
+        "SHARP_RATE_LIMIT",
+        "",
+        "predictions that each key, or each address without a key, may request, such as 30/minute; by default no limit",
+        accepts=re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)").fullmatch,
+        remedy="give a number and a unit of time, such as 30/minute",
+        metavar="N/TIME",
+    )
     runpod_sync_megabytes: float = setting(
         "SHARP_RUNPOD_SYNC_MEGABYTES",
         20.0,
@@ -92,6 +132,11 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        # Without the value, which is a secret.
+        if not all(map(_KEY.fullmatch, self.api_keys)):
+            raise SettingError(
+                "SHARP_API_KEY has a space or a character that is not ASCII: give a key of letters, digits and -._~"
+            )
         bucket = {
             "BUCKET_ENDPOINT_URL": self.bucket_endpoint_url,
             "BUCKET_ACCESS_KEY_ID": self.bucket_access_key_id,
@@ -111,13 +156,14 @@ class ServiceSettings:
         return bool(self.bucket_endpoint_url)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServiceSettings:
+    def from_environment(cls, environment: Mapping[str, str] | None = None, flags: object = None) -> ServiceSettings:
         """Read the variables; empty ones count as not set.
 
         Args:
             environment: Variables; None is the environment of the process.
+            flags: Parsed flags, which take precedence.
 
         Raises:
             SettingError: A variable has a bad value.
         """
-        return cls(**given(cls, environment))
+        return cls(**given(cls, environment, flags))

@@ -16,10 +16,13 @@ from sharp_cog import formats
 from sharp_cog.errors import (
     BusyError,
     DeadlineError,
+    ForbiddenError,
     InputError,
     NotInstalledError,
+    RateLimitError,
     RequestTooLargeError,
     SharpError,
+    UnauthorizedError,
 )
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.formats.limits import MAX_LENGTH_M, require_writable
@@ -149,7 +152,16 @@ def error_body(error: BaseException) -> dict[str, str]:
 def status_of(error: BaseException) -> int:
     """Return the HTTP status of an error."""
     # The first match counts, so a subclass comes before its base.
-    table = {RequestTooLargeError: 413, InputError: 422, NotInstalledError: 422, BusyError: 503, DeadlineError: 504}
+    table = {
+        RequestTooLargeError: 413,
+        UnauthorizedError: 401,
+        ForbiddenError: 403,
+        InputError: 422,
+        NotInstalledError: 422,
+        RateLimitError: 429,
+        BusyError: 503,
+        DeadlineError: 504,
+    }
     return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
 
 

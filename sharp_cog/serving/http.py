@@ -14,27 +14,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from sharp_cog import __version__
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.process import use_one_arena
 from sharp_cog.config.services import ServiceSettings
-from sharp_cog.errors import BusyError, DeadlineError, InputError, NotInstalledError, OptionError, SharpError
+from sharp_cog.errors import (
+    BusyError,
+    DeadlineError,
+    InputError,
+    NotInstalledError,
+    OptionError,
+    SharpError,
+    UnauthorizedError,
+)
 from sharp_cog.formats import FORMATS
 from sharp_cog.pipeline import output
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request as PredictionRequest
 from sharp_cog.serving import answers, inputs, openapi
+from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
-from sharp_cog.serving.transport import BodyLimit, TemporaryFileResponse, gzipped, reading_form, takes_gzip, unless_gone
+from sharp_cog.serving.transport import (
+    BodyLimit,
+    Guard,
+    TemporaryFileResponse,
+    gzipped,
+    reading_form,
+    takes_gzip,
+    unless_gone,
+)
 from sharp_cog.text import plain, quoted
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +61,8 @@ _LOG = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 HUNG_UP = 499
 """Status that proxies log for a client that has disconnected; nobody receives it."""
+OPEN_PATHS = ("/", "/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""Paths that need no key: health checks have none, and the page must load before it can ask for one."""
 NPZ = "application/x-npz"
 """Media type of numpy's arrays."""
 
@@ -100,11 +121,27 @@ def create_app(
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=_refusal)
+    # The middleware that is added last sees a request first.
+    gate = Gate(Access.from_settings(settings, open_paths=OPEN_PATHS), RateLimit(settings.rate_limit))
+    app.add_middleware(Guard, gate=gate, refuse=_refusal)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=(*KEY_HEADERS, "X-Request-Id"),
+            expose_headers=("Content-Disposition", "Retry-After", "X-Request-Id", "X-Sharp-Assumptions"),
+            # A site on the internet may be allowed to use a service on this machine, which browsers ask for separately.
+            allow_private_network=True,
+        )
     # Starlette raises an error again after the handler of `Exception`; a `SharpError` is only answered.
     for kind_of_error in (SharpError, Exception):
         app.add_exception_handler(kind_of_error, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     service = _Service(dispatcher, settings, metrics)
+    # `Guard` checks the key. These only describe it, so that clients and /docs know where it belongs.
+    schemes = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False))
+    described_key = [Security(scheme) for scheme in schemes] if settings.api_keys else []
 
     @app.get(
         "/", responses={200: {"content": {"text/html": {}}, "description": "what this service is; a page for browsers"}}
@@ -113,7 +150,7 @@ def create_app(
         # Browsers ask for HTML, programs do not. `Vary` keeps caches from giving one the answer of the other.
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Vary": "Accept"})
-        return JSONResponse(_about(dispatcher.pipeline), headers={"Vary": "Accept"})
+        return JSONResponse(_about(dispatcher.pipeline, settings), headers={"Vary": "Accept"})
 
     @app.get("/health", responses={503: {"description": "the model is being loaded, or could not be"}})
     async def health() -> JSONResponse:
@@ -133,12 +170,20 @@ def create_app(
     @app.get(
         "/metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}, "description": "for Prometheus"}},
+        dependencies=described_key,
+        responses={
+            200: {"content": {"text/plain": {}}, "description": "for Prometheus"},
+            **openapi.errors(401, 403),
+        },
     )
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type=Metrics.MEDIA_TYPE)
 
-    @app.get("/progress/{request_id}", responses={404: openapi.error("no such request is waiting or under way")})
+    @app.get(
+        "/progress/{request_id}",
+        dependencies=described_key,
+        responses={404: openapi.error("no such request is waiting or under way"), **openapi.errors(401, 403)},
+    )
     async def progress(request_id: str) -> JSONResponse:
         """Returns the stage of the prediction that was sent with this `X-Request-Id`."""
         found = dispatcher.progress(request_id)
@@ -148,6 +193,7 @@ def create_app(
 
     @app.post(
         "/predict",
+        dependencies=described_key,
         openapi_extra=openapi.form(),
         responses=openapi.responses(
             {"application/json": openapi.ARRAYS, NPZ: openapi.FILE},
@@ -162,6 +208,7 @@ def create_app(
     @app.post(
         "/predict/{output_format}",
         response_class=Response,  # So that the description has no JSON.
+        dependencies=described_key,
         openapi_extra=openapi.form(),
         responses=openapi.responses(
             {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()},
@@ -323,7 +370,7 @@ def _write(path: Path, prediction: Prediction) -> object:
     return prediction.write(path, output_format=prediction.options.output_format)
 
 
-def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
+def _about(pipeline: SharpPipeline | None, settings: ServiceSettings) -> dict[str, Any]:
     viewer_dir = pipeline.settings.viewer_dir if pipeline else None
     offered = []
     for format_ in FORMATS.values():
@@ -338,11 +385,16 @@ def _about(pipeline: SharpPipeline | None) -> dict[str, Any]:
         "endpoints": ["/", "/health", "/metrics", "/predict", "/predict/{format}", "/progress/{request_id}", "/docs"],
         "formats": offered,
         "needs_depth": pipeline is not None and pipeline.predictor.needs_depth,
+        "needs_key": bool(settings.api_keys),
     }
 
 
 def _refusal(error: Exception) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
+    headers = {}
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(answers.error_body(error), answers.status_of(error), headers=headers)
 
 

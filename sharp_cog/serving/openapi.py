@@ -13,6 +13,17 @@ _NOTES = {
     "save_internal_depth": " Only /predict takes it.",
 }
 """Notes about options that depend on the path."""
+_ERRORS = {
+    401: "The request has no valid key.",
+    403: "The service does not answer to the request's host name, or to pages of its origin.",
+    413: "The request is too large.",
+    422: "The image, the depth map or an option cannot be used.",
+    429: "The caller has used up its rate: try again after Retry-After.",
+    500: "The service failed.",
+    503: "The model is loading, or the queue is full: try again after Retry-After.",
+    504: "The prediction took too long.",
+}
+"""Errors of a prediction by their statuses."""
 _ERROR = {
     "type": "object",
     "required": ["error", "code"],
@@ -96,13 +107,6 @@ def responses(media_types: dict[str, dict[str, Any]], *, description: str) -> di
         media_types: Schema of the result by its media type.
         description: Description of the result.
     """
-    errors = {
-        413: "The request is too large.",
-        422: "The image, the depth map or an option cannot be used.",
-        500: "The service failed.",
-        503: "The model is loading, or the queue is full: try again after Retry-After.",
-        504: "The prediction took too long.",
-    }
     return {
         200: {
             "description": description,
@@ -114,8 +118,13 @@ def responses(media_types: dict[str, dict[str, Any]], *, description: str) -> di
             },
             "content": {name: {"schema": schema} for name, schema in media_types.items()},
         },
-        **{status: error(text) for status, text in errors.items()},
+        **errors(*_ERRORS),
     }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return error responses by their statuses."""
+    return {status: error(_ERRORS[status]) for status in statuses}
 
 
 def error(description: str) -> dict[str, Any]:

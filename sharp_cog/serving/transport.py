@@ -18,8 +18,9 @@ from starlette.datastructures import FormData, Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sharp_cog.errors import InputError, RequestTooLargeError
+from sharp_cog.errors import InputError, RequestTooLargeError, SharpError
 from sharp_cog.files.atomic import cannot_write, open_atomically
+from sharp_cog.serving.access import Gate
 from sharp_cog.text import quoted
 
 _T = TypeVar("_T")
@@ -51,9 +52,7 @@ class BodyLimit:
         length = Headers(scope=scope).get("content-length", "").strip()
         # Not `int` at once: Python refuses, or takes long for, a number of thousands of digits.
         if length.isascii() and length.isdigit() and _is_above(length, self._max_bytes):
-            refusal = self._refuse(error)
-            refusal.headers["Connection"] = "close"  # The body stays unread.
-            await refusal(scope, receive, send)
+            await send_unread(self._refuse(error), scope, receive, send)
             return
         # A body in chunks declares no length, so its bytes are counted as they come.
         num_bytes = 0
@@ -67,6 +66,40 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+class Guard:
+    """Middleware that refuses requests without access before their body is read.
+
+    It stands below the middleware of CORS, so that pages of allowed origins can read its refusals.
+    """
+
+    def __init__(self, app: ASGIApp, *, gate: Gate, refuse: Callable[[Exception], Response]) -> None:
+        self._app = app
+        self._gate = gate
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "http":
+            try:
+                self._gate.check(
+                    method=scope["method"],
+                    path=scope["path"].removeprefix(scope.get("root_path", "")),
+                    headers=Headers(scope=scope),
+                    address=(scope.get("client") or ("",))[0],
+                )
+            except SharpError as error:
+                await send_unread(self._refuse(error), scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def send_unread(refusal: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the refusal of a request whose body stays unread."""
+    if scope["method"] not in ("GET", "HEAD"):
+        refusal.headers["Connection"] = "close"
+    await refusal(scope, receive, send)
 
 
 def _is_above(digits: str, limit: int) -> bool:

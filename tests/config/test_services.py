@@ -26,6 +26,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_FETCH_MEGABYTES": "1.5",
         "SHARP_FETCH_SECONDS": "4",
         "SHARP_FETCH_PRIVATE": "on",
+        "SHARP_API_KEY": "sesame-1, sesame-2",
+        "SHARP_ALLOWED_HOSTS": "splats.example.com,*.example.org,::1",
+        "SHARP_ALLOWED_ORIGINS": "https://app.example.com,http://localhost:3000",
+        "SHARP_RATE_LIMIT": "30/minute",
         "SHARP_RUNPOD_SYNC_MEGABYTES": "15",
         "SHARP_RUNPOD_ASYNC_MEGABYTES": "5",
         "RUNPOD_WEBHOOK_POST_OUTPUT": "https://runpod.example/done",
@@ -36,7 +40,14 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_MODAL_TIMEOUT_SECONDS": "90",
     }
     settings = ServiceSettings.from_environment(environment)
-    values = [3, 12.5, 7, 0, 1.5, 4, True, 15, 5, "https://runpod.example/done", *BUCKET.values(), "T4", 60, 2, 90]
+    access = [
+        ("sesame-1", "sesame-2"),
+        ("splats.example.com", "*.example.org", "::1"),
+        ("https://app.example.com", "http://localhost:3000"),
+        "30/minute",
+    ]
+    runpod = [15, 5, "https://runpod.example/done", *BUCKET.values()]
+    values = [3, 12.5, 7, 0, 1.5, 4, True, *access, *runpod, "T4", 60, 2, 90]
     assert list(dataclasses.asdict(settings).values()) == values
     assert settings.has_bucket
     assert "sesame" not in repr(settings)
@@ -58,6 +69,13 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("SHARP_FETCH_PRIVATE", "perhaps"),
         ("SHARP_MODAL_CONCURRENCY", "0"),
         ("BUCKET_ENDPOINT_URL", "s3.example"),
+        ("SHARP_ALLOWED_HOSTS", "https://splats.example.com"),
+        ("SHARP_ALLOWED_HOSTS", "splats.example.com:8000"),
+        ("SHARP_ALLOWED_ORIGINS", "https://app.example.com/"),
+        ("SHARP_ALLOWED_ORIGINS", "app.example.com"),
+        ("SHARP_RATE_LIMIT", "30"),
+        ("SHARP_RATE_LIMIT", "0/minute"),
+        ("SHARP_RATE_LIMIT", "30/fortnight"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_variable(variable: str, text: str) -> None:
@@ -69,3 +87,10 @@ def test_a_bad_value_is_refused_with_its_variable(variable: str, text: str) -> N
 def test_a_bucket_needs_all_four_variables(missing: str) -> None:
     with pytest.raises(SettingError, match=f"^{missing} is not set, but other BUCKET_ variables are"):
         ServiceSettings.from_environment({**BUCKET, missing: ""})
+
+
+@pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "tab\tbed", "fine,not fine"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(SettingError, match="SHARP_API_KEY has a space or a character") as caught:
+        ServiceSettings.from_environment({"SHARP_API_KEY": key})
+    assert key not in str(caught.value)

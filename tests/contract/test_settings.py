@@ -63,6 +63,7 @@ def test_every_flag_of_a_command_is_read(command: str) -> None:
     for function, table in {
         "settings_from": Settings,
         "options_from": PredictOptions,
+        "ServiceSettings.from_environment": ServiceSettings,
         "DatasetSettings.build": DatasetSettings,
     }.items():
         if function in calls:

@@ -24,6 +24,6 @@ def test_the_form_has_files_addresses_and_options() -> None:
 
 def test_a_prediction_has_a_result_and_errors() -> None:
     responses = openapi.responses({"model/gltf-binary": openapi.FILE}, description="The splat.")
-    assert responses.keys() == {200, 413, 422, 500, 503, 504}
+    assert responses.keys() == {200, 401, 403, 413, 422, 429, 500, 503, 504}
     assert responses[200]["content"] == {"model/gltf-binary": {"schema": openapi.FILE}}
     assert responses[422]["content"]["application/json"]["schema"]["required"] == ["error", "code"]
