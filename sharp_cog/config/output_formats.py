@@ -85,6 +85,7 @@ OUTPUT_FORMATS = {
             name="sog",
             suffix=".sog",
             description="PlayCanvas's compressed format, WebP images in a zip: the smallest",
+            is_readable=True,
             megabytes=13,
         ),
         OutputFormat(
@@ -94,6 +95,7 @@ OUTPUT_FORMATS = {
             media_type="model/gltf-binary",
             axes="opengl",
             has_fixed_axes=True,
+            is_readable=True,
             megabytes=71,
             viewing_hint="to view it, open it in a glTF viewer that supports KHR_gaussian_splatting",
         ),

@@ -13,17 +13,20 @@ from sharp_cog.errors import OptionError, SplatError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
 from sharp_cog.formats.compressed_ply import is_compressed_ply, read_compressed_ply, write_compressed_ply
-from sharp_cog.formats.glb import write_glb
+from sharp_cog.formats.glb import read_glb, write_glb
+from sharp_cog.formats.gltf import is_glb
 from sharp_cog.formats.html import require_viewer, write_html
+from sharp_cog.formats.ksplat import is_ksplat, read_ksplat
 from sharp_cog.formats.limits import MAX_LENGTH_M
 from sharp_cog.formats.ply import read_ply, write_apple_ply, write_ply
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
-from sharp_cog.formats.sog import write_sog
+from sharp_cog.formats.sog import META, is_sog, read_sog, write_sog
 from sharp_cog.formats.splat import read_splat, write_splat
 from sharp_cog.formats.spz import read_spz, require_zstandard, write_spz
 from sharp_cog.geometry import transform
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.quaternions import to_matrix
 
 __all__ = [
     "CODECS",
@@ -46,14 +49,19 @@ class Codec:
     """The functions of a format.
 
     Attributes:
-        write: Writes Gaussians, the photograph's camera and their frame to a binary file.
+        write: Writes Gaussians, the photograph's camera and their frame to a binary file; None if the format can only
+            be read.
         read: Reads a file's content; None if the format can only be written.
         matches: Returns whether a file's content has the format, by its first bytes.
+        names: Ends of the names of files that are known to have the format by their names alone.
+        has_parts: Whether a file may name others beside it, so that `read` also takes its folder.
     """
 
-    write: Callable[..., None]
-    read: Callable[[bytes], Splat] | None = None
+    write: Callable[..., None] | None = None
+    read: Callable[..., Splat] | None = None
     matches: Callable[[bytes], bool] = lambda content: False
+    names: tuple[str, ...] = ()
+    has_parts: bool = False
 
 
 def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
@@ -65,14 +73,15 @@ CODECS = {
     "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, matches=is_compressed_ply),
     "ply": Codec(write=write_ply, read=read_ply, matches=_starts_with(b"ply")),
     "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Detected as ply.
-    "splat": Codec(write=write_splat, read=read_splat),  # Has no magic bytes: detected by its suffix.
+    "splat": Codec(write=write_splat, read=read_splat, names=(".splat",)),  # Has no magic bytes.
     "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
+    "sog": Codec(write=write_sog, read=read_sog, matches=is_sog, names=(META,), has_parts=True),
+    "glb": Codec(write=write_glb, read=read_glb, matches=is_glb, names=(".gltf",), has_parts=True),
+    "ksplat": Codec(read=read_ksplat, matches=is_ksplat),
     # Formats without a reader are matched too, so that `read` can name them in its refusal.
-    "sog": Codec(write=write_sog, matches=_starts_with(b"PK\x03\x04")),
-    "glb": Codec(write=write_glb, matches=_starts_with(b"glTF")),
     "html": Codec(write=write_html, matches=_starts_with(b"<!do", b"<!DO")),
 }
-"""Codecs by the format's name; the first one that matches a content reads it.
+"""Codecs by the name of the format; the first one that matches a content reads it.
 
 Videos are written by `sharp_cog.pipeline.output`, which is the only place that needs a renderer.
 """
@@ -131,8 +140,10 @@ def write(
     scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
     extra: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
     # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
+    writer = CODECS[format_.name].write
+    assert writer is not None
     with open_atomically(path) as file:
-        CODECS[format_.name].write(file, scene, camera, frame, **extra.get(format_.name, {}))
+        writer(file, scene, camera, frame, **extra.get(format_.name, {}))
     return path
 
 
@@ -172,15 +183,17 @@ def read(source: Path | str | bytes, *, axes: str = "auto") -> Splat:
     path = None if isinstance(source, bytes) else Path(source)
     content = source if isinstance(source, bytes) else read_bytes(Path(source), SplatError)
     name = detect(content, path)
-    reader = None if name is None else CODECS[name].read
-    if reader is None:
+    codec = Codec() if name is None else CODECS[name]
+    if codec.read is None:
         raise _refusal(content, path)
-    splat = reader(content)
+    splat = codec.read(content, path.parent) if codec.has_parts and path is not None else codec.read(content)
     frame = splat.frame or PHOTOGRAPH_FRAME
     # The camera's position is in the file's axes, so the translation comes before the rotation.
     x, y, z = frame.camera_position
     gaussians = transform.translate(splat.gaussians, (-x, -y, -z))
-    if (frame.axes if axes == "auto" else axes) == "opengl":
+    if axes == "auto" and frame.camera_rotation_wxyz is not None:
+        gaussians = transform.rotate(gaussians, to_matrix(frame.camera_rotation_wxyz).T)
+    elif (frame.axes if axes == "auto" else axes) == "opengl":
         gaussians = transform.opencv_to_opengl(gaussians)
     # `Splat` has checked the values of the file, but their distance from the camera may overflow.
     if not gaussians.means.isfinite().all():
@@ -194,18 +207,21 @@ def read(source: Path | str | bytes, *, axes: str = "auto") -> Splat:
 def detect(content: bytes, path: Path | None = None) -> str | None:
     """Return the name of the readable format of a file's content; None for anything else.
 
-    All plain .ply files count as `ply`. A .splat has no magic bytes and is detected by the suffix of `path`.
+    All plain .ply files count as `ply`. Formats without magic bytes, such as .splat, are detected by the name of
+    `path`.
     """
     for name, codec in CODECS.items():
-        # A match without a reader may be chance: the first coordinate of a .splat may have the bytes `glTF`.
+        # A match without a reader may be chance: the first coordinate of a .splat may have the bytes `<!do`.
         if codec.read is not None and codec.matches(content):
             return name
-    return "splat" if path is not None and path.suffix.lower() == FORMATS["splat"].suffix else None
+    file_name = "" if path is None else path.name.lower()
+    return next((name for name, codec in CODECS.items() if codec.names and file_name.endswith(codec.names)), None)
 
 
 def _refusal(content: bytes, path: Path | None) -> SplatError:
     """Return the error for a content that no codec reads."""
-    suffixes = ", ".join(dict.fromkeys(format_.suffix for format_ in FORMATS.values() if format_.is_readable))
+    readable = [format_.suffix for format_ in FORMATS.values() if format_.is_readable]
+    suffixes = ", ".join(dict.fromkeys([*readable, *(f".{name}" for name in CODECS if name not in FORMATS)]))
     for name, codec in CODECS.items():
         if codec.matches(content):
             return SplatError(f"{FORMATS[name].suffix} can be written but not read: use the same splat as {suffixes}")

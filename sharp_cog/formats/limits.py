@@ -21,6 +21,8 @@ MIN_SCALE_M = torch.finfo(torch.float32).tiny
 """Smallest scale that is written, in metres."""
 MAX_LENGTH_M = 1e38
 """Largest coordinate and scale, in metres: differences and exponentials of logarithms stay finite in float32."""
+MAX_EXPANDED_GAUSSIANS = 10_000_000
+"""Maximum number of Gaussians that are read from a format that stores many of them in few bytes."""
 MAX_UNIT_ERROR = 1e-4
 """Maximum difference of a quaternion's length from 1; rounding in float32 causes a thousandth of it."""
 

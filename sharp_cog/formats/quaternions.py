@@ -46,6 +46,9 @@ def restore_largest(largest: Tensor, others: Tensor) -> Tensor:
 
 def to_unit(quaternions_wxyz: Tensor) -> Tensor:
     """Return unit quaternions (N, 4) with w >= 0; four zeros, which only broken files hold, become no rotation."""
-    is_zero = (quaternions_wxyz == 0).all(dim=1, keepdim=True)
+    # Other tools write quaternions of any length. Squares of very large or small components would over- or underflow.
+    largest = quaternions_wxyz.abs().amax(dim=1, keepdim=True)
+    is_ordinary = (largest > 1e-9) & (largest < 1e9)
     identity = quaternions_wxyz.new_tensor([1.0, 0.0, 0.0, 0.0])
-    return canonicalize(torch.nn.functional.normalize(torch.where(is_zero, identity, quaternions_wxyz), dim=1))
+    scaled = torch.where(largest == 0, identity, quaternions_wxyz / torch.where(is_ordinary, 1.0, largest))
+    return canonicalize(torch.nn.functional.normalize(scaled, dim=1))

@@ -1,8 +1,11 @@
-"""PlayCanvas' SOG, version 2: a zip of lossless WebP images with one Gaussian per pixel.
+"""PlayCanvas' SOG: lossless WebP images with one Gaussian per pixel, in a zip or in a folder.
 
-The layout is specified at https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog/. The page leaves
-some details open; there, this module follows PlayCanvas' readers: scales are natural logarithms, quaternions are stored
-in the order w x y z, and coordinates are those of a .ply, unchanged.
+The layout of version 2 is specified at https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog/.
+The page leaves some details open; there, this module follows PlayCanvas' readers: scales are natural logarithms,
+quaternions are stored in the order w x y z, and coordinates are those of a .ply, unchanged. Version 1, which is only
+read, has no version number, and ranges in place of codebooks.
+
+The photograph's camera has the names that are proposed at https://github.com/playcanvas/splat-transform/issues/319.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import math
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,13 +25,21 @@ from PIL import Image
 from torch import Tensor
 
 import sharp_cog
-from sharp_cog.errors import OutputError
+from sharp_cog.errors import OutputError, SplatError
+from sharp_cog.formats.archive import ZIP_MAGIC, Archive, ReadFile, files_beside
+from sharp_cog.formats.limits import MAX_EXPANDED_GAUSSIANS
 from sharp_cog.formats.ply import SH_C0, vertex_block
-from sharp_cog.formats.quaternions import drop_largest
-from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, camera_fields
+from sharp_cog.formats.quaternions import drop_largest, restore_largest, to_unit
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat, camera_fields, camera_from_fields, pose_from_fields
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.transform import FAR_SHARE, FOCUS_SHARE, NEAR_SHARE, depths_ahead
+from sharp_cog.imaging.color import srgb_to_linear
+from sharp_cog.imaging.pixels import DECODER_ERRORS
+from sharp_cog.text import plain, quoted, read_json, reason_of
 
+META = "meta.json"
+"""Name of the file that describes the images."""
 CODEBOOK_SIZE = 256
 """Number of levels of a codebook."""
 QUATERNION_MODE = 252
@@ -40,6 +52,19 @@ _GRID_WIDTH = 768
 space are neighbours in the image, which compresses best."""
 _MAX_GRID_HEIGHT = 4096
 """Maximum height of images of that width: some phones have no taller textures. Larger splats get square images."""
+
+_IMAGE_FORMATS = ("WEBP", "PNG")
+"""Formats of images that are read: WebP, and another lossless one, which the specification allows."""
+_DIRECTORY_BYTES = 1 << 16
+"""Bytes at the end of a zip in which its list of names is searched."""
+_MIN_LIMIT_PX = 1 << 21
+"""Number of pixels that an image may have whatever the number of Gaussians: a palette may be larger than they are."""
+_MAX_NUMBER = 1e30
+"""Largest number in the metadata: its differences and products are finite in float32."""
+_PALETTE_COLUMNS = 64
+"""Entries of a palette of spherical harmonics in a row of its image; each has a pixel for each harmonic."""
+_PALETTE_BANDS = (3, 8, 15)
+"""Numbers of spherical harmonics above degree 0 that a palette can have, for the degrees 1 to 3."""
 
 _NUM_BINS = 4096
 """Number of histogram bins to which a codebook is fitted."""
@@ -70,7 +95,7 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         "frame": {"axes": frame.axes, "camera_position": frame.camera_position},
     }
     if camera is not None:
-        meta["camera"] = camera_fields(camera)
+        meta["camera"] = _camera_block(camera, frame, gaussians)
     low, high, meta["means"] = _pack_means(torch.from_numpy(block[:, 0:3]))
     scales, meta["scales"] = _pack_scales(block[:, 7:10])
     colors, meta["sh0"] = _pack_colors(torch.from_numpy(block[:, 3:7]))
@@ -90,6 +115,34 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
             _add(archive, "meta.json", json.dumps(meta, separators=(",", ":")).encode("ascii"))
             for name, content in zip(images, encoded, strict=True):
                 _add(archive, name, content)
+
+
+def _camera_block(camera: Camera, frame: Frame, gaussians: Gaussians) -> dict[str, Any]:
+    """Return the camera of the photograph in the names of the proposal.
+
+    The camera rests at `position` and has OpenCV axes, which the quaternion x y z w rotates into those of the file.
+    """
+    block: dict[str, Any] = {
+        **camera_fields(camera),
+        "convention": "opencv",
+        "rig": "camera",
+        "rest": {
+            "position": frame.camera_position,
+            "rotation": (1.0, 0.0, 0.0, 0.0) if frame.axes == "opengl" else (0.0, 0.0, 0.0, 1.0),
+        },
+        "intrinsics": {
+            "fx": camera.focal_length_px,
+            "fy": camera.focal_length_px,
+            "cx": camera.width / 2,
+            "cy": camera.height / 2,
+            "width": camera.width,
+            "height": camera.height,
+        },
+    }
+    if frame == PHOTOGRAPH_FRAME:  # Elsewhere, depths are no coordinates.
+        near_m, focus_m, far_m = depths_ahead(gaussians, NEAR_SHARE, FOCUS_SHARE, FAR_SHARE)
+        block["focus"] = {"point": (0.0, 0.0, focus_m), "near_m": near_m, "far_m": far_m, "source": "auto"}
+    return block
 
 
 def _image_size(count: int) -> tuple[int, int]:
@@ -186,3 +239,212 @@ def _encode(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Add a file with a fixed date, so that the same splat always has the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def is_sog(content: bytes) -> bool:
+    """Return whether a content is a zip with a `meta.json`, whose name is also near the end of the zip."""
+    return content.startswith(ZIP_MAGIC) and META.encode() in content[-_DIRECTORY_BYTES:]
+
+
+def read_sog(content: bytes, folder: Path | None = None) -> Splat:
+    """Read a SOG of version 1 or 2, in a zip or in a folder.
+
+    Args:
+        content: A zip, or the content of a `meta.json`.
+        folder: Folder of that `meta.json`, with its images.
+
+    Returns:
+        The Gaussians in the file's order.
+
+    Raises:
+        SplatError: The content is not a SOG, is broken or truncated, or an image is missing.
+    """
+    if content.startswith(ZIP_MAGIC):
+        archive = Archive(content, ".sog")
+        # Some zips hold a folder in place of its files.
+        names = [name for name in archive.names if name.rpartition("/")[2] == META]
+        if not names:
+            raise SplatError(f"the zip has no {META}: it is not a .sog")
+        nearest = min(names, key=lambda name: (name.count("/"), name))
+        prefix, content = nearest.removesuffix(META), archive.read(nearest)
+        meta = _Meta(content, lambda name: archive.read(prefix + name))
+    else:
+        meta = _Meta(content, files_beside(folder, META))
+    return Splat(gaussians=_gaussians(meta), camera=meta.camera(), frame=meta.frame())
+
+
+class _Meta:
+    """The parsed `meta.json`, and the images that it names; methods raise `SplatError` where something is broken.
+
+    Args:
+        content: The JSON.
+        read_file: Reads an image by its name.
+    """
+
+    def __init__(self, content: bytes, read_file: ReadFile) -> None:
+        self._read_file = read_file
+        try:
+            values = read_json(content)
+        except ValueError as error:
+            raise SplatError(f"the {META} of the .sog is no JSON: {reason_of(error)}") from error
+        self._values: dict[str, Any] = values if isinstance(values, dict) else {}
+        self.version = self._values.get("version", 1)
+        if self.version not in (1, 2):
+            raise SplatError(f"the .sog has version {quoted(self.version)}: 1 and 2 can be read")
+        shape = [self._values.get("count")] if self.version == 2 else self._part("means").get("shape")
+        count = shape[0] if isinstance(shape, list) and shape else None
+        if not isinstance(count, int) or count < 0:
+            raise _broken(f"its number of Gaussians is {quoted(count)}")
+        if count > MAX_EXPANDED_GAUSSIANS:
+            raise SplatError(f"the .sog promises {count} Gaussians, the limit is {MAX_EXPANDED_GAUSSIANS}: split it")
+        self.count = count
+
+    def has(self, part: str) -> bool:
+        return self._values.get(part) is not None
+
+    def _part(self, part: str) -> dict[str, Any]:
+        values = self._values.get(part)
+        if not isinstance(values, dict):
+            raise _broken(f"{META} has no {part}")
+        return values
+
+    def numbers(self, part: str, name: str, num: int) -> NDArray[np.float32]:
+        """Return a list of numbers; a single number stands for equal ones."""
+        values = self._part(part).get(name)
+        # Early writers left the first level out, and PlayCanvas' engine continues the others downwards.
+        if name == "codebook" and isinstance(values, list) and len(values) == num and values[0] is None:
+            values = [_below(values[1], values[-1]), *values[1:]]
+        try:
+            numbers = np.array([values] * num if isinstance(values, (int, float)) else values, dtype=np.float64)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise _broken(f"{name} of {part} is no list of numbers") from error
+        # Values of positions and scales are logarithms: those beyond the limit have no finite exponential in float32.
+        if numbers.shape != (num,) or not (np.abs(numbers) <= _MAX_NUMBER).all():
+            raise _broken(f"{name} of {part} is no list of {num} numbers up to {_MAX_NUMBER:g}")
+        return numbers.astype(np.float32)
+
+    def levels(self, part: str, num_channels: int) -> NDArray[np.float32]:
+        """Return the values of the 256 codes of each channel, (256, channels)."""
+        if self.version == 2:
+            return np.repeat(self.numbers(part, "codebook", CODEBOOK_SIZE)[:, None], num_channels, axis=1)
+        low, high = (self.numbers(part, name, num_channels) for name in ("mins", "maxs"))
+        return low + (high - low) * np.linspace(0, 1, CODEBOOK_SIZE, dtype=np.float32)[:, None]
+
+    def images(self, part: str, num_images: int, mode: str) -> list[NDArray[np.uint8]]:
+        """Return a property's images, (height, width, channels) each."""
+        names = self._part(part).get("files")
+        if not isinstance(names, list) or len(names) < num_images or not all(isinstance(name, str) for name in names):
+            raise _broken(f"{part} does not name {num_images} files")
+        with ThreadPoolExecutor(num_images) as executor:  # Pillow releases the GIL while it decodes.
+            return list(executor.map(lambda name: self._image(name, mode), names[:num_images]))
+
+    def _image(self, name: str, mode: str) -> NDArray[np.uint8]:
+        try:
+            with Image.open(io.BytesIO(self._read_file(name)), formats=_IMAGE_FORMATS) as image:
+                if image.width * image.height > max(2 * self.count, _MIN_LIMIT_PX):
+                    raise _broken(f"{plain(name)} has {image.width} x {image.height} pixels for {self.count} Gaussians")
+                return np.asarray(image.convert(mode))
+        except (Image.DecompressionBombError, *DECODER_ERRORS) as error:
+            raise SplatError(f"{plain(name)} of the .sog cannot be decoded: {reason_of(error)}") from error
+
+    def pixels(self, part: str, num_images: int, mode: str) -> list[NDArray[np.uint8]]:
+        """Return the pixels of the Gaussians in a property's images, (N, channels) each."""
+        found = []
+        for image in self.images(part, num_images, mode):
+            pixels = image.reshape(-1, image.shape[-1])
+            if len(pixels) < self.count:
+                raise _broken(f"an image of {part} has {len(pixels)} pixels for {self.count} Gaussians")
+            found.append(pixels[: self.count])
+        return found
+
+    def camera(self) -> Camera | None:
+        return camera_from_fields(self._values.get("camera"), ".sog")
+
+    def frame(self) -> Frame | None:
+        """Return the frame, which our own field states, or the pose of the camera; None without either."""
+        stated, camera = self._values.get("frame"), self._values.get("camera")
+        if isinstance(stated, dict) and stated.get("axes") in ("opencv", "opengl"):
+            pose = pose_from_fields(stated.get("camera_position", (0, 0, 0)), (0, 0, 0, 1), ".sog")
+            return Frame(axes=stated["axes"], camera_position=pose.camera_position)
+        rest = camera.get("rest") if isinstance(camera, dict) and camera.get("convention") == "opencv" else None
+        if not isinstance(rest, dict):
+            return None
+        return pose_from_fields(rest.get("position", (0, 0, 0)), rest.get("rotation", (0, 0, 0, 1)), ".sog")
+
+
+def _broken(fault: str) -> SplatError:
+    return SplatError(f"the .sog is broken: {fault}")
+
+
+def _below(second: object, last: object) -> object:
+    """Return the level below the second one at the levels' mean distance."""
+    if isinstance(second, (int, float)) and isinstance(last, (int, float)):
+        return second + (second - last) / (CODEBOOK_SIZE - 1)
+    return None
+
+
+def _gaussians(meta: _Meta) -> Gaussians:
+    # All images are decoded, and refused where they are broken, before any value is computed.
+    low, high = meta.pixels("means", 2, "RGB")
+    (scale_codes,) = meta.pixels("scales", 1, "RGB")
+    (quaternions,) = meta.pixels("quats", 1, "RGBA")
+    (rgba,) = meta.pixels("sh0", 1, "RGBA")
+    harmonics = _harmonics(meta) if meta.has("shN") else None
+    levels = meta.levels("sh0", 3 if meta.version == 2 else 4)
+    colors = torch.from_numpy(_look_up(levels, rgba[:, :3])).mul_(SH_C0).add_(0.5)
+    if meta.version == 2:
+        opacities = torch.from_numpy(rgba[:, 3].astype(np.float32)).div_(255.0)
+    else:
+        opacities = torch.from_numpy(levels[rgba[:, 3], 3]).sigmoid()
+    return Gaussians(
+        means=_unpack_means(low, high, *(meta.numbers("means", name, 3) for name in ("mins", "maxs"))),
+        scales=torch.from_numpy(_look_up(meta.levels("scales", 3), scale_codes)).exp_(),
+        quaternions_wxyz=_unpack_quaternions(quaternions),
+        colors_linear=srgb_to_linear(colors),
+        opacities=opacities,
+        harmonics=harmonics,
+    )
+
+
+def _unpack_means(
+    low: NDArray[np.uint8], high: NDArray[np.uint8], mins: NDArray[np.float32], maxs: NDArray[np.float32]
+) -> Tensor:
+    """Reverse `_pack_means`."""
+    means = np.empty(low.shape, dtype=np.float32)
+    for axis in range(3):
+        # float64, because float32 would add some hundredths of a code of rounding error.
+        logs = np.linspace(mins[axis], maxs[axis], 1 << 16)
+        with np.errstate(over="ignore"):  # `Splat` refuses positions that are not finite.
+            values = np.copysign(np.expm1(np.abs(logs)), logs).astype(np.float32)
+        means[:, axis] = values[low[:, axis] | high[:, axis].astype(np.uint16) << 8]
+    return torch.from_numpy(means)
+
+
+def _look_up(levels: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the values of codes (N, C) by the levels (256, C or more) of each channel."""
+    return np.stack([levels[codes[:, channel], channel] for channel in range(codes.shape[1])], axis=-1)
+
+
+def _unpack_quaternions(rgba: NDArray[np.uint8]) -> Tensor:
+    """Reverse `_pack_quaternions`; like PlayCanvas' readers, take an unknown index for no rotation."""
+    pixels = torch.from_numpy(rgba.copy())
+    largest = pixels[:, 3].long() - QUATERNION_MODE
+    others = pixels[:, :3].float().div_(255.0).sub_(0.5).mul_(math.sqrt(2.0))
+    restored = restore_largest(largest.clamp(min=0), others)
+    return to_unit(torch.where(largest.unsqueeze(1) < 0, restored.new_tensor([1.0, 0.0, 0.0, 0.0]), restored))
+
+
+def _harmonics(meta: _Meta) -> Tensor:
+    """Return the spherical harmonics, (N, K, 3): each Gaussian has the label of an entry of a palette."""
+    entries, label_image = meta.images("shN", 2, "RGB")
+    num_bands = entries.shape[1] // _PALETTE_COLUMNS
+    if num_bands not in _PALETTE_BANDS or entries.shape[1] != _PALETTE_COLUMNS * num_bands:
+        raise _broken(f"its palette of spherical harmonics is {entries.shape[1]} pixels wide")
+    pairs = label_image.reshape(-1, 3)[: meta.count]
+    if len(pairs) < meta.count:
+        raise _broken(f"an image of shN has {len(pairs)} pixels for {meta.count} Gaussians")
+    palette = _look_up(meta.levels("shN", 3), entries.reshape(-1, 3)).reshape(-1, num_bands, 3)
+    labels = pairs[:, 0] | pairs[:, 1].astype(np.uint16) << 8
+    # Like PlayCanvas' readers, take a label beyond the palette for no harmonics.
+    palette = np.concatenate([palette, np.zeros((1, num_bands, 3), dtype=np.float32)])
+    return torch.from_numpy(palette[np.minimum(labels, len(palette) - 1)])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sharp_cog.geometry.gaussians import MAX_DEGREE, NUM_BANDS
@@ -61,3 +63,26 @@ def half_turn_about_x(num_bands: int) -> Tensor:
     orders = [(degree, order) for degree in range(1, MAX_DEGREE + 1) for order in range(-degree, degree + 1)]
     signs = [(-1.0) ** (degree + abs(order)) * (-1.0 if order < 0 else 1.0) for degree, order in orders]
     return torch.tensor(signs[:num_bands])
+
+
+def rotated(harmonics: Tensor, rotation: NDArray[np.float64]) -> Tensor:
+    """Return the coefficients after a rotation of the scene.
+
+    A rotation maps the functions of a degree to sums of each other. Those sums follow exactly from the values of the
+    functions in more directions than there are functions: f(R^T d) of the old coefficients is f(d) of the new ones.
+
+    Args:
+        harmonics: (N, K, 3).
+        rotation: (3, 3), orthogonal with determinant 1; it maps old coordinates to new ones.
+    """
+    num_bands = harmonics.shape[1]
+    degree = NUM_BANDS.index(num_bands)
+    # Directions on a spiral, which no rotation maps onto a plane or a cone.
+    steps = torch.arange(4 * num_bands, dtype=torch.float64)
+    z = 1.0 - (2.0 * steps + 1.0) / len(steps)
+    azimuth = steps * math.pi * (3.0 - math.sqrt(5.0))
+    radius = (1.0 - z * z).sqrt()
+    directions = torch.stack([radius * azimuth.cos(), radius * azimuth.sin(), z], dim=-1)
+    before = basis(directions @ torch.from_numpy(rotation), degree)
+    change = torch.linalg.lstsq(basis(directions, degree), before).solution
+    return torch.einsum("kj,njc->nkc", change.to(harmonics.device, harmonics.dtype), harmonics)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
-from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.geometry.harmonics import half_turn_about_x
-from sharp_cog.geometry.quaternions import canonicalize
+from sharp_cog.geometry.gaussians import NUM_BANDS, Gaussians
+from sharp_cog.geometry.harmonics import half_turn_about_x, rotated
+from sharp_cog.geometry.quaternions import canonicalize, from_matrix, multiply
 
 NEAR_SHARE = 0.05
 """Quantile of depth that stands for the nearest objects; the very nearest Gaussian may be a stray one."""
@@ -19,6 +23,9 @@ FOCUS_SHARE = 0.5
 
 FAR_SHARE = 0.95
 """Quantile of depth that stands for the farthest objects."""
+
+MAX_SHEAR = 1e-4
+"""Largest relative difference of squared lengths that counts as rounding in a map that keeps shapes."""
 
 
 def scale_and_center(
@@ -44,11 +51,69 @@ def scale_and_center(
     return translate(scaled, (x, y, z)), (x, y, z)
 
 
+def concatenate(parts: Sequence[Gaussians]) -> Gaussians:
+    """Return one scene with the Gaussians of several, in their order; harmonics that only some have are zero."""
+    if len(parts) == 1:
+        return parts[0]
+    empty = torch.empty(0, 3)
+    without = Gaussians(
+        means=empty, scales=empty, quaternions_wxyz=torch.empty(0, 4), colors_linear=empty, opacities=torch.empty(0)
+    )
+    joined = {name: torch.cat([getattr(part, name) for part in (without, *parts)]) for name in without.tensors()}
+    num_bands = max((NUM_BANDS[part.degree] for part in parts), default=0)
+    if not num_bands:
+        return Gaussians(**joined)
+    harmonics = torch.zeros(len(joined["means"]), num_bands, 3)
+    for part, end in zip(parts, accumulate(map(len, parts)), strict=True):
+        if part.harmonics is not None:
+            harmonics[end - len(part) : end, : part.harmonics.shape[1]] = part.harmonics
+    return Gaussians(**joined, harmonics=harmonics)
+
+
 def translate(gaussians: Gaussians, offset: tuple[float, float, float]) -> Gaussians:
     """Add an offset (x, y, z) in metres to all positions."""
     if not any(offset):
         return gaussians
     return replace(gaussians, means=gaussians.means + gaussians.means.new_tensor(offset))
+
+
+def rotate(gaussians: Gaussians, rotation: NDArray[np.float64]) -> Gaussians:
+    """Rotate a scene about the origin.
+
+    Args:
+        gaussians: Any scene.
+        rotation: (3, 3), orthogonal with determinant 1; it maps old coordinates to new ones.
+    """
+    turn = gaussians.means.new_tensor(rotation)
+    first = gaussians.quaternions_wxyz.new_tensor(from_matrix(rotation)).expand_as(gaussians.quaternions_wxyz)
+    turned = normalize(multiply(first, gaussians.quaternions_wxyz), dim=-1)
+    return replace(
+        gaussians,
+        means=gaussians.means @ turn.T,
+        quaternions_wxyz=canonicalize(turned),
+        harmonics=None if gaussians.harmonics is None else rotated(gaussians.harmonics, rotation),
+    )
+
+
+def place(gaussians: Gaussians, matrix: NDArray[np.float64]) -> Gaussians:
+    """Apply an affine map that keeps shapes: a rotation, one scale for all axes, and a translation.
+
+    Args:
+        gaussians: Any scene.
+        matrix: (4, 4), finite, for column vectors.
+
+    Raises:
+        ValueError: The map mirrors, shears, scales the axes unevenly, or is not invertible.
+    """
+    linear = matrix[:3, :3]
+    scale = float(np.cbrt(max(np.linalg.det(linear), 0.0)))
+    # Matrices in files often have the precision of float32.
+    if scale <= 0 or np.abs(linear @ linear.T / scale**2 - np.eye(3)).max() > MAX_SHEAR:
+        raise ValueError("the map mirrors, shears or scales the axes unevenly")
+    turned = rotate(gaussians, linear / scale)
+    scaled = replace(turned, means=turned.means * scale, scales=turned.scales * scale)
+    x, y, z = matrix[:3, 3].tolist()
+    return translate(scaled, (x, y, z))
 
 
 def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:

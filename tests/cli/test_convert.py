@@ -65,21 +65,21 @@ def test_convert_to_apples_layout_assumes_a_camera_where_none_is_known(
 def test_errors_of_convert_name_the_cause_and_leave_the_source_alone(
     splat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("convert", splat, tmp_path / "room.sog") == 0
+    (tmp_path / "room.html").write_text("<!doctype html>")
     before = splat.read_bytes()
     cases: dict[str, list[object]] = {
         "is the splat that is read": [splat, splat],
         "has no suffix of .ply": [splat, tmp_path / "room.obj"],
         "cannot be read": [tmp_path / "none.ply", tmp_path / "out.sog"],
-        "can be written but not read": [tmp_path / "room.sog", tmp_path / "out.ply"],
-        "use .ply, .compressed.ply, .splat, .spz": [EXAMPLES / "room.jpg", tmp_path / "out.ply"],
+        "can be written but not read": [tmp_path / "room.html", tmp_path / "out.ply"],
+        "use .ply, .compressed.ply, .splat, .spz, .sog, .glb, .ksplat": [EXAMPLES / "room.jpg", tmp_path / "out.ply"],
         "give a number from 1e-06": [splat, tmp_path / "out.ply", "--scale", "0"],
     }
     for message, arguments in cases.items():
         assert run("convert", *arguments) == 2
         assert message in capsys.readouterr().err
     assert splat.read_bytes() == before
-    assert names(tmp_path) == ["room.ply", "room.sog"]
+    assert names(tmp_path) == ["room.html", "room.ply"]
 
 
 def test_the_axes_of_the_source_can_be_given(splat: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_info_of_a_splat(predictor: StubPredictor, tmp_path: Path, capsys: pytes
     assert set(facts["opacity_quantiles"].values()) == {0.5}
 
 
-@pytest.mark.parametrize("suffix", [".compressed.ply", ".splat", ".spz"])
+@pytest.mark.parametrize("suffix", [".compressed.ply", ".splat", ".spz", ".sog", ".glb"])
 def test_info_of_every_format_that_is_read(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gaussians = random_gaussians(300)
     gaussians.means[:, 2].abs_().add_(1.0)

@@ -26,7 +26,7 @@ from tests.splats import CAMERA, degrees_between, srgb_of
 
 CASES = [*DECODERS, "spz4"]
 """Formats that have a decoder; `spz4` is version 4 of spz."""
-READABLE = ("ply", "apple_ply", "compressed_ply", "splat", "spz")
+READABLE = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb")
 SORTING = ("compressed_ply", "splat")
 """Formats that change the order of the Gaussians."""
 FIELDS = ("means", "scales", "quaternions_wxyz", "colors_linear", "opacities")
@@ -118,7 +118,9 @@ def written(case: str, gaussians: Gaussians, *, camera: Camera | None = CAMERA, 
     format_ = formats.FORMATS[chosen.output_format]
     scene, frame = formats.to_output_frame(gaussians, chosen, default_axes=format_.axes)
     extra: dict[str, dict[str, Any]] = {"spz": {"version": chosen.spz_version}, "html": {"viewer_dir": viewer_dir()}}
-    formats.CODECS[format_.name].write(file, scene, camera, frame, **extra.get(format_.name, {}))
+    writer = formats.CODECS[format_.name].write
+    assert writer is not None
+    writer(file, scene, camera, frame, **extra.get(format_.name, {}))
     return file.getvalue()
 
 

@@ -36,8 +36,8 @@ from tests.splats import CAMERA, SIZES, degrees_between, extreme_gaussians, rand
 
 
 def test_every_format_but_video_has_a_codec() -> None:
-    assert set(CODECS) == set(FORMATS) - {"mp4"}
-    assert {name for name, codec in CODECS.items() if codec.read} == {
+    assert {name for name, codec in CODECS.items() if codec.write} == set(FORMATS) - {"mp4"}
+    assert {name for name, codec in CODECS.items() if codec.read} - {"ksplat"} == {
         name for name, format_ in FORMATS.items() if format_.is_readable
     }
 
@@ -113,7 +113,7 @@ def test_axes_centre_and_scale_are_applied(case: str, axes: str, center: bool) -
     assert degrees_between(decoded.wxyz, rotated).max() <= TOLERANCES[case].degrees
 
 
-@pytest.mark.parametrize("case", ["ply", "compressed_ply"])
+@pytest.mark.parametrize("case", ["ply", "compressed_ply", "sog"])
 @pytest.mark.parametrize("axes", ["opencv", "opengl"])
 @pytest.mark.parametrize("center", [False, True])
 def test_a_file_that_states_its_frame_is_read_into_the_photographs(case: str, axes: str, center: bool) -> None:
@@ -121,7 +121,7 @@ def test_a_file_that_states_its_frame_is_read_into_the_photographs(case: str, ax
     splat = read(written(case, gaussians, axes=axes, center=center))
     assert splat.camera == CAMERA
     nearest = [(gaussians.means - mean).norm(dim=1).min().item() for mean in splat.gaussians.means]
-    assert max(nearest) < (0.02 if case == "compressed_ply" else 1e-5)
+    assert max(nearest) < (1e-5 if case == "ply" else 0.02)
 
 
 def test_axes_that_a_file_does_not_state_can_be_given(tmp_path: Path) -> None:
@@ -190,13 +190,13 @@ def test_a_splat_without_a_camera_stores_none() -> None:
     for case in ("ply", "compressed_ply", "sog", "glb", "splat", "spz"):
         content = written(case, random_gaussians(5), camera=None)
         assert b"focal_length_px" not in content
-        if case in ("ply", "compressed_ply", "spz"):
+        if case != "splat":
             assert read(content).camera is None
 
 
 def test_the_camera_survives() -> None:
     camera = Camera(width=3, height=4000, focal_length_px=9.5)
-    for case in ("ply", "apple_ply", "compressed_ply"):
+    for case in ("ply", "apple_ply", "compressed_ply", "sog", "glb"):
         assert read(written(case, random_gaussians(5), camera=camera)).camera == camera
 
 
@@ -218,11 +218,10 @@ def test_formats_are_detected_by_their_content(case: str, tmp_path: Path) -> Non
     assert formats.detect(content) == {"splat": None, "apple_ply": "ply"}.get(case, case)
 
 
-@pytest.mark.parametrize("case", ["sog", "glb", "html"])
-def test_formats_that_can_only_be_written_are_named(case: str) -> None:
-    content = written(case, random_gaussians(3))
+def test_formats_that_can_only_be_written_are_named() -> None:
+    content = written("html", random_gaussians(3))
     assert formats.detect(content) is None
-    with pytest.raises(SplatError, match=rf"\.{case} can be written but not read: use .*\.ply, \.splat, \.spz"):
+    with pytest.raises(SplatError, match=r"\.html can be written but not read: use \.ply, .*\.splat, \.spz, \.sog"):
         read(content)
 
 
@@ -262,10 +261,10 @@ def test_a_camera_out_of_range_is_refused() -> None:
         read(changed)
 
 
-@pytest.mark.parametrize("case", ["ply", "compressed_ply", "splat", "spz", "spz4"])
+@pytest.mark.parametrize("case", ["ply", "compressed_ply", "splat", "spz", "spz4", "sog", "glb"])
 def test_truncated_files_are_refused(case: str, tmp_path: Path) -> None:
     content, path = written(case, random_gaussians(5)), tmp_path / "cut.splat"
-    for length in range(3, len(content), 5):
+    for length in range(3, len(content), max(5, len(content) // 300)):
         if case == "splat" and length % 32 == 0:
             continue  # A shorter .splat is complete.
         path.write_bytes(content[:length])
@@ -273,7 +272,7 @@ def test_truncated_files_are_refused(case: str, tmp_path: Path) -> None:
             read(path)
 
 
-WHOLE = {case: written(case, random_gaussians(300)) for case in ("ply", "compressed_ply", "splat", "spz", "spz4")}
+WHOLE = {case: written(case, random_gaussians(300)) for case in (*set(READABLE) - {"apple_ply"}, "spz4")}
 
 
 @given(case=st.sampled_from(list(WHOLE)), edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255))))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
+import json
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -12,8 +15,13 @@ from plyfile import PlyData
 
 from sharp_cog import formats
 from sharp_cog.errors import SplatError
+from sharp_cog.formats.archive import Archive
+from sharp_cog.formats.glb import SPZ_EXTENSIONS, read_glb
+from sharp_cog.formats.ksplat import read_ksplat
 from sharp_cog.formats.splat import read_splat
+from tests.decoders import glb_document
 from tests.formats import cases
+from tests.formats.samples import glb_with_spz, sample
 from tests.fuzz.harness import Target
 from tests.splats import extreme_gaussians, random_gaussians
 
@@ -27,12 +35,11 @@ def read(content: bytes) -> formats.Splat:
 def sane(splat: formats.Splat) -> formats.Splat:
     """Check the invariants of every splat."""
     gaussians = splat.gaussians
-    for values in (gaussians.means, gaussians.scales, gaussians.colors_linear, gaussians.opacities):
+    for values in gaussians.tensors().values():
         assert values.dtype == torch.float32
         assert bool(values.isfinite().all())
     assert bool((gaussians.scales >= 0).all())
-    for values in (gaussians.colors_linear, gaussians.opacities):
-        assert bool(((values >= 0) & (values <= 1)).all())
+    assert bool(((gaussians.opacities >= 0) & (gaussians.opacities <= 1)).all())
     assert bool(((gaussians.quaternions_wxyz.norm(dim=1) - 1).abs() < 1e-5).all())
     assert bool((gaussians.quaternions_wxyz[:, 0] >= 0).all())
     return splat
@@ -80,12 +87,55 @@ def plain_spz_seeds() -> list[bytes]:
     return [gzip.decompress(written("spz")), *older]
 
 
+def zip_seeds() -> list[bytes]:
+    return [written("sog"), sample("palette.sog")]
+
+
+def sog_seeds() -> list[bytes]:
+    """Return the metadata of SOGs."""
+    return [Archive(content, ".sog").read("meta.json") for content in zip_seeds()]
+
+
+def read_metadata(content: bytes) -> formats.Splat:
+    """Read metadata in a zip with the images of a whole splat."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, zipfile.ZipFile(io.BytesIO(sample("palette.sog"))) as whole:
+        archive.writestr("meta.json", content)
+        for name in whole.namelist():
+            if name != "meta.json":
+                archive.writestr(name, whole.read(name))
+    return read(file.getvalue())
+
+
+def glb_seeds() -> list[bytes]:
+    return [written("glb"), sample("plain.glb"), glb_with_spz(written("spz"), SPZ_EXTENSIONS[0])]
+
+
+def gltf_seeds() -> list[bytes]:
+    """Return glTFs with their buffers as text."""
+    found = []
+    for content in glb_seeds():
+        document, binary = glb_document(content)
+        document["buffers"][0]["uri"] = "data:application/octet-stream;base64," + base64.b64encode(binary).decode()
+        found.append(json.dumps(document).encode())
+    return found
+
+
+def ksplat_seeds() -> list[bytes]:
+    return [sample(f"{name}.ksplat") for name in ("level0", "level1", "level2")]
+
+
 _READERS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes], object]]] = {
     "splat-ply": (ply_seeds, read),
     "splat-ply-ascii": (ascii_seeds, read),
     "splat-compressed-ply": (compressed_seeds, read),
     "splat-splat": (splat_seeds, lambda content: sane(read_splat(content))),
     "splat-spz": (spz_seeds, read),
+    "splat-sog": (zip_seeds, read),
+    "splat-sog-meta": (sog_seeds, read_metadata),
+    "splat-glb": (glb_seeds, read),
+    "splat-gltf": (gltf_seeds, lambda content: sane(read_glb(content))),
+    "splat-ksplat": (ksplat_seeds, lambda content: sane(read_ksplat(content))),
     "splat-spz-inside": (plain_spz_seeds, lambda content: read(gzip.compress(content, 1))),
 }
 TARGETS = [Target(name, seeds, run, (SplatError,)) for name, (seeds, run) in _READERS.items()]

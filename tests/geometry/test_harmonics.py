@@ -7,9 +7,10 @@ import pytest
 import torch
 from e3nn import o3
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
-from sharp_cog.geometry.harmonics import basis, half_turn_about_x
+from sharp_cog.geometry.harmonics import basis, half_turn_about_x, rotated
 
 # e3nn's polar axis is y, so its x, y, z are the y, z, x of 3D Gaussian Splatting; its phase is not Condon-Shortley's.
 _TO_E3NN = [1, 2, 0]
@@ -65,3 +66,19 @@ def test_a_half_turn_about_x_changes_the_signs_of_e3nns_rotation_matrices(degree
 def test_turned_harmonics_show_turned_directions_the_same_value() -> None:
     unit = directions()
     torch.testing.assert_close(basis(unit * _HALF_TURN, 4), basis(unit, 4) * half_turn_about_x(24), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_rotated_coefficients_show_the_rotated_colours(degree: int) -> None:
+    """What was seen in a direction is seen in the rotated direction; the half turn agrees with its signs."""
+    generator = np.random.default_rng(degree)
+    turn = Rotation.random(random_state=generator)
+    directions = torch.from_numpy(generator.normal(size=(50, 3)))
+    directions = torch.nn.functional.normalize(directions, dim=-1)
+    harmonics = torch.from_numpy(generator.normal(size=(7, (degree + 1) ** 2 - 1, 3)))
+    before = torch.einsum("dk,nkc->dnc", basis(directions, degree), harmonics)
+    moved = torch.from_numpy(turn.apply(directions))
+    after = torch.einsum("dk,nkc->dnc", basis(moved, degree), rotated(harmonics, turn.as_matrix()))
+    torch.testing.assert_close(after, before)
+    half_turn = rotated(harmonics, np.diag([1.0, -1.0, -1.0]))
+    torch.testing.assert_close(half_turn, harmonics * half_turn_about_x(harmonics.shape[1]).unsqueeze(-1).double())

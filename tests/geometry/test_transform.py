@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from sharp_cog.geometry.transform import depths_ahead, opencv_to_opengl, scale_and_center, translate
+from sharp_cog.geometry.transform import (
+    concatenate,
+    depths_ahead,
+    opencv_to_opengl,
+    place,
+    scale_and_center,
+    translate,
+)
 from tests.splats import gaussians_in_front, with_harmonics
 
 
@@ -62,3 +70,32 @@ def test_quantiles_of_depth_leave_out_gaussians_behind_the_camera() -> None:
     gaussians.means[:, 2] = -1.0
     assert depths_ahead(gaussians, 0.1, 0.9) == [1.0, 1.0]
     assert depths_ahead(gaussians_in_front(0), 0.5) == [1.0]
+
+
+def test_a_placed_scene_is_rotated_scaled_and_moved_as_by_scipy() -> None:
+    gaussians = gaussians_in_front(100)
+    turn = Rotation.from_euler("xyz", [10, -120, 45], degrees=True)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = 2.5 * turn.as_matrix(), [1, 2, 3]
+    placed = place(gaussians, matrix)
+    np.testing.assert_allclose(placed.means, 2.5 * turn.apply(gaussians.means.double()) + [1, 2, 3], atol=1e-4)
+    np.testing.assert_allclose(placed.scales, 2.5 * gaussians.scales, rtol=1e-6)
+    before = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True)
+    after = Rotation.from_quat(placed.quaternions_wxyz.double().numpy(), scalar_first=True)
+    assert (after.inv() * (turn * before)).magnitude().max() < 1e-5
+    assert (placed.quaternions_wxyz[:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize("diagonal", [[1, 1, -1, 1], [1, 2, 1, 1], [0, 0, 0, 1], [1, 1, 1.001, 1]])
+def test_maps_that_change_shapes_are_refused(diagonal: list[float]) -> None:
+    with pytest.raises(ValueError, match="mirrors, shears or scales"):
+        place(gaussians_in_front(1), np.diag(diagonal))
+
+
+def test_scenes_are_concatenated_in_order() -> None:
+    first, second = gaussians_in_front(3), gaussians_in_front(5)
+    both = concatenate([first, second])
+    assert torch.equal(both.means, torch.cat([first.means, second.means]))
+    assert torch.equal(both.opacities, torch.cat([first.opacities, second.opacities]))
+    assert concatenate([first]) is first
+    assert len(concatenate([])) == 0
