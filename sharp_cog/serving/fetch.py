@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import certifi
@@ -31,6 +32,7 @@ from sharp_cog import __version__
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, InputError, UploadError
 from sharp_cog.files.read import read_capped
+from sharp_cog.serving.networks import is_public
 from sharp_cog.text import plain
 
 MAX_REDIRECTS = 3
@@ -43,11 +45,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 16
 _REASON_CHARS = 60
 """Maximum length of a server's reason phrase in a message."""
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""Addresses through which an IPv6-only network reaches the IPv4 internet (RFC 6052)."""
 _HEADERS = {"User-Agent": f"sharp_cog/{__version__}", "Accept": "*/*"}
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def fetch(url: str, settings: ServiceSettings) -> bytes:
@@ -82,24 +80,39 @@ def fetch(url: str, settings: ServiceSettings) -> bytes:
 def upload(url: str, path: Path, content_type: str, settings: ServiceSettings) -> None:
     """Upload a file by PUT to a presigned URL of an object store.
 
-    Redirects are not followed, since a store's signature is valid for one address.
-
     Raises:
         UploadError: The URL is not allowed, or the server refuses the file.
     """
+    with path.open("rb") as file:
+        _send("PUT", url, file, path.stat().st_size, content_type, "check that upload_url is signed for that", settings)
+
+
+def notify(url: str, content: bytes, settings: ServiceSettings) -> None:
+    """Send JSON by POST to a webhook.
+
+    Raises:
+        UploadError: The URL is not allowed, or the server refuses the content.
+    """
+    _send("POST", url, io.BytesIO(content), len(content), "application/json", "check the webhook", settings)
+
+
+def _send(
+    method: str, url: str, body: BinaryIO, num_bytes: int, content_type: str, remedy: str, settings: ServiceSettings
+) -> None:
+    """Send a body of known length. Redirects are not followed: a store's signature is valid for one address."""
     target = _Target.parse(url, UploadError)
     seconds = settings.request_seconds
     deadline = time.monotonic() + seconds
-    with _connected(target, settings, seconds, deadline) as connection, path.open("rb") as file:
+    with _connected(target, settings, seconds, deadline) as connection:
         # Without a length, http.client sends a file in chunks, which S3 refuses.
-        headers = {**_HEADERS, "Content-Type": content_type, "Content-Length": str(path.stat().st_size)}
-        connection.request("PUT", target.path, body=file, headers=headers)
+        headers = {**_HEADERS, "Content-Type": content_type, "Content-Length": str(num_bytes)}
+        connection.request(method, target.path, body=body, headers=headers)
         response = connection.getresponse()
         response.read(_CHUNK_BYTES)
         if not 200 <= response.status < 300:
             raise UploadError(
-                f"{target.host} answered {response.status} {plain(response.reason, _REASON_CHARS)} to the PUT of "
-                f"{path.stat().st_size} bytes as {content_type}: check that upload_url is signed for that"
+                f"{target.host} answered {response.status} {plain(response.reason, _REASON_CHARS)} to the {method} of "
+                f"{num_bytes} bytes as {content_type}: {remedy}"
             )
 
 
@@ -172,23 +185,6 @@ def _addresses(target: _Target, settings: ServiceSettings, deadline: float) -> l
             if not is_public(ipaddress.ip_address(address.partition("%")[0])):
                 raise target.error(f"the host {target.host[:100]!r} is at a private address: give a public URL")
     return addresses
-
-
-def is_public(address: Address) -> bool:
-    """Return whether an address is on the public internet: not private, loopback, link-local, metadata or multicast.
-
-    For an IPv6 address that embeds an IPv4 address (mapped, 6to4, Teredo, NAT64), the embedded one must be public too.
-    """
-    if isinstance(address, ipaddress.IPv6Address):
-        # Python's `is_global` is true for 127.0.0.1 inside of NAT64 and 6to4.
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if address in _NAT64:
-            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(is_public(other) for other in (address.sixtofour, *(address.teredo or ())) if other is not None):
-            return False
-    # `is_global` is true for multicast and for some reserved addresses as well.
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 @contextlib.contextmanager

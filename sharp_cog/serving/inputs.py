@@ -21,6 +21,11 @@ _ADDRESS = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
 
+def option_name(name: str) -> str:
+    """Return the name of the option that a request calls by this name, which may be an alias."""
+    return ALIASES.get(name, name)
+
+
 def options_from(values: Mapping[str, Any]) -> PredictOptions:
     """Build options from the values of a request; None and empty text are not given.
 
@@ -32,11 +37,11 @@ def options_from(values: Mapping[str, Any]) -> PredictOptions:
     """
     named: dict[str, Any] = {}
     for name, value in values.items():
-        ours = ALIASES.get(name, name)
+        ours = option_name(name)
         if value is None or value == "":
             continue
         if ours in named:
-            both = " and ".join(other for other in values if ALIASES.get(other, other) == ours)
+            both = " and ".join(other for other in values if option_name(other) == ours)
             raise OptionError(f"{both} are both given, and are the same option: give one")
         named[ours] = value
     return PredictOptions.from_mapping(named)

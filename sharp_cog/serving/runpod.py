@@ -6,26 +6,31 @@ With `--rp_serve_api` it serves the same API on this machine, without RunPod.
 from __future__ import annotations
 
 import base64
+import json
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import runpod
+from runpod.serverless.modules import rp_fastapi
 
-from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.config.settings import Settings
 from sharp_cog.errors import DeviceError, ImageError, InputError, OptionError, ResultTooLargeError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
+from sharp_cog.formats.ply import PROPERTIES
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.serving import answers, inputs
-from sharp_cog.serving.fetch import upload
+from sharp_cog.serving.fetch import notify, upload
+from sharp_cog.text import plain
 
 IMAGE_NAMES = ("image", "image_base64", "image_b64")
 """Names of the field with the image; they mean the same."""
@@ -33,6 +38,10 @@ READY = Path(tempfile.gettempdir()) / "sharp_cog.ready"
 """File that exists while the worker is healthy: from the end of loading until the device fails."""
 OVERHEAD_BYTES = 10_000
 """Bytes of an answer besides the splat: names, numbers, and RunPod's own fields."""
+NO_LIMIT = sys.maxsize
+"""Bytes that an answer may have where nothing limits it."""
+_LOCAL_IDS = ("test-", "local_test")
+"""Beginnings of the ids that RunPod's package gives jobs on this machine, with `--rp_serve_api` and `--test_input`."""
 
 Job = dict[str, Any]
 
@@ -57,7 +66,8 @@ def create_handler(
                 raise InputError(f"input is of type {type(values).__name__}: give an object with image or image_url")
             if "images" in values:
                 return worker.answer_list(job, values)
-            answer = worker.answer_image(job, values, name=str(job["id"]), budget=worker.budget(job))
+            budget = worker.budget(job)
+            answer = worker.answer_image(job, values, name=str(job["id"]), budget=budget, share=budget)
             return {"status": "success", **answer}
         except Exception as error:  # noqa: BLE001 - RunPod would send a traceback to the caller
             return _refusal(error)
@@ -72,9 +82,13 @@ class _Worker:
     report: Callable[[Job, str], object]
 
     def budget(self, job: Job) -> int:
-        """Return the number of bytes that RunPod can return."""
+        """Return the number of bytes that RunPod can return; on this machine there is no limit."""
+        id_ = str(job["id"])
+        # At RunPod there is an address for results, whatever a job is called.
+        if id_.startswith(_LOCAL_IDS) and not self.settings.runpod_webhook:
+            return NO_LIMIT
         # The id of a `runsync` job begins with `sync`.
-        is_sync = str(job["id"]).startswith("sync")
+        is_sync = id_.startswith("sync")
         megabytes = self.settings.runpod_sync_megabytes if is_sync else self.settings.runpod_async_megabytes
         return int(megabytes * 1e6) - OVERHEAD_BYTES
 
@@ -92,7 +106,13 @@ class _Worker:
             try:
                 if not isinstance(image, dict):
                     raise InputError(f"images[{index}] is of type {type(image).__name__}: give an object")
-                answer = self.answer_image(job, {**shared, **image}, name=f"{job['id']}_{index}", budget=budget)
+                answer = self.answer_image(
+                    job,
+                    {**shared, **image},
+                    name=f"{job['id']}_{index}",
+                    budget=budget,
+                    share=budget // (len(images) - index),
+                )
                 # The images share the size of one answer. The splat is its longest text, unless a URL takes its place.
                 budget -= max((len(value) for value in answer.values() if isinstance(value, str)), default=0)
                 results.append({"status": "success", **answer})
@@ -111,7 +131,9 @@ class _Worker:
             answer_of_list |= {"code": results[0]["code"]}
         return answer_of_list | ({"refresh_worker": True} if is_broken else {})
 
-    def answer_image(self, job: Job, values: Mapping[str, Any], *, name: str, budget: int) -> dict[str, Any]:
+    def answer_image(
+        self, job: Job, values: Mapping[str, Any], *, name: str, budget: int, share: int
+    ) -> dict[str, Any]:
         """Answer one image.
 
         Args:
@@ -119,6 +141,7 @@ class _Worker:
             values: The request.
             name: Name of the file in a bucket, without suffix.
             budget: Maximum number of bytes of the splat as base64.
+            share: Number of bytes, of that maximum, to which a splat in no particular format is simplified.
         """
         given = {key: value for key, value in values.items() if value is not None and value != ""}
         named = [key for key in IMAGE_NAMES if key in given]
@@ -131,6 +154,7 @@ class _Worker:
         if upload_url is not None and not isinstance(upload_url, str):
             raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
         # The rest are options, which are checked before anything is fetched.
+        names_format = "output_format" in map(inputs.option_name, given)
         options = inputs.options_from(given)
         if options.save_internal_depth:
             raise OptionError("save_internal_depth is given, but the answer is one file: leave it out")
@@ -143,12 +167,13 @@ class _Worker:
         image_bytes = content[named[0]] if named else content["image_url"]
         self.report(job, "predicting")
         prediction = self.pipeline(image_bytes, options, depth=content.get("depth", content.get("depth_url")))
-        return self._answer(prediction, options, upload_url, name=name, budget=budget)
+        return self._answer(prediction, upload_url, name=name, budget=budget, share=None if names_format else share)
 
     def _answer(
-        self, prediction: Prediction, options: PredictOptions, upload_url: str | None, *, name: str, budget: int
+        self, prediction: Prediction, upload_url: str | None, *, name: str, budget: int, share: int | None
     ) -> dict[str, Any]:
-        format_ = FORMATS[options.output_format]
+        format_ = FORMATS[prediction.options.output_format]
+        num_gaussians = len(prediction.gaussians)
         with ScratchFolder() as folder:
             path = prediction.write(folder / f"{name.replace('/', '_')}{format_.suffix}", output_format=format_.name)
             splat: dict[str, str]
@@ -161,13 +186,17 @@ class _Worker:
 
                 splat = {"url": store(path, path.name, format_.media_type, self.settings)}
             else:
+                if share is not None:
+                    prediction = _fit(prediction, path, share)
                 _check_size(path.stat().st_size, len(prediction.gaussians), format_.name, budget)
                 splat = {format_.name: base64.b64encode(path.read_bytes()).decode("ascii")}
         about = answers.metadata(prediction)
         width, height = about["image_size"]
+        is_simplified = about["num_gaussians"] < num_gaussians
         return {
             **splat,
             "num_gaussians": about["num_gaussians"],
+            **({"simplified_from": num_gaussians} if is_simplified else {}),
             "image_size": {"width": width, "height": height},
             "focal_length_px": about["focal_length"],
             "focal_length_source": about["focal_length_source"],
@@ -180,14 +209,47 @@ _BYTES_PER_GAUSSIAN = {"spz": 15.5, "sog": 12.0}
 """Sizes of SHARP's splats, measured; smooth scenes compress better than rough ones."""
 
 
+def _encoded(num_bytes: int) -> int:
+    """Return the size as base64, which turns each three bytes, or a part of three, into four characters."""
+    return 4 * -(-num_bytes // 3)
+
+
+def _fit(prediction: Prediction, path: Path, budget: int) -> Prediction:
+    """Replace a .ply that is too large with one of as many Gaussians as fit.
+
+    Args:
+        prediction: The splat.
+        path: File of the splat.
+        budget: Maximum size of the file as base64.
+
+    Returns:
+        The splat that is in the file now; the same one if it fits, or if not a single Gaussian does.
+    """
+    row_bytes = np.dtype(np.float32).itemsize * len(PROPERTIES)
+    fitted, num = prediction, len(prediction.gaussians)
+    # More than once only if the header has grown: the centre of fewer Gaussians may take more digits.
+    while _encoded(path.stat().st_size) > budget:
+        # The header without the number of Gaussians, whose digits change its size.
+        base_bytes = path.stat().st_size - num * row_bytes - len(str(num))
+        largest = budget // 4 * 3 - base_bytes
+        fewer = min(num - 1, largest // row_bytes)
+        while fewer > 0 and fewer * row_bytes + len(str(fewer)) > largest:
+            fewer -= 1
+        if fewer < 1:
+            return prediction
+        num = fewer
+        fitted = prediction.with_options(replace(prediction.options, max_gaussians=num))
+        fitted.write(path, output_format="ply")
+    return fitted
+
+
 def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: int) -> None:
     """Check that RunPod can return a splat.
 
     Raises:
         ResultTooLargeError: The splat is too large; the message names formats and sizes that fit.
     """
-    # base64 turns each three bytes, or a part of three, into four characters.
-    encoded, budget = 4 * -(-num_bytes // 3), max(0, budget)
+    encoded, budget = _encoded(num_bytes), max(0, budget)
     if encoded <= budget:
         return
     fitting = []
@@ -213,12 +275,35 @@ def _refusal(error: Exception) -> dict[str, Any]:
     return body
 
 
+def guard_webhooks(settings: ServiceSettings) -> None:
+    """Let RunPod's API on this machine send results only to webhooks on the public internet, as `fetch.notify` does.
+
+    At RunPod, its own servers call webhooks.
+
+    Raises:
+        RuntimeError: This release of RunPod's package sends them in another way.
+    """
+    if not callable(getattr(rp_fastapi, "_send_webhook", None)):
+        raise RuntimeError("rp_fastapi has no _send_webhook: install the release of runpod that pyproject.toml names")
+
+    def send(url: str, payload: dict[str, Any]) -> bool:
+        try:
+            notify(url, json.dumps(payload).encode(), settings)
+        except InputError as error:
+            logging.getLogger(__name__).warning("no webhook is called: %s", plain(error, 200))
+            return False
+        return True
+
+    rp_fastapi._send_webhook = send
+
+
 def main() -> None:
     """Load the model, then take jobs. RunPod's own package reads its flags."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # At its default level RunPod logs every image and splat. The flag --rp_log_level still has precedence.
     runpod.serverless.log.set_level("INFO")
     settings = ServiceSettings.from_environment()
+    guard_webhooks(settings)
     READY.unlink(missing_ok=True)  # A worker that was killed has left it.
     pipeline = SharpPipeline.load(Settings.from_environment())
     logging.info("ready: warm-up took %.1f s", pipeline.warm_up())

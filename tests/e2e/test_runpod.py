@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import socket
 import subprocess
@@ -14,10 +15,13 @@ from typing import Any
 
 import pytest
 import requests
+import runpod
 import torch
+from plyfile import PlyData
 
 from sharp_cog import PredictOptions, Settings, SharpPipeline
 from tests.parity import small_state
+from tests.website import Site, says
 
 ROOT = Path(__file__).parents[2]
 ROOM, DEPTH = ((ROOT / "examples" / name).read_bytes() for name in ("room.jpg", "room.depth.png"))
@@ -32,7 +36,6 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "sharp_cog.serving.runpod", "--rp_serve_api", "--rp_api_port", str(port)]
     settings = {"CHECKPOINT": str(folder / "small.pt"), "DEVICE": "cpu", "PRECISION": "float32"}
-    settings["RUNPOD_SYNC_MEGABYTES"] = settings["RUNPOD_ASYNC_MEGABYTES"] = "5"
     environment = {**os.environ, "TMPDIR": str(folder), **{f"SHARP_{name}": value for name, value in settings.items()}}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -76,10 +79,34 @@ def test_an_image_becomes_the_splat_that_the_pipeline_makes(worker: tuple[str, P
     assert base64.b64decode(output["ply"]) == own.write(tmp_path / "own.ply").read_bytes()
 
 
-def test_a_whole_splat_is_too_large_for_runpod(worker: tuple[str, Path]) -> None:
-    answer = run(worker[0], image=b64(ROOM), depth=b64(DEPTH))
-    assert answer["status"] == "FAILED"
-    assert "7.3 MB, 9.8 MB as base64, and 5.0 MB can be passed back" in answer["error"]
+@pytest.fixture
+def endpoint(worker: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> runpod.Endpoint:
+    """RunPod's own client of the worker's API on this machine."""
+    # The client asks at `BASE/ENDPOINT/runsync`, and the API has no endpoint in its paths.
+    monkeypatch.setattr(runpod, "endpoint_url_base", "http:/")
+    return runpod.Endpoint(worker[0].removeprefix("http://"), api_key="none")
+
+
+def test_runpods_own_client_gets_a_whole_splat_without_naming_a_format(endpoint: runpod.Endpoint) -> None:
+    output = endpoint.run_sync({"input": {"image": b64(ROOM), "depth": b64(DEPTH)}}, timeout=120)
+    assert output["status"] == "success"
+    vertices = PlyData.read(io.BytesIO(base64.b64decode(output["ply"])))["vertex"]
+    assert vertices.count == output["num_gaussians"] == 131_072
+    assert "simplified_from" not in output
+    assert output["image_size"] == {"width": 1200, "height": 800}
+    assert output["focal_length_px"] > 0
+
+
+def test_a_webhook_at_a_private_address_is_not_called(worker: tuple[str, Path], site: Site) -> None:
+    values = {"image": b64(ROOM), "depth": b64(DEPTH), "max_gaussians": 10}
+    body = {"input": values, "webhook": site.url("/done", says(b""))}
+    answer = requests.post(f"{worker[0]}/runsync", json=body, timeout=120).json()
+    assert answer["status"] == "COMPLETED"
+    deadline = time.monotonic() + 20
+    while "no webhook is called" not in worker[1].read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert site.seen == []
 
 
 def test_the_documented_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:

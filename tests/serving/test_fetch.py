@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import ipaddress
 import socket
 import ssl
 import threading
@@ -19,7 +18,8 @@ from hypothesis import strategies as st
 
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, UploadError
-from sharp_cog.serving.fetch import fetch, is_public, upload
+from sharp_cog.serving.fetch import fetch, notify, upload
+from sharp_cog.serving.networks import is_public
 from tests.website import Answer, Site, says
 
 OPEN = ServiceSettings(fetch_private=True, fetch_seconds=10, fetch_megabytes=1)
@@ -61,7 +61,8 @@ def test_redirects_are_followed_three_times(site: Site, status: int) -> None:
         *("localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "0177.0.0.1", "0.0.0.0", "[::1]", "[::]"),
         *("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
         *("100.64.0.1", "100.100.100.200", "224.0.0.1", "[ff02::1]", "[fe80::1]", "[fd00:ec2::254]", "255.255.255.255"),
-        *("[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+        *("[64:ff9b::7f00:1]", "[2002:7f00:1::]", "168.63.129.16", "[::ffff:168.63.129.16]", "192.0.0.192"),
+        *("[fec0::1]", "[3fff::1]", "[::7f00:1]"),
     ],
 )
 def test_private_addresses_are_refused_however_they_are_written(site: Site, host: str) -> None:
@@ -69,6 +70,8 @@ def test_private_addresses_are_refused_however_they_are_written(site: Site, host
         fetch(f"http://{host}:{site.port}/", GUARDED)
     with pytest.raises(UploadError, match=r"private address|is not known"):
         upload(f"http://{host}:{site.port}/", Path(__file__), "text/plain", GUARDED)
+    with pytest.raises(UploadError, match=r"private address|is not known"):
+        notify(f"http://{host}:{site.port}/", b"{}", GUARDED)
     assert site.seen == []
 
 
@@ -331,19 +334,12 @@ def test_a_put_that_is_refused_is_told(site: Site, tmp_path: Path, status: int) 
     assert len(site.seen) == 1
 
 
-ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
-
-
-@given(st.ip_addresses(v=4))
-def test_an_address_inside_another_is_judged_like_it(address: ipaddress.IPv4Address) -> None:
-    number = int(address)
-    mapped, nat64 = ((0xFFFF << 32) | number, (0x64FF9B << 96) | number)
-    assert is_public(ipaddress.IPv6Address(mapped)) == is_public(address)
-    assert is_public(ipaddress.IPv6Address(nat64)) == is_public(address)
-    sixtofour = (0x2002 << 112) | (number << 80)
-    assert not is_public(ipaddress.IPv6Address(sixtofour)) or is_public(address)
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "2a00:1450:4001::200e"])
-def test_public_addresses_are_public(address: str) -> None:
-    assert is_public(ipaddress.ip_address(address))
+def test_a_webhook_gets_json_by_post(site: Site) -> None:
+    url = site.url("/done?token=sesame", says(b"", 204))
+    notify(url, b'{"output": 1}', OPEN)
+    method, where, headers, body = site.seen[0]
+    assert (method, where, body) == ("POST", "/done?token=sesame", b'{"output": 1}')
+    assert headers["content-type"] == "application/json"
+    with pytest.raises(UploadError, match=r"answered 500 .* to the POST of 2 bytes") as caught:
+        notify(site.url("/done?token=sesame", says(b"", 500)), b"{}", OPEN)
+    assert "sesame" not in str(caught.value)

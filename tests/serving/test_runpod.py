@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from plyfile import PlyData
+from runpod.serverless.modules import rp_fastapi
 
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DeviceError, PredictionError
@@ -129,7 +134,7 @@ def test_a_list_without_any_success_is_a_failed_job() -> None:
 
 
 def test_a_splat_that_is_too_large_is_refused_with_what_would_fit() -> None:
-    picture = {"image": b64(bytes(400_000))}  # 22.4 MB as .ply, 29.9 MB as base64.
+    picture = {"image": b64(bytes(400_000)), "format": "ply"}  # 22.4 MB, 29.9 MB as base64.
     refused = ask(picture)
     assert refused["code"] == "result_too_large"
     assert "22.4 MB, 29.9 MB as base64, and 10.0 MB" in refused["error"]
@@ -140,8 +145,84 @@ def test_a_splat_that_is_too_large_is_refused_with_what_would_fit() -> None:
     assert ask(picture, id_="sync-1")["code"] == "result_too_large"
 
 
+@pytest.mark.parametrize("megabytes", [0.1, 0.100001, 0.100002, 0.100003, 0.100055, 0.6])
+def test_a_splat_in_no_particular_format_is_simplified_to_the_most_that_fits(megabytes: float) -> None:
+    settings = replace(SETTINGS, runpod_async_megabytes=megabytes)
+    budget = int(megabytes * 1e6) - runpod.OVERHEAD_BYTES
+    answer = ask({"image": b64(bytes(12_000))}, settings=settings)
+    assert answer["status"] == "success"
+    assert answer["simplified_from"] == 12_000
+    vertices = PlyData.read(io.BytesIO(base64.b64decode(answer["ply"])))["vertex"]
+    assert vertices.count == answer["num_gaussians"] < 12_000
+    assert len(answer["ply"]) <= budget
+    one_more = {"image": b64(bytes(12_000)), "format": "ply", "max_gaussians": answer["num_gaussians"] + 1}
+    assert ask(one_more, settings=settings)["code"] == "result_too_large", "the next larger splat does not fit"
+
+
+def test_a_simplified_splat_keeps_the_options_of_the_request() -> None:
+    settings = replace(SETTINGS, runpod_async_megabytes=0.2)
+    image = {"image": b64(bytes(20_000))}
+    opaque = ask({**image, "min_opacity": 0.5, "center": True, "scale": 2, "axes": "opengl"}, settings=settings)
+    whole = ask({**image, "min_opacity": 0.5}, id_="test-1")
+    assert "simplified_from" not in whole
+    assert opaque["simplified_from"] == whole["num_gaussians"]
+    vertices = PlyData.read(io.BytesIO(base64.b64decode(opaque["ply"])))["vertex"]
+    assert (1 / (1 + np.exp(-vertices["opacity"]))).min() >= 0.5 - 1e-6
+    assert ask({**image, "max_gaussians": 100}, settings=settings)["num_gaussians"] == 100
+
+
+def test_nothing_fits_where_no_gaussian_does() -> None:
+    settings = replace(SETTINGS, runpod_async_megabytes=0.0101)
+    assert ask({"image": b64(bytes(20_000))}, settings=settings)["code"] == "result_too_large"
+
+
+def test_images_of_a_list_in_no_particular_format_share_the_answer() -> None:
+    settings = replace(SETTINGS, runpod_async_megabytes=1)
+    picture = {"image": b64(bytes(20_000))}
+    answer = ask({"images": [picture, picture, {**picture, "max_gaussians": 10}, picture]}, settings=settings)
+    assert answer["status"] == "success"
+    numbers = [result["num_gaussians"] for result in answer["results"]]
+    assert numbers[2] == 10
+    assert all(3_000 < number < 20_000 for number in (numbers[0], numbers[1], numbers[3]))
+    assert numbers[3] > numbers[0], "the last image gets what the small one has left"
+    assert sum(len(result["ply"]) for result in answer["results"]) <= 1_000_000
+
+
+@pytest.mark.parametrize("id_", ["test-7b1c", "local_test"])
+def test_an_answer_on_this_machine_has_no_limit(id_: str) -> None:
+    settings = replace(SETTINGS, runpod_sync_megabytes=0.1, runpod_async_megabytes=0.1)
+    picture = {"image": b64(bytes(5_000))}
+    for values in (picture, {**picture, "format": "ply"}):
+        answer = ask(values, settings=settings, id_=id_)
+        assert answer["num_gaussians"] == 5_000
+        assert "simplified_from" not in answer
+    at_runpod = replace(settings, runpod_webhook="https://runpod.example/done")
+    assert ask(picture, settings=at_runpod, id_=id_)["num_gaussians"] < 5_000
+
+
+def test_a_webhook_of_the_local_api_reaches_the_public_internet_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rp_fastapi, "_send_webhook", rp_fastapi._send_webhook)
+    url = site.url("/done?token=sesame", says(b""))
+    runpod.guard_webhooks(ServiceSettings())
+    assert rp_fastapi._send_webhook(url, {"output": {"a": 1}}) is False
+    assert site.seen == []
+    assert "private address" in caplog.text
+    assert "sesame" not in caplog.text
+    runpod.guard_webhooks(SETTINGS)
+    assert rp_fastapi._send_webhook(url, {"output": {"a": 1}}) is True
+    assert json.loads(site.seen[0][3]) == {"output": {"a": 1}}
+
+
+def test_another_release_of_runpods_package_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(rp_fastapi, "_send_webhook")
+    with pytest.raises(RuntimeError, match="has no _send_webhook"):
+        runpod.guard_webhooks(SETTINGS)
+
+
 def test_a_list_shares_the_size_of_one_answer() -> None:
-    picture = {"image": b64(bytes(80_000))}  # 6 MB as base64.
+    picture = {"image": b64(bytes(80_000)), "format": "ply"}  # 6 MB as base64.
     answer = ask({"images": [picture, picture]})
     assert answer["status"] == "partial"
     assert answer["results"][1]["code"] == "result_too_large"
