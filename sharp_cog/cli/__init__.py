@@ -18,7 +18,8 @@ from importlib import import_module
 
 import sharp_cog
 from sharp_cog.cli.settings import Flag, dataset_flags, flag, format_flag, in_flags, option_flags, setting_flags
-from sharp_cog.config.options import AXES, ESTIMATORS, OutputOptions, PredictOptions
+from sharp_cog.config.models import ESTIMATORS
+from sharp_cog.config.options import AXES, OutputOptions, PredictOptions
 from sharp_cog.config.parameters import sentence
 from sharp_cog.errors import InputError, SharpError
 from sharp_cog.text import trace
@@ -58,7 +59,8 @@ _ESTIMATOR_CHECKPOINT = flag(
     metavar="NAME",
     help="the estimator's checkpoint: a name on the Hugging Face hub, or a folder",
 )
-_NETWORK = setting_flags("checkpoint", "device", "precision")
+_NETWORK = setting_flags("checkpoint", "device", "precision", "commercial")
+_COMPARED = "sharp,depth-pro,depth-anything-v2-metric"
 
 COMMANDS = {
     "predict": Command(
@@ -87,6 +89,11 @@ COMMANDS = {
         help="download Apple's checkpoint (2.81 GB) and verify it",
         example="sharp-cog download --cache-dir /models",
         flags=setting_flags("cache_dir"),
+    ),
+    "models": Command(
+        help="list the networks: size, licence, whether commercial use is allowed, whether they are on this disk",
+        example="sharp-cog models",
+        flags=[flag("--json", action="store_true", help="print JSON"), *setting_flags("checkpoint", "cache_dir")],
     ),
     "info": Command(
         help="describe a splat or an image",
@@ -132,12 +139,14 @@ COMMANDS = {
             flag("-o", "--output", metavar="FOLDER", required=True, help="folder to write to"),
             flag(
                 "--estimators",
-                default=",".join(("sharp", *ESTIMATORS)),
+                default=_COMPARED,
                 metavar="NAMES",
-                help=f"networks to compare, separated by commas (default: {','.join(('sharp', *ESTIMATORS))})",
+                help=f"networks to compare, separated by commas: sharp, {', '.join(ESTIMATORS)} (default: {_COMPARED})",
             ),
             flag("--depth-pro", metavar="NAME", help="Depth Pro's checkpoint (default: from the Hugging Face hub)"),
-            flag("--depth-anything", metavar="NAME", help="Depth Anything's checkpoint (default: from the same hub)"),
+            flag("--depth-anything", metavar="NAME", help="Depth Anything V2's checkpoint (default: same hub)"),
+            flag("--depth-anything-3", metavar="NAME", help="Depth Anything 3's checkpoint (default: same hub)"),
+            flag("--moge", metavar="NAME", help="MoGe-2's checkpoint (default: same hub)"),
             *_NETWORK,
         ],
     ),

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from sharp_cog.cli.depth import depth_colors, load_estimator, write_depth
 from sharp_cog.cli.plan import make_folder
 from sharp_cog.cli.settings import settings_from
-from sharp_cog.config.options import ESTIMATORS, PredictOptions
+from sharp_cog.config.models import ESTIMATORS
+from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError, OptionError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
@@ -29,7 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     # Before the networks are loaded, which takes minutes.
     movie.require_renderer()
     settings = settings_from(arguments)
-    checkpoints = {"depth-pro": arguments.depth_pro, "depth-anything-v2-metric": arguments.depth_anything}
+    checkpoints = {
+        "depth-pro": arguments.depth_pro,
+        "depth-anything-v2-metric": arguments.depth_anything,
+        "depth-anything-3-metric": arguments.depth_anything_3,
+        "moge-2": arguments.moge,
+    }
     names = arguments.estimators.split(",")
     for name in names:
         if name not in ("sharp", *ESTIMATORS):

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sharp_cog import estimators
 from sharp_cog.cli import EXIT_FAILED, report
 from sharp_cog.cli.plan import plan
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.settings import Settings
-from sharp_cog.depth import estimators
-from sharp_cog.depth.estimators import Estimate
 from sharp_cog.depth.files import write_metric_npy
+from sharp_cog.depth.maps import FAR_DEPTH_M
 from sharp_cog.errors import ImageError, OptionError, SharpError
+from sharp_cog.estimators import Estimate
 from sharp_cog.files.read import read_bytes
 from sharp_cog.geometry.transform import FAR_SHARE, NEAR_SHARE
 from sharp_cog.imaging import images
@@ -60,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
                 exit_codes.add(report(error, verbose=arguments.verbose, about=f"{job.image}: "))
             continue
         num_written += 1
-        near_m, middle_m, far_m = np.quantile(estimate.depth_m, (NEAR_SHARE, 0.5, FAR_SHARE))
+        # A sky at infinity is shown at the distance that it gets in a splat.
+        depth_m = np.minimum(estimate.depth_m, FAR_DEPTH_M)
+        near_m, middle_m, far_m = np.quantile(depth_m, (NEAR_SHARE, 0.5, FAR_SHARE))
         with tqdm.external_write_mode():
             print(f"{job.target}: {near_m:.2f} m near, {middle_m:.2f} m in the middle, {far_m:.2f} m far")
             if source.camera.focal_length_source == "default" and estimate.focal_length_px is not None:
@@ -91,7 +94,8 @@ def load_estimator(
         if settings.model != "sharp":
             raise OptionError(f"estimator sharp needs the model sharp, and SHARP_MODEL is {settings.model!r}: unset it")
         return partial(_front_layer, pipeline or SharpPipeline.load(settings))
-    estimator = estimators.load(name, checkpoint=checkpoint, device=find_device(settings.device))
+    device = find_device(settings.device)
+    estimator = estimators.load(name, checkpoint=checkpoint, device=device, commercial=settings.commercial)
     # The networks need only the pixels, and SHARP only the path: see `_front_layer`.
     return lambda path, source: estimator(source)
 

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sharp_cog import formats
+from sharp_cog import estimators, formats
 from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, report
 from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import in_flags, options_from, settings_from
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.depth import estimators
 from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
@@ -72,7 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     estimator = None
     if arguments.depth_from is not None:
         device = find_device(settings.device)
-        estimator = estimators.load(arguments.depth_from, checkpoint=arguments.estimator_checkpoint, device=device)
+        estimator = estimators.load(
+            arguments.depth_from,
+            checkpoint=arguments.estimator_checkpoint,
+            device=device,
+            commercial=settings.commercial,
+        )
     requests = [
         Request(image=job.image, depth=estimator or job.depth, options=options, key=str(index))
         for index, job in enumerate(jobs)

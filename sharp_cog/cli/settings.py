@@ -56,6 +56,7 @@ def setting_flags(*names: str) -> list[Flag]:
             _flag_of(name),
             choices=tuple(named[name].choices) or None,
             metavar=named[name].metavar or None,
+            **_switch(named[name]),
             help=_help(named[name]),
         )
         for name in names
@@ -72,9 +73,7 @@ def dataset_flags() -> list[Flag]:
         flag(
             _flag_of(about.name),
             metavar="FOLDER" if about.is_path else _METAVARS[about.kind],
-            # A switch needs no value: `--hf-upload` is `--hf-upload 1`.
-            nargs="?" if about.kind == "bool" else None,
-            const="1" if about.kind == "bool" else None,
+            **_switch(about),
             help=_help(about),
         )
         for about in parameters(DatasetSettings)
@@ -113,6 +112,11 @@ def in_flags(text: str) -> str:
     flags["output_format"] = "--format"
     # A file may have the name of an option, and keeps it.
     return re.sub(rf"(?<![\w./-])({'|'.join(flags)})(?![\w./-])", lambda found: flags[found.group()], text)
+
+
+def _switch(about: Parameter) -> dict[str, Any]:
+    """Return the facts of a switch, which needs no value: `--hf-upload` is `--hf-upload 1`."""
+    return {"nargs": "?", "const": "1"} if about.kind == "bool" else {}
 
 
 def _flag_of(name: str) -> str:

@@ -11,8 +11,6 @@ from sharp_cog.config.parameters import FRONTENDS, MAX_NUMBER, check, parameter,
 from sharp_cog.errors import OptionError
 from sharp_cog.text import plain, quoted
 
-ESTIMATORS = ("depth-pro", "depth-anything-v2-metric")
-"""Networks other than SHARP that estimate depth, in `sharp_cog.depth.estimators`."""
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 """Least and largest focal length in pixels."""
 FOCAL_LENGTH_MM_RANGE = (1.0, 5_000.0)

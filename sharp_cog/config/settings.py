@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.parameters import POSITIVE, check, parameter, parameters, parse
 from sharp_cog.errors import SettingError
 from sharp_cog.text import quoted
 
-MODELS = {
-    "sharp": "Apple's weights in the network of this package",
-    "lift": "no weights, but it needs a depth map",
-    "ml-sharp": "Apple's own package",
-}
+MODELS = {facts.name: facts.purpose for facts in SPLAT_MODELS.values()}
 PRECISIONS = ("auto", "float32", "float16", "bfloat16")
 CHECKPOINT_URL = "https://ml-site.cdn-apple.com/models/sharp/sharp_2572gikvuh.pt"
 CHECKPOINT_SHA256 = "94211a75198c47f61fca7d739ba08a215418d8d398d48fddf023baccc24f073d"
@@ -113,6 +110,7 @@ class Settings:
         accepts=re.compile("[0-9a-f]{64}").fullmatch,
         remedy="give 64 hexadecimal digits, or 'none' to accept any file",
     )
+    commercial: bool = setting("SHARP_COMMERCIAL", False, "refuse networks whose licence does not allow commercial use")
     device: str = setting(
         "SHARP_DEVICE", "auto", "device to compute on, such as auto, cpu, cuda, cuda:1 or mps", metavar="NAME"
     )
@@ -146,6 +144,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        require_licence(SPLAT_MODELS[self.model], commercial=self.commercial)
 
     @property
     def max_pixels(self) -> int:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.process import use_huge_pages
 from sharp_cog.config.settings import Settings
-from sharp_cog.depth.estimators import Estimator
 from sharp_cog.depth.maps import DepthMap
 from sharp_cog.errors import DepthError, DeviceError, SharpError
+from sharp_cog.estimators import Estimator
 from sharp_cog.formats.ply import vertex_block
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.depth.estimators import Estimate
 from sharp_cog.depth.maps import DepthMap
+from sharp_cog.estimators import Estimate
 from sharp_cog.imaging.images import SourceImage
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Request:
         image: Content of an image file, its path, a `PIL.Image.Image`, (height, width, 3) uint8 sRGB pixels, or a
             decoded image.
         depth: External depth for the same view: content of a depth file, its path, a (height, width) array, or a
-            network of `sharp_cog.depth.estimators`; None uses the model's monodepth.
+            network of `sharp_cog.estimators`; None uses the model's monodepth.
         options: Options of the prediction and its output.
         key: The caller's own name for the request, which the prediction carries too.
         image_hash: Hash of the image's bytes, once they have been read; None for pixels.

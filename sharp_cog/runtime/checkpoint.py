@@ -190,28 +190,34 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], *, ignore: Collection[st
     Raises:
         CheckpointError: Names, shapes or types differ; the message names the first tensors of each fault.
     """
-    expected = model.state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in ignore}
-    shared = [name for name in expected if name in used]
-    # `load_state_dict` would list all names of a wrong checkpoint, and with `assign=True` accept any type.
-    faults = (
-        [f"{name} is missing" for name in sorted(expected.keys() - used.keys())],
-        [f"{plain(name)} is unknown" for name in sorted(used.keys() - expected.keys())],
-        [
-            f"{name} has shape {quoted(tuple(used[name].shape))}, expected {tuple(expected[name].shape)}"
-            for name in shared
-            if used[name].shape != expected[name].shape
-        ],
-        [
-            f"{name} is {used[name].dtype}, expected {expected[name].dtype}"
-            for name in shared
-            if used[name].dtype != expected[name].dtype
-        ],
-    )
-    if any(faults):
-        what = "; ".join(_first(group) for group in faults if group)
+    if what := differences(model, used):
         raise CheckpointError(f"the checkpoint is not SHARP's: {what}: use Apple's sharp_2572gikvuh.pt")
     model.load_state_dict(used, strict=True, assign=True)
+
+
+def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return how tensors differ from those of a network, as a phrase with the first of each fault; empty if they fit.
+
+    `load_state_dict` would list all names of a wrong checkpoint, and with `assign=True` accept any type.
+    """
+    expected = model.state_dict()
+    shared = [name for name in expected if name in state]
+    faults = (
+        [f"{name} is missing" for name in sorted(expected.keys() - state.keys())],
+        [f"{plain(name)} is unknown" for name in sorted(state.keys() - expected.keys())],
+        [
+            f"{name} has shape {quoted(tuple(state[name].shape))}, expected {tuple(expected[name].shape)}"
+            for name in shared
+            if state[name].shape != expected[name].shape
+        ],
+        [
+            f"{name} is {state[name].dtype}, expected {expected[name].dtype}"
+            for name in shared
+            if state[name].dtype != expected[name].dtype
+        ],
+    )
+    return "; ".join(_first(group) for group in faults if group)
 
 
 def _first(faults: list[str]) -> str:

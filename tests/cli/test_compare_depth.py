@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sharp_cog import formats
-from sharp_cog.depth import estimators
-from sharp_cog.depth.estimators import Estimate
+from sharp_cog import estimators, formats
+from sharp_cog.estimators import Estimate
 from tests.cli.commands import StubPredictor, names, run, write_image
 
 SIDE_FILES = ("depth.webp", "npy", "npy.json", "ply", "preview.webp")
@@ -19,7 +18,7 @@ def test_maps_and_splats_are_laid_side_by_side(
 ) -> None:
     checkpoints = []
 
-    def load(name: str, *, checkpoint: str | None, device: torch.device) -> estimators.Estimator:
+    def load(name: str, *, checkpoint: str | None, device: torch.device, commercial: bool) -> estimators.Estimator:
         checkpoints.append(checkpoint)
         depth_m = np.full((64, 96), 1.25 if name == "depth-pro" else 1.5, dtype=np.float32)
         return lambda source: Estimate(depth_m=depth_m)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sharp_cog.depth import estimators
-from sharp_cog.depth.estimators import Estimate
+from sharp_cog import estimators
+from sharp_cog.estimators import Estimate
 from sharp_cog.imaging.images import SourceImage
 from tests.cli.commands import StubPredictor, names, run, write_image
 
@@ -19,7 +19,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """The estimators that were loaded, with their checkpoints; all of them see a wall from 1 m to 2 m."""
     loaded: list[tuple[str, str | None]] = []
 
-    def load(name: str, *, checkpoint: str | None, device: torch.device) -> Any:
+    def load(name: str, *, checkpoint: str | None, device: torch.device, commercial: bool) -> Any:
         loaded.append((name, checkpoint))
         return wall
 

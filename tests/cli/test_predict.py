@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sharp_cog import formats
+from sharp_cog import estimators, formats
 from sharp_cog.config.settings import Settings
-from sharp_cog.depth import estimators
-from sharp_cog.depth.estimators import Estimate
+from sharp_cog.estimators import Estimate
 from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
@@ -300,7 +299,7 @@ def test_depth_from_estimates_the_depth_and_a_missing_focal_length(
 ) -> None:
     loaded: list[object] = []
 
-    def load(name: str, *, checkpoint: str | None, device: torch.device) -> Any:
+    def load(name: str, *, checkpoint: str | None, device: torch.device, commercial: bool) -> Any:
         loaded.append((name, checkpoint, device.type))
         return lambda source: Estimate(depth_m=np.full((64, 96), 2.5, dtype=np.float32), focal_length_px=77.0)
 

@@ -12,8 +12,8 @@ import sharp_cog
 ROOT = Path(__file__).parents[2]
 
 ORDER = (
-    *("errors", "text", "config", "files", "geometry", "imaging", "depth", "model", "runtime", "formats", "preview"),
-    *("pipeline", "serving", "dataset", "cli", "camera", "images", "__main__"),
+    *("errors", "text", "config", "files", "geometry", "imaging", "depth", "model", "runtime", "estimators", "formats"),
+    *("preview", "pipeline", "serving", "dataset", "cli", "camera", "images", "__main__"),
 )
 """Packages and modules of sharp_cog, from the bottom up; `predict.py` stands above all of them."""
 

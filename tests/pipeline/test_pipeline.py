@@ -24,7 +24,6 @@ from PIL import Image
 from plyfile import PlyData
 
 from sharp_cog import Gaussians, PredictOptions, Settings, SharpPipeline
-from sharp_cog.depth.estimators import Estimate
 from sharp_cog.errors import (
     CheckpointError,
     DepthError,
@@ -33,6 +32,7 @@ from sharp_cog.errors import (
     NotInstalledError,
     PredictionError,
 )
+from sharp_cog.estimators import Estimate
 from sharp_cog.formats.ply import vertex_block
 from sharp_cog.imaging.images import SourceImage
 from sharp_cog.pipeline import pipeline as pipeline_module

@@ -11,9 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
-from sharp_cog.config.options import ESTIMATORS
-from sharp_cog.depth import estimators
-from sharp_cog.errors import CheckpointMissingError, NotInstalledError
+from sharp_cog import estimators
 from sharp_cog.imaging import images
 
 CPU = torch.device("cpu")
@@ -80,10 +78,6 @@ def depth_anything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_estimator_has_a_checkpoint() -> None:
-    assert tuple(estimators.CHECKPOINTS) == ESTIMATORS
-
-
 def test_depth_pro_estimates_metres_and_the_focal_length(depth_pro: Path, tmp_path: Path) -> None:
     source = images.decode(photo(tmp_path / "photo.png").read_bytes())
     estimate = estimators.load("depth-pro", checkpoint=str(depth_pro), device=CPU)(source)
@@ -128,14 +122,3 @@ def test_depth_anything_estimates_metres_with_the_size_of_the_image(
     assert estimate.depth_m.shape == size[::-1]
     assert 0 < estimate.depth_m.min() <= estimate.depth_m.max() <= 20
     assert estimate.focal_length_px is None
-
-
-def test_the_error_for_a_missing_checkpoint_says_how_to_download_it(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointMissingError, match=r"hf download .* --local-dir FOLDER"):
-        estimators.load("depth-pro", checkpoint=str(tmp_path), device=CPU)
-
-
-def test_the_error_without_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotInstalledError, match=r"\.\[depth\]"):
-        estimators.load("depth-pro", checkpoint=None, device=CPU)
