@@ -17,6 +17,7 @@ from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, report
 from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import in_flags, options_from, settings_from
+from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
 from sharp_cog.files.atomic import open_atomically
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
     # All checks come before anything is loaded or written, and the cheap ones first.
+    require_licence(SPLAT_MODELS[settings.model], commercial=settings.commercial)
     output.check(options, viewer_dir=settings.viewer_dir)
     if arguments.preview:
         movie.require_renderer()

@@ -127,6 +127,7 @@ def require_licence(facts: ModelFacts, *, commercial: bool) -> None:
     """
     if commercial and not facts.allows_commercial:
         raise SettingError(
-            f"SHARP_COMMERCIAL is set, and the licence of {facts.name} ({facts.licence}) does not allow commercial "
-            f"use: choose the model lift with a depth map or with {' or '.join(FREE_ESTIMATORS)}, or unset it"
+            f"the use is commercial (--commercial or SHARP_COMMERCIAL), and the licence of {facts.name} "
+            f"({facts.licence}) does not allow that: choose the model lift with a depth map or with "
+            f"{' or '.join(FREE_ESTIMATORS)}"
         )

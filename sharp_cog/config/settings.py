@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sharp_cog.config.models import SPLAT_MODELS, require_licence
+from sharp_cog.config.models import SPLAT_MODELS
 from sharp_cog.config.parameters import POSITIVE, check, parameter, parameters, parse
 from sharp_cog.errors import SettingError
 from sharp_cog.text import quoted
@@ -144,7 +144,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        require_licence(SPLAT_MODELS[self.model], commercial=self.commercial)
 
     @property
     def max_pixels(self) -> int:

@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.settings import Settings
 from sharp_cog.runtime import checkpoint, weights
 from sharp_cog.runtime.kernels.choose import fused_for
@@ -25,9 +26,11 @@ def load_predictor(settings: Settings, device: torch.device, source: NetworkSour
         source: SHARP's weights; None means those that the settings name.
 
     Raises:
+        SettingError: The use is commercial, and the licence of the model does not allow that.
         CheckpointError: The checkpoint is missing, broken or cannot be downloaded.
         NotInstalledError: The model needs a package that is not installed.
     """
+    require_licence(SPLAT_MODELS[settings.model], commercial=settings.commercial)
     if settings.model == "lift":
         return LiftPredictor(device=device)
     if settings.model == "ml-sharp":

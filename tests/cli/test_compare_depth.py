@@ -42,7 +42,7 @@ def test_what_cannot_be_compared_is_reported(
 ) -> None:
     photo = write_image(tmp_path / "photo.png")
     assert run("compare-depth", photo, "-o", tmp_path, "--estimators", "midas") == 2
-    assert "'midas' is no estimator: choose from sharp, depth-pro" in capsys.readouterr().err
+    assert "'midas' is no estimator: choose from sharp, moge-2" in capsys.readouterr().err
     assert run("compare-depth", tmp_path / "no.png", "-o", tmp_path) == 2
     assert run("compare-depth", photo, "-o", photo / "folder") == 1
     monkeypatch.setenv("SHARP_MODEL", "lift")

@@ -78,7 +78,8 @@ def test_the_solver_finds_the_minimum_of_noisy_points_like_scipy() -> None:
 
     def residual(parameters: np.ndarray) -> np.ndarray:
         shift, focal = parameters
-        return (focal * points[:, :2] / (points[:, 2:] + shift) - plane).ravel()
+        error: np.ndarray = focal * points[:, :2] / (points[:, 2:] + shift) - plane
+        return error.ravel()
 
     best = least_squares(residual, x0=(0.5, 1.0), xtol=1e-14, ftol=1e-14, gtol=1e-14).x
     assert moge.solve_shift(plane, points, None) == pytest.approx(tuple(best), rel=1e-5)
