@@ -14,10 +14,12 @@ from pathlib import Path as LocalPath
 from cog import BaseRunner, Input, Path
 
 from sharp_cog import InputError, PredictOptions, SharpError, SharpPipeline
+from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DeviceError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import FORMATS
 from sharp_cog.serving.answers import file_name
+from sharp_cog.serving.cog_worker import Watchdog, check_worker
 from sharp_cog.text import redact, trace
 
 
@@ -34,6 +36,10 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         self.folder = ScratchFolder()
         tempfile.tempdir = str(self.folder.path)
         try:
+            if warning := check_worker():
+                print(warning, file=sys.stderr)
+            self.watchdog = Watchdog(ServiceSettings.from_environment().request_seconds)
+            self.watchdog.start()
             self.pipeline = SharpPipeline.load()
             warm_up_seconds = self.pipeline.warm_up()
         except Exception as error:
@@ -133,6 +139,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         # At the start, since the last prediction's output must outlive its `run`.
         folder = self.folder.path
         _delete_leftovers(folder, keep=(image, depth))
+        self.watchdog.begin()
         try:
             options = PredictOptions.from_mapping(
                 {
@@ -164,6 +171,8 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         except Exception as error:
             print(trace(error), file=sys.stderr)  # Cog itself logs the message alone.
             raise
+        finally:
+            self.watchdog.end()
         camera = prediction.camera
         # Cog fails a prediction whose metric changes its type, so measures are always floats.
         self.record_metric("num_gaussians", len(prediction.gaussians))

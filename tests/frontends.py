@@ -22,6 +22,7 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import SharpError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.serving import modal_app
+from sharp_cog.serving.cog_worker import Watchdog
 from sharp_cog.serving.runpod import create_handler
 from tests.images import npy, png
 from tests.service import serving
@@ -91,6 +92,7 @@ class Frontends:
     def _cog(self, question: Question) -> Answer:
         runner = predict.Predictor()
         runner.pipeline, runner.folder = self.pipeline, ScratchFolder()
+        runner.watchdog = Watchdog(600.0)
         signature = inspect.signature(predict.Predictor.run).parameters
         values = {name: each.default.default for name, each in signature.items() if name not in ("self", "image")}
         if question.depth is not None:

@@ -44,12 +44,12 @@ def faults(frontend: Frontend, good: Request, outside_url: str) -> list[Fault]:
         ("truncated depth map", {"depth": cut_npy}, "422 invalid_depth", "failed invalid_depth"),
         ("depth map with code", {"depth": _pickled()}, "422 invalid_depth", "failed invalid_depth"),
         ("depth map of another view", {"depth": npy(slope(48, 64))}, "422 invalid_depth", "failed invalid_depth"),
-        ("address without a file", {"image": f"{outside_url}/gone.jpg"}, "422 fetch_failed", "failed 404 Client Error"),
+        ("address without a file", {"image": f"{outside_url}/gone.jpg"}, "422 fetch_failed", "failed fetch_failed"),
         (
             "address without a server",
             {"image": _CLOSED_PORT},
             "422 fetch_failed",
-            "failed HTTPConnectionPool(host='127.0.0.1'",
+            "failed fetch_failed",
         ),
         ("address of a file", {"image": "file:///etc/passwd"}, "422 fetch_failed", "failed invalid_input"),
         ("option out of range", {"options": {"min_opacity": 7}}, "422 invalid_option", "422 min_opacity"),
@@ -101,8 +101,8 @@ def _http_faults(good: Request) -> list[Fault]:
 def _cog_faults(good: Request) -> list[Fault]:
     json = "application/json"
     return [
-        Fault(name="broken JSON", request=Raw(body=b'{"input": {', content_type=json), expected="400 Failed to parse"),
-        Fault(name="JSON of another shape", request=Raw(body=b"[]", content_type=json), expected="422 Failed to"),
+        Fault(name="broken JSON", request=Raw(body=b'{"input": {', content_type=json), expected="400 invalid_input"),
+        Fault(name="JSON of another shape", request=Raw(body=b"[]", content_type=json), expected="422 invalid_input"),
         Fault(
             name="JSON without an object", request=Raw(body=b'{"input": 5}', content_type=json), expected="422 __root__"
         ),

@@ -93,6 +93,12 @@ class ServiceSettings:
         remedy="give a number and a unit of time, such as 30/minute",
         metavar="N/TIME",
     )
+    cog_wait_seconds: float = setting(
+        "SHARP_COG_WAIT_SECONDS",
+        10.0,
+        "seconds that a prediction at `scripts/serve` waits for the one before it, until the answer is 409",
+        limits=_AT_LEAST_0,
+    )
     runpod_sync_megabytes: float = setting(
         "SHARP_RUNPOD_SYNC_MEGABYTES",
         20.0,

@@ -13,16 +13,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
-import io
 import ipaddress
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import certifi
@@ -93,11 +92,32 @@ def notify(url: str, content: bytes, settings: ServiceSettings) -> None:
     Raises:
         UploadError: The URL is not allowed, or the server refuses the content.
     """
-    _send("POST", url, io.BytesIO(content), len(content), "application/json", "check the webhook", settings)
+    post(url, [content], len(content), settings)
+
+
+def post(url: str, chunks: Iterable[bytes], num_bytes: int, settings: ServiceSettings) -> None:
+    """Send JSON by POST to a webhook, in parts, of which only one is in memory at a time.
+
+    Args:
+        url: An http or https URL.
+        chunks: The JSON.
+        num_bytes: Size of all parts together.
+        settings: Settings with the time limit, and whether private addresses are allowed.
+
+    Raises:
+        UploadError: The URL is not allowed, or the server refuses the content.
+    """
+    _send("POST", url, chunks, num_bytes, "application/json", "check the webhook", settings)
 
 
 def _send(
-    method: str, url: str, body: BinaryIO, num_bytes: int, content_type: str, remedy: str, settings: ServiceSettings
+    method: str,
+    url: str,
+    body: Iterable[bytes],
+    num_bytes: int,
+    content_type: str,
+    remedy: str,
+    settings: ServiceSettings,
 ) -> None:
     """Send a body of known length. Redirects are not followed: a store's signature is valid for one address."""
     target = _Target.parse(url, UploadError)

@@ -23,6 +23,7 @@ SERVES = {
     "spz": ["sharp_cog/formats"],
     "depth": ["sharp_cog/depth", "sharp_cog/estimators"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
+    "guard": ["sharp_cog/serving"],
     "runpod": ["sharp_cog/serving"],
     "modal": ["sharp_cog/serving"],
     "dataset": ["sharp_cog/dataset", "sharp_cog/cli/dataset.py"],

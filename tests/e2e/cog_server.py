@@ -25,6 +25,8 @@ from tests.e2e.processes import anonymous_bytes, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 180.0
+KEY = "a-key-of-the-tests"
+"""Key of the servers, with which callers may name webhooks."""
 ANSWER_SECONDS = 120.0
 
 
@@ -54,8 +56,14 @@ class CogServer:
 
     def post(self, inputs: Mapping[str, object], *, respond_async: bool = False, **fields: object) -> requests.Response:
         headers = {"Prefer": "respond-async"} if respond_async else {}
-        body = {"input": inputs, **fields}
-        return requests.post(f"{self.url}/predictions", json=body, headers=headers, timeout=ANSWER_SECONDS)
+        return self.send("POST", "/predictions", json={"input": inputs, **fields}, headers=headers)
+
+    def send(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **rest: Any
+    ) -> requests.Response:
+        """Send any request, with the key."""
+        with_key = {"X-API-Key": KEY, **(headers or {})}
+        return requests.request(method, self.url + path, headers=with_key, timeout=ANSWER_SECONDS, **rest)
 
     def health(self) -> str:
         status: str = requests.get(f"{self.url}/health-check", timeout=10).json()["status"]
@@ -106,6 +114,8 @@ class CogServer:
 def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Iterator[CogServer]:
     """Start `scripts/serve` in a copy of the project with this Python in place of `.venv`, and kill it at the end.
 
+    It needs the key `KEY`, and may fetch from this machine.
+
     Args:
         folder: An empty folder for the copy, the log and all temporary files.
         arguments: Arguments of `scripts/serve`.
@@ -115,7 +125,9 @@ def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Ite
         (folder / name).symlink_to(ROOT / name)
     (folder / "scripts").mkdir()
     (folder / "scripts" / "serve").symlink_to(ROOT / "scripts" / "serve")
-    environment_script = '[[ "$EXTRAS" == cog,preview ]]\nroot="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"\n'
+    environment_script = (
+        '[[ "$EXTRAS" == cog,guard,preview ]]\nroot="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"\n'
+    )
     (folder / "scripts" / "environment").write_text(environment_script, encoding="ascii")
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -125,10 +137,12 @@ def started_cog_server(folder: Path, *arguments: str, **environment: str) -> Ite
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     log_path = folder / "server.log"
+    # `Outside` is at a private address.
+    access = {"SHARP_API_KEY": KEY, "SHARP_FETCH_PRIVATE": "true"}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [str(folder / "scripts" / "serve"), "--port", str(port), *arguments],
-            env={**inherited, "PATH": path, "TMPDIR": str(temporary), "SHARP_DEVICE": "cpu", **environment},
+            env={**inherited, "PATH": path, "TMPDIR": str(temporary), "SHARP_DEVICE": "cpu", **access, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

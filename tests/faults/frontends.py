@@ -17,6 +17,7 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving import runpod
+from sharp_cog.serving.cog_worker import Watchdog
 from tests.images import npy as depth_map
 from tests.images import png as picture
 from tests.service import serving
@@ -42,6 +43,7 @@ def by_cog(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
     """Open Cog's predictor. Its inputs are files in the folder, where Cog puts them too."""
     runner = predict.Predictor()
     runner.pipeline, runner.folder = pipeline, ScratchFolder()
+    runner.watchdog = Watchdog(600.0)
     defaults = {
         name: parameter.default.default
         for name, parameter in inspect.signature(predict.Predictor.run).parameters.items()

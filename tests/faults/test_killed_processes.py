@@ -234,7 +234,7 @@ def test_a_killed_cog_worker_ends_its_server_and_the_next_one_has_no_leftovers(t
         (worker,) = [
             process
             for process in psutil.Process(cog.process.pid).children(recursive=True)
-            if any(folder == Path(file).parent for file in _open_folders(process, folder))
+            if any(Path(file).parent.name == "cog" for file in _open_folders(process, folder))
         ]
         worker.kill()
         thread.join(60)

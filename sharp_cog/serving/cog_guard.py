@@ -1,0 +1,539 @@
+"""The guard in front of Cog's HTTP server: `scripts/serve`, and `python -m sharp_cog.serving.cog_server` in the image.
+
+Coglet, Cog's server, checks neither names nor origins, fetches every URL, and sends to every webhook. The guard has the
+same protocol. It refuses what could do harm before coglet sees it, fetches URLs itself, and lets predictions wait for
+each other for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.errors import BusyError, DeadlineError, ForbiddenError, InputError, SharpError
+from sharp_cog.serving import inputs
+from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
+from sharp_cog.serving.coglet import ID, Answer, Coglet, Output, discard, object_of, store
+from sharp_cog.serving.fetch import post
+from sharp_cog.serving.refusals import error_body, headers_of, status_of
+from sharp_cog.serving.transport import BodyLimit, Guard, unless_gone
+from sharp_cog.text import plain, quoted, read_json
+
+_LOG = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/", "/health-check", "/openapi.json")
+"""Paths that need no key."""
+NUM_FETCHES = 4
+"""Number of URLs that are fetched at once."""
+HUNG_UP = 499
+"""Status for a client that has disconnected; nobody receives it."""
+
+_WITH_KEY = ("webhook", "output_file_prefix")
+"""Fields of a prediction with which a caller lets the server send requests."""
+_PASSED_ON = ("input", "context")
+"""Fields of a prediction that coglet gets as they are."""
+_EVENTS = ("start", "output", "logs", "completed")
+"""Events that a webhook may ask for."""
+_WEB = re.compile(r"\s*https?:", re.IGNORECASE)
+_BASE64_BYTES = 3 << 18
+"""Bytes of an output that are encoded at a time; a multiple of 3, so that the parts join into one text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A prediction that a client asks for.
+
+    Attributes:
+        id: Its id.
+        body: File with the request for coglet.
+        webhook: Address for its states; None if it has none.
+        events: Events that are sent there.
+        fetched: URLs of its inputs by field, each with the file to fetch it to.
+        echo: Its inputs without files, to show them to the client again.
+    """
+
+    id: str
+    body: Path
+    webhook: str | None
+    events: tuple[str, ...]
+    fetched: Mapping[str, tuple[str, Path]]
+    echo: Mapping[str, Any]
+
+
+class CogGuard:
+    """Cog's protocol, guarded.
+
+    Attributes:
+        app: The ASGI application for clients.
+        inside_app: The ASGI application for coglet.
+        inside: Address of the latter; its path is secret.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[str], Coglet],
+        settings: ServiceSettings,
+        *,
+        folder: Path,
+        inside: str,
+        file_fields: Collection[str],
+        stop: Callable[[], None],
+    ) -> None:
+        """Create the guard.
+
+        Args:
+            connect: Creates the client of coglet, given the address at which coglet reaches the guard.
+            settings: Settings of the service.
+            folder: Folder for bodies, fetched inputs and outputs.
+            inside: Address at which coglet reaches this process.
+            file_fields: Names of the inputs that are files.
+            stop: Ends this process after the answer.
+        """
+        secret = f"/-/{secrets.token_hex(16)}"
+        self.inside = f"{inside}{secret}"
+        self._settings = settings
+        self._folder = folder
+        self._file_fields = frozenset(file_fields)
+        self._stop = stop
+        self._reading = asyncio.Lock()
+        self._uploads = set[asyncio.Timeout]()
+        self._jobs = set[asyncio.Task[Answer]]()
+        self._fetches = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="fetch")
+        self._webhooks = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="webhook")
+        self._reports: dict[str, asyncio.Task[None]] = {}
+        self.coglet = connect(self.inside)
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            watching = asyncio.create_task(self.coglet.watch())
+            yield
+            watching.cancel()
+            self._fetches.shutdown(wait=False, cancel_futures=True)
+            await self.coglet.close()
+
+        self.app = Starlette(
+            routes=[
+                Route("/", self._forward),
+                Route("/openapi.json", self._forward),
+                Route("/health-check", self._health),
+                Route("/predictions", self._post, methods=["POST"]),
+                Route("/predictions/{prediction_id}", self._put, methods=["PUT"]),
+                Route("/predictions/{prediction_id}/cancel", self._cancel, methods=["POST"]),
+                Route("/shutdown", self._shut_down, methods=["POST"]),
+            ],
+            middleware=self._middleware(),
+            exception_handlers={
+                **dict.fromkeys((SharpError, Exception), _on_error),
+                HTTPException: _on_http_error,  # type: ignore[dict-item]  # Starlette's types know no subclass.
+            },
+            lifespan=lifespan,
+        )
+        self.app.router.redirect_slashes = False
+        # Coglet has neither key nor origin, but its own address, whose path is secret.
+        self.inside_app = Starlette(
+            routes=[
+                Route(f"{secret}/inputs/{{token}}/{{name}}", self._give_input),
+                Route(f"{secret}/outputs/{{name:path}}", self._take_output, methods=["PUT"]),
+                Route(f"{secret}/events", self._take_event, methods=["POST"]),
+            ]
+        )
+
+    def _middleware(self) -> list[Middleware]:
+        settings = self._settings
+        gate = Gate(Access.from_settings(settings, open_paths=OPEN_PATHS), RateLimit(settings.rate_limit))
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
+            allow_headers=(*KEY_HEADERS, "Prefer"),
+            expose_headers=("Retry-After",),
+            # A site on the internet may be allowed to use a service on this machine, which browsers ask for separately.
+            allow_private_network=True,
+        )
+        return [
+            *([cors] if settings.allowed_origins else []),
+            Middleware(Guard, gate=gate, refuse=refusal),
+            Middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=refusal),
+        ]
+
+    def stop(self) -> None:
+        """Take no more predictions, and drop what has not been received; the running prediction ends."""
+        self.coglet.is_stopping = True
+        for upload in self._uploads:
+            upload.reschedule(asyncio.get_running_loop().time())
+
+    @property
+    def has_key(self) -> bool:
+        """Whether every caller must have a key, and so may let the server send requests."""
+        return bool(self._settings.api_keys)
+
+    async def _forward(self, request: Request) -> Response:
+        answer = await self.coglet.get(request.url.path)
+        return Response(answer.content, answer.status_code, media_type="application/json")
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse(await self.coglet.health())
+
+    async def _post(self, request: Request) -> Response:
+        return await self._predict(request, None)
+
+    async def _put(self, request: Request) -> Response:
+        return await self._predict(request, request.path_params["prediction_id"])
+
+    async def _predict(self, request: Request, prediction_id: str | None) -> Response:
+        check_id(prediction_id)
+        await self.coglet.check()
+        try:
+            asked = await self.receive(request, prediction_id)
+        except ClientDisconnect:
+            return Response(status_code=HUNG_UP)
+        if asked.id == self.coglet.running:
+            asked.body.unlink()
+            return JSONResponse({"id": asked.id, "status": "processing"}, 202)
+        has_begun = asyncio.Event()
+        job = self.start(asked, wait_s=self._settings.cog_wait_seconds, has_begun=has_begun)
+        if "respond-async" in request.headers.get("prefer", ""):
+            return await self._accepted(asked, job, has_begun)
+        try:
+            answer = await unless_gone(request, job)
+        except BusyError as error:
+            return refusal(error, 503 if self.coglet.is_stopping else 409)
+        return Response(status_code=HUNG_UP) if answer is None else self.respond(answer)
+
+    async def _accepted(self, asked: Asked, job: asyncio.Task[Answer], has_begun: asyncio.Event) -> Response:
+        """Answer 202 as soon as coglet has accepted the prediction, which goes on."""
+        beginning = asyncio.create_task(has_begun.wait())
+        await asyncio.wait({job, beginning}, return_when=asyncio.FIRST_COMPLETED)
+        beginning.cancel()
+        if job.done() and (job.exception() is not None or job.result().status != 200):
+            try:
+                return self.respond(job.result())
+            except BusyError as error:
+                return refusal(error, 503 if self.coglet.is_stopping else 409)
+        job.add_done_callback(_discard_answer)
+        return JSONResponse({"id": asked.id, "status": "starting"}, 202)
+
+    async def _cancel(self, request: Request) -> Response:
+        prediction_id = request.path_params["prediction_id"]
+        check_id(prediction_id)
+        is_cancelled = await self.coglet.cancel(prediction_id)
+        return JSONResponse({}, 200 if is_cancelled else 404)
+
+    async def _shut_down(self, request: Request) -> Response:
+        if not self.has_key:
+            raise ForbiddenError("without a key, /shutdown is off: set SHARP_API_KEY, or end the process by a signal")
+        self._stop()
+        return JSONResponse({})
+
+    async def receive(self, request: Request, prediction_id: str | None) -> Asked:
+        """Receive the body of a request for a prediction, and check it.
+
+        Raises:
+            InputError: The body is no prediction.
+            ForbiddenError: The prediction needs a key.
+            DeadlineError: The body takes too long.
+            BusyError: Too many bodies are being received, or the guard is stopping.
+            ClientDisconnect: The client disconnected before it had sent the whole body.
+        """
+        # A page of another site can send any text without asking the server first, but no JSON.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise _UnsupportedError("the request is not application/json: set Content-Type")
+        received, body = (self._folder / f"{secrets.token_hex(16)}.{kind}" for kind in ("received", "body"))
+        try:
+            await self.store_upload(received, request.stream())
+            # One body at a time in memory, of which the parser makes several times its size.
+            async with self._reading:
+                return await asyncio.to_thread(self._read, received, body, prediction_id)
+        except BaseException:
+            body.unlink(missing_ok=True)
+            raise
+        finally:
+            received.unlink(missing_ok=True)
+
+    async def store_upload(self, path: Path, chunks: AsyncIterator[bytes]) -> None:
+        """Store what a client sends.
+
+        Raises:
+            DeadlineError: The client takes too long.
+            BusyError: Too many uploads are under way, or the guard is stopping.
+            OutputError: The disk is full.
+        """
+        if len(self._uploads) > self._settings.queue_size:
+            raise BusyError(f"{len(self._uploads)} requests are being received: try again later", retry_after_s=5)
+        seconds = self._settings.request_seconds
+        limit = asyncio.timeout(seconds)
+        self._uploads.add(limit)
+        try:
+            async with limit:
+                await store(path, chunks)
+        except TimeoutError:
+            if self.coglet.is_stopping:
+                raise BusyError("the server is stopping: try again later", retry_after_s=5) from None
+            raise DeadlineError(f"the request took longer than {seconds:g} s: try again") from None
+        finally:
+            self._uploads.discard(limit)
+
+    def _read(self, received: Path, body: Path, prediction_id: str | None) -> Asked:
+        """Read a prediction, and write what coglet gets of it."""
+        try:
+            values = read_json(received.read_bytes())
+        except ValueError as error:  # This includes text that is not UTF-8.
+            raise _MalformedError(f"the request is not JSON: {plain(error)}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"the request is {quoted(values)}: send an object with an input")
+        for name in _WITH_KEY:
+            if values.get(name) is not None and not self.has_key:
+                raise ForbiddenError(f"without a key, {name} is off: set SHARP_API_KEY at the server, or leave it out")
+        named = values.get("id")
+        if named is not None and prediction_id is not None and named != prediction_id:
+            raise InputError(f"id is {quoted(named)}, but the address ends in {quoted(prediction_id)}: leave id out")
+        check_id(named)
+        webhook, events = _webhook_of(values)
+        found_id = prediction_id or named or f"pred_{secrets.token_hex(8)}"
+        passed: dict[str, Any] = {name: values[name] for name in _PASSED_ON if name in values}
+        fetched, echo = {}, {}
+        if isinstance(values.get("input"), dict):
+            given = dict(values["input"])
+            for name in self._file_fields & given.keys():
+                if isinstance(given[name], str) and _WEB.match(given[name]):
+                    token = secrets.token_hex(16)
+                    fetched[name] = (given[name].strip(), self._folder / f"{token}.input")
+                    given[name] = f"{self.inside}/inputs/{token}/{_last_part(given[name])}"
+            passed["input"] = given
+            echo = {name: value for name, value in values["input"].items() if name not in self._file_fields}
+        # The guard itself reports the end, since coglet does not know the address of the output.
+        passed |= {
+            "webhook": f"{self.inside}/events",
+            "webhook_events_filter": sorted({"start", *events} - {"completed"}),
+        }
+        try:
+            # Written anew, so that coglet's parser sees what this one has seen, for example of a name given twice.
+            body.write_text(json.dumps(passed, allow_nan=False), encoding="ascii")
+        except ValueError:
+            raise InputError("the request has a number that JSON does not have: send finite numbers") from None
+        return Asked(id=found_id, body=body, webhook=webhook, events=events, fetched=fetched, echo=echo)
+
+    def start(self, asked: Asked, *, wait_s: float, has_begun: asyncio.Event) -> asyncio.Task[Answer]:
+        """Run a prediction in a task, and delete its files at its end.
+
+        Args:
+            asked: The prediction.
+            wait_s: Time limit of waiting for the one before it.
+            has_begun: Set when coglet has accepted it.
+        """
+
+        async def run() -> Answer:
+            try:
+                return await self._run(asked, wait_s, has_begun)
+            finally:
+                asked.body.unlink(missing_ok=True)
+                for _, path in asked.fetched.values():
+                    path.unlink(missing_ok=True)
+
+        job = asyncio.create_task(run())
+        self._jobs.add(job)  # The loop itself holds tasks weakly.
+        job.add_done_callback(self._jobs.discard)
+        return job
+
+    async def _run(self, asked: Asked, wait_s: float, has_begun: asyncio.Event) -> Answer:
+        async def on_event(event: dict[str, Any]) -> None:
+            # Coglet's first event is always the start.
+            if has_begun.is_set() or "start" in asked.events:
+                self._report(asked, event)
+            has_begun.set()
+
+        try:
+            for name, (url, path) in asked.fetched.items():
+                await asyncio.get_running_loop().run_in_executor(self._fetches, self._fetch, name, url, path)
+        except InputError as error:
+            # In Cog's protocol, an input that cannot be fetched is a failed prediction.
+            body = {"id": asked.id, "status": "failed", "error": f"{error.code}: {error}", "logs": "", "metrics": {}}
+            return Answer(status=200, body=body)
+        answer, ending = None, {"id": asked.id, "status": "canceled", "logs": "", "metrics": {}}
+        try:
+            answer = await self.coglet.predict(asked.id, asked.body, wait_s=wait_s, on_event=on_event)
+            ending = object_of(answer.body)
+        except SharpError as error:
+            ending = {**ending, "status": "failed", "error": f"{error.code}: {error_body(error)['error']}"}
+            raise
+        finally:
+            if "completed" in asked.events and (answer is None or answer.status == 200):
+                self._report(asked, ending, None if answer is None else answer.output)
+        return answer
+
+    def _report(self, asked: Asked, body: Mapping[str, Any], output: Output | None = None) -> None:
+        """Send a state of a prediction to its webhook, after those before it."""
+        if output is not None:
+            # A second name of the file, since the answer to the client deletes the first one.
+            path = self._folder / f"{secrets.token_hex(16)}.output"
+            path.hardlink_to(output.path)
+            output = Output(path=path, media_type=output.media_type)
+        webhook, before = asked.webhook, self._reports.get(asked.id)
+        assert webhook is not None, "only a prediction with a webhook has events"
+
+        async def report() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            chunks, num_bytes = encoded(body, output)
+            try:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._webhooks, post, webhook, chunks, num_bytes, self._settings)
+            except InputError as error:
+                _LOG.warning("the webhook of %s: %s", asked.id, error)  # The prediction itself goes on.
+            finally:
+                discard(output)
+                if self._reports.get(asked.id) is task:
+                    del self._reports[asked.id]
+
+        self._reports[asked.id] = task = asyncio.create_task(report())
+
+    def _fetch(self, name: str, url: str, path: Path) -> None:
+        path.write_bytes(inputs.fetch_named(name, url, self._settings))
+
+    def respond(self, answer: Answer) -> Response:
+        """Return the response with an answer."""
+        if answer.output is None:
+            return JSONResponse(object_of(answer.body), answer.status)
+        return OutputResponse(object_of(answer.body), answer.output, seconds=self._settings.request_seconds)
+
+    async def _give_input(self, request: Request) -> Response:
+        token = request.path_params["token"]
+        path = self._folder / f"{token}.input"
+        if not re.fullmatch("[0-9a-f]{32}", token) or not path.is_file():
+            return Response(status_code=404)
+        return FileResponse(path, media_type="application/octet-stream")
+
+    async def _take_output(self, request: Request) -> Response:
+        prediction_id = request.headers.get("x-prediction-id", "")
+        media_type = request.headers.get("content-type", "application/octet-stream")
+        is_wanted = await self.coglet.receive_output(prediction_id, media_type, request.stream())
+        return Response(status_code=200 if is_wanted else 404)
+
+    async def _take_event(self, request: Request) -> Response:
+        await self.coglet.receive_event(await request.json())
+        return Response()
+
+
+class _MalformedError(InputError):
+    """The body is not JSON: 400, as coglet answers."""
+
+
+class _UnsupportedError(InputError):
+    """The body is of another type than JSON: 415, as coglet answers."""
+
+
+class OutputResponse(StreamingResponse):
+    """Sends a JSON object whose output is a data URI of a file, in bounded time and memory, and deletes the file."""
+
+    def __init__(self, body: Mapping[str, Any], output: Output, *, seconds: float, status: int = 200) -> None:
+        chunks, num_bytes = encoded(body, output)
+        super().__init__(chunks, status, {"Content-Length": str(num_bytes)}, media_type="application/json")
+        self._output = output
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+        try:
+            # A client that reads a byte at a time would keep the file on disk for ever.
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        finally:
+            discard(self._output)
+
+
+def encoded(body: Mapping[str, Any], output: Output | None) -> tuple[Iterator[bytes], int]:
+    """Return a JSON object in parts, with a file as the data URI of its output, and the size of all parts together."""
+    if output is None:
+        text = json.dumps(body).encode()
+        return iter([text]), len(text)
+    head = json.dumps({name: value for name, value in body.items() if name != "output"})
+    prefix = f'{head[:-1]}, "output": "data:{_media_type(output.media_type)};base64,'.encode()
+    suffix = b'"}'
+    length = len(prefix) + 4 * -(-output.path.stat().st_size // 3) + len(suffix)
+
+    def parts() -> Iterator[bytes]:
+        yield prefix
+        with output.path.open("rb") as file:
+            while chunk := file.read(_BASE64_BYTES):
+                yield base64.b64encode(chunk)
+        yield suffix
+
+    return parts(), length
+
+
+def _media_type(text: str) -> str:
+    return text if re.fullmatch(r"[\w.+-]+/[\w.+-]+", text, re.ASCII) else "application/octet-stream"
+
+
+def check_id(prediction_id: object) -> None:
+    """Check the id of a prediction; None is not given.
+
+    Raises:
+        InputError: Coglet cannot make a folder with this name, or makes it elsewhere.
+    """
+    if prediction_id is not None and not (isinstance(prediction_id, str) and ID.fullmatch(prediction_id)):
+        raise InputError(f"id is {quoted(prediction_id)}: give 1 to 64 letters, digits, '-' and '_'")
+
+
+def _webhook_of(values: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the webhook of a prediction, and the events that it wants."""
+    webhook, wanted = values.get("webhook"), values.get("webhook_events_filter")
+    if webhook is not None and not isinstance(webhook, str):
+        raise InputError(f"webhook is {quoted(webhook)}: give an http or https address")
+    if wanted is not None and not (isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)):
+        raise InputError(f"webhook_events_filter is {quoted(wanted)}: give a list of start, output, logs, completed")
+    return webhook, tuple(name for name in _EVENTS if webhook is not None and (wanted is None or name in wanted))
+
+
+def _last_part(url: str) -> str:
+    """Return the name in a URL, after which the predictor names its output, without special characters."""
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-100:].lstrip(".") or "file"
+
+
+def refusal(error: Exception, status: int | None = None) -> JSONResponse:
+    """Return the response to a request that is refused: in our words, and under the names of Cog and Replicate."""
+    own: dict[type[Exception], int] = {_MalformedError: 400, _UnsupportedError: 415}
+    body = error_body(error)
+    return JSONResponse(
+        {**body, "detail": body["error"], "status": "failed"},
+        status or own.get(type(error)) or status_of(error),
+        headers=headers_of(error),
+    )
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return refusal(error)
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    """Answer a request for an unknown path or method."""
+    body = {"error": error.detail, "detail": error.detail, "status": "failed"}
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def _discard_answer(job: asyncio.Task[Answer]) -> None:
+    """Delete the output of a prediction whose answer nobody receives."""
+    if not job.cancelled() and job.exception() is None:
+        discard(job.result().output)
