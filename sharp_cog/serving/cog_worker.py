@@ -5,6 +5,7 @@ They are the only guard of an image whose port is coglet's own, as on Replicate.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import secrets
@@ -53,11 +54,10 @@ def check_worker() -> str | None:
     Raises:
         SettingError: Coglet cannot work here.
     """
-    import coglet
-
     check_folder()
-    if coglet.__version__ != TESTED:
-        return f"coglet is {coglet.__version__}, but its faults were worked around in {TESTED}: see docs/replicate.md"
+    version = importlib.metadata.version("coglet")
+    if version != TESTED:
+        return f"coglet is {version}, but its faults were worked around in {TESTED}: see docs/replicate.md"
     if GUARDED not in process_environment():
         return "Cog's server has no guard here: only trusted programs may reach its port, see docs/replicate.md"
     return None

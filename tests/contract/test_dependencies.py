@@ -133,7 +133,7 @@ def undeclared(path: Path) -> Iterator[str]:
     allowed = {name_of(requirement) for extra in extras_of(path) for requirement in EXTRAS[extra]} | {"torch"}
     for module in imported(path) - sys.stdlib_module_names - {"sharp_cog", "__future__", *BY_HAND}:
         names = distributions().get(module, {module})
-        if module in BROUGHT_ALONG:
+        if module in BROUGHT_ALONG and not names & allowed:
             parent = BROUGHT_ALONG[module]
             needed = {name_of(requirement) for requirement in metadata.requires(parent) or ()}
             assert names & needed, f"{parent} does not require {module} any more: declare it"
