@@ -13,7 +13,7 @@ from sharp_cog.cli.settings import settings_from
 from sharp_cog.errors import InputError
 from sharp_cog.files.read import read_bytes
 from sharp_cog.formats import Splat
-from sharp_cog.geometry.camera import FULL_FRAME_DIAGONAL_MM, Camera
+from sharp_cog.geometry.camera import Camera
 from sharp_cog.imaging import images
 
 Report = dict[str, object]
@@ -53,12 +53,11 @@ def _splat(splat: Splat) -> Report:
 
 
 def _camera(camera: Camera) -> Report:
-    diagonal_px = (camera.width**2 + camera.height**2) ** 0.5
     return {
         "width": camera.width,
         "height": camera.height,
         "focal_length_px": round(camera.focal_length_px, 2),
-        "focal_length_mm_equivalent": round(camera.focal_length_px * FULL_FRAME_DIAGONAL_MM / diagonal_px, 2),
+        "focal_length_mm_equivalent": round(camera.focal_length_mm_equivalent, 2),
         "vertical_fov_degrees": round(camera.vertical_fov_degrees, 2),
     }
 

@@ -72,7 +72,7 @@ def write_splats(prediction: Prediction, folder: Path, formats: tuple[str, ...],
 
     Returns:
         Facts for the journal: `splats` (file names) and `sha256` by format, `num_gaussians`, `focal_length_px`,
-        `focal_length_source`, `width`, `height`, `model` and `sharp_cog`, the version.
+        `focal_length_source`, `width`, `height`, `assumptions`, `model` and `sharp_cog`, the version.
 
     Raises:
         PredictionError: The device failed.
@@ -92,6 +92,7 @@ def write_splats(prediction: Prediction, folder: Path, formats: tuple[str, ...],
         "focal_length_source": camera.focal_length_source,
         "width": camera.width,
         "height": camera.height,
+        "assumptions": list(prediction.assumptions),
         "model": model,
         "sharp_cog": __version__,
     }

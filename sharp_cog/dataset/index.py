@@ -24,8 +24,10 @@ PUBLIC_FIELDS = (
 OWN_FIELDS = (
     *("user_url", "license", "license_url", "image_path", "splat_paths", "sha256", "focal_length_px"),
     *("focal_length_source", "width", "height", "num_gaussians", "model", "sharp_cog"),
+    "assumptions",
 )
-"""Fields that we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format."""
+"""Fields that we add. All values are strings; `splat_paths` and `sha256` are JSON objects by format, `assumptions` is a
+JSON array of sentences, or empty where it was not recorded."""
 
 _BLOCK_BYTES = 1 << 20
 """Bytes of the copy that are read at once."""

@@ -213,6 +213,16 @@ class Journal:
         with self._lock, self._translate_errors():
             return dict(self._connection.execute("SELECT state, COUNT(*) FROM photos GROUP BY state").fetchall())
 
+    def assumptions(self, *, limit: int) -> dict[str, int]:
+        """Return the most frequent assumptions about photographs with splats, each with its number of photographs."""
+        # Journals of earlier versions record none.
+        query = """
+            SELECT value, COUNT(*) AS number FROM photos, json_each(about, '$.assumptions')
+            WHERE state IN ('made', 'done') GROUP BY value ORDER BY number DESC, value LIMIT ?
+        """
+        with self._lock, self._translate_errors():
+            return dict(self._connection.execute(query, (limit,)).fetchall())
+
     def num_listed(self, max_gap: int) -> int:
         """Return the number of places of a list, from its first one on, that were looked at.
 
@@ -280,7 +290,9 @@ class Journal:
             files = [*about.get("splats", {}).values(), *([about["image"]] if "image" in about else [])]
             if not all(isinstance(name, str) and Path(name).name == name for name in files):
                 raise ValueError("a file name is not one")
-            if not isinstance(about.get("sha256", {}), dict):
+            assumptions = about.get("assumptions", [])
+            is_text = isinstance(assumptions, list) and all(isinstance(each, str) for each in assumptions)
+            if not isinstance(about.get("sha256", {}), dict) or not is_text:
                 raise ValueError("a value has another type")
             return about
 

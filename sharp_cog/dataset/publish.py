@@ -123,6 +123,8 @@ class Publisher:
                 **entry.photo.row,
                 **shared,
                 **{name: str(about[name]) for name in _ROW_FACTS},
+                # Journals of earlier versions do not record it.
+                "assumptions": json.dumps(about["assumptions"]) if "assumptions" in about else "",
                 "sha256": json.dumps({name: sha256[name] for name in published if name in sha256}),
             },
         )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from sharp_cog.dataset.journal import Journal
 from sharp_cog.dataset.run import Run
+from sharp_cog.text import plain
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ LINE_S = 30.0
 """Seconds between log lines where there is no terminal."""
 RATE_S = 900.0
 """Seconds of work that the time left is estimated from, so that a slow start is forgotten."""
+
+_MAX_ASSUMPTIONS = 5
+"""Number of assumptions that `status` names, the most frequent first."""
 
 _STATES = {
     "done": "done",
@@ -155,4 +159,6 @@ def status(journal: Journal) -> str:
     lines += failed[:10]
     if len(failed) > 10:
         lines.append(f"  and {len(failed) - 10} more")
+    assumed = journal.assumptions(limit=_MAX_ASSUMPTIONS)
+    lines += [f"  assumed for {number}: {plain(assumption, 200)}" for assumption, number in assumed.items()]
     return "\n".join(lines)

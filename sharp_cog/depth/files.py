@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from sharp_cog.config.options import DEPTH_FORMATS, FOCAL_LENGTH_PX_RANGE
 from sharp_cog.depth import evidence
@@ -62,6 +62,9 @@ _NPY_ERRORS = (
 
 _MAX_NPY_HEADER_BYTES = 1 << 20
 """Number of bytes in which the header of a .npy must end."""
+
+_STRIP_PX = 1 << 20
+"""Number of pixels that are copied out of an image at once."""
 
 _PIECE_BYTES = 1 << 20
 """Number of bytes that are read from an .npz at once."""
@@ -236,7 +239,17 @@ def _read_png(depth_bytes: bytes) -> RawDepth:
     if not is_grey:
         raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {FORMATS}")
     _check_size(image.width, image.height)
-    return RawDepth(values=np.asarray(image).astype(np.float32), is_integer=True)
+    return RawDepth(values=_numbers_of(image), is_integer=True)
+
+
+def _numbers_of(image: Image.Image) -> Values:
+    """Return the pixels of a grey image, copied in strips, since Pillow copies what NumPy reads twice."""
+    values = np.empty((image.height, image.width), dtype=np.float32)
+    num_rows = max(1, _STRIP_PX // image.width)
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        values[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return values
 
 
 def _read_npz(depth_bytes: bytes) -> RawDepth:
@@ -307,7 +320,7 @@ def _read_tiff(depth_bytes: bytes) -> RawDepth:
     _check_size(image.width, image.height)
     if mode not in _TIFF_MODES:
         raise DepthError(f"the depth map is a TIFF of mode {mode}, not of one channel of floats: {FORMATS}")
-    return RawDepth(values=np.asarray(image).astype(np.float32), is_integer=mode != "F")
+    return RawDepth(values=_numbers_of(image), is_integer=mode != "F")
 
 
 def _read_pfm(depth_bytes: bytes) -> RawDepth:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ _NEAREST_QUANTILE = 0.99
 
 _UNIT_RANGE = (-0.1, 1.5)
 """Range of the values of a relative map from 0 to 1; resizing may have taken them beyond."""
+
+_STRIP_PX = 1 << 22
+"""Approximate number of pixels that are converted at once; copies of a whole map of 100 megapixels take gigabytes."""
+
+_MAX_MEASURED_PX = 25_000_000
+"""Maximum number of pixels from which quantiles are taken."""
 
 _SIDEWAYS = (
     *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
@@ -195,16 +202,17 @@ def _unit_m(values: Depth, depth_unit: str, stated: Statement | None, *, is_inte
 def known_everywhere(depth_map: DepthMap) -> DepthMap:
     """Return the map with its unknown pixels filled from the nearest known ones; log how many.
 
-    Models without monodepth need this. SHARP fills unknown pixels from its monodepth.
+    The array of the map is filled in place, since a copy of the largest map takes 400 MB. Models without monodepth need
+    this. SHARP fills unknown pixels from its monodepth.
     """
-    known = ~np.isnan(depth_map.depth_m)
-    num_unknown = known.size - int(np.count_nonzero(known))
-    if not num_unknown:
-        return depth_map
-    _LOG.warning(
-        "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, known.size
-    )
-    return replace(depth_map, depth_m=_fill(depth_map.depth_m, known))
+    depth_m = depth_map.depth_m
+    num_unknown = sum(int(np.count_nonzero(np.isnan(depth_m[rows]))) for rows in _strips(depth_m))
+    if num_unknown:
+        _LOG.warning(
+            "%d of %d pixels of the depth map are unknown and were filled from known ones", num_unknown, depth_m.size
+        )
+        _fill(depth_m)
+    return depth_map
 
 
 def _aspect_difference(values: Depth, width: int, height: int) -> float:
@@ -222,70 +230,118 @@ def _make_upright(values: Depth, camera: Camera, orientation: Image.Transpose | 
     if is_upright or difference > MAX_ASPECT_DIFFERENCE:
         return values
     _LOG.info("the depth map has the aspect of the image before EXIF's rotation, and was rotated with it")
-    upright: Depth = np.ascontiguousarray(np.asarray(Image.fromarray(values).transpose(orientation)))
-    return upright
+    # Turned by views; an image of Pillow would be two more copies.
+    upright = {
+        Image.Transpose.ROTATE_90: lambda: np.rot90(values),
+        Image.Transpose.ROTATE_270: lambda: np.rot90(values, -1),
+        Image.Transpose.TRANSPOSE: lambda: values.T,
+        Image.Transpose.TRANSVERSE: lambda: np.rot90(values, 2).T,
+    }[orientation]()
+    return np.ascontiguousarray(upright)
+
+
+def _rows_to_measure(values: Depth) -> Depth:
+    """Return the rows of a map from which quantiles are taken: all, or evenly spread ones of a huge map."""
+    return values[:: -(-values.size // _MAX_MEASURED_PX)]
+
+
+def _strips(depth_m: Depth) -> Iterator[slice]:
+    """Yield slices of an even number of rows that cover a map, each of about `_STRIP_PX` pixels."""
+    num_rows = 2 * max(1, _STRIP_PX // (2 * depth_m.shape[1]))
+    for top in range(0, len(depth_m), num_rows):
+        yield slice(top, top + num_rows)
 
 
 def _from_metric(values: Depth, unit_m: float) -> Depth:
-    """Return metres, with a sky at infinity as far as depth goes, and without outliers near zero."""
-    # Divided, since 1000 millimetres to the metre are exact in float32, and a thousandth of a metre is not.
-    values = np.minimum(values if unit_m == 1 else values / np.float32(1 / unit_m), np.float32(FAR_DEPTH_M))
-    known = values > 0
-    if not known.any():
-        return np.full_like(values, np.nan)
-    floor_m = np.float32(np.quantile(values[known], _FLOOR_QUANTILE))
-    outliers = known & (values < _FLOOR_SHARE * floor_m)
-    if outliers.any():
+    """Return metres, with a sky at infinity as far as depth goes, and without outliers near zero; works in place."""
+    for rows in _strips(values):
+        strip = values[rows]
+        if unit_m != 1:
+            # Divided, since 1000 millimetres to the metre are exact in float32, and a thousandth of a metre is not.
+            strip /= np.float32(1 / unit_m)
+        np.minimum(strip, np.float32(FAR_DEPTH_M), out=strip)
+        np.copyto(strip, np.float32(np.nan), where=~(strip > 0))
+    measured = _rows_to_measure(values)
+    known_m = measured[~np.isnan(measured)]
+    if not len(known_m):
+        return values
+    floor_m = np.float32(np.quantile(known_m, _FLOOR_QUANTILE))
+    num_outliers = 0
+    for rows in _strips(values):
+        outliers = values[rows] < _FLOOR_SHARE * floor_m
+        num_outliers += int(np.count_nonzero(outliers))
+        np.copyto(values[rows], floor_m, where=outliers)
+    if num_outliers:
         _LOG.warning(
             "%d pixels of the depth map are outliers nearer than half of %.3g m, and were raised to it",
-            np.count_nonzero(outliers),
+            num_outliers,
             floor_m,
         )
-    return np.where(known, np.where(outliers, floor_m, values), np.float32(np.nan))
+    return values
 
 
 def _from_relative(values: Depth, *, is_integer: bool) -> Depth:
-    """Map 0 to 1, or the range of the values if they are integers or lie elsewhere, to `RELATIVE_RANGE_M`."""
+    """Map 0 to 1, or the range of the values if they are integers or lie elsewhere, to `RELATIVE_RANGE_M`, in place."""
     near_m, far_m = RELATIVE_RANGE_M
     known = np.isfinite(values)
     low, high = float(np.min(values, where=known, initial=np.inf)), float(np.max(values, where=known, initial=-np.inf))
     # The limits are rounded to float32 like the map. A map of exactly -0.1 would otherwise be below the limit.
     least, most = (float(limit) for limit in np.array(_UNIT_RANGE, dtype=np.float32))
-    if is_integer or low < least or high > most:
-        values = (values - np.float32(low)) / np.float32(max(high - low, 1e-30))
-    depth_m: Depth = np.where(known, near_m + (far_m - near_m) * np.clip(values, 0, 1), np.float32(np.nan))
-    return depth_m.astype(np.float32)
+    is_other = is_integer or low < least or high > most
+    for rows in _strips(values):
+        strip = values[rows]
+        if is_other:
+            strip = (strip - np.float32(low)) / np.float32(max(high - low, 1e-30))
+        values[rows] = np.where(known[rows], near_m + (far_m - near_m) * np.clip(strip, 0, 1), np.float32(np.nan))
+    return values
 
 
 def _from_inverse(values: Depth) -> Depth:
-    """Invert disparity-like values, with the median at `INVERSE_MEDIAN_M`, whatever their scale."""
-    known = np.isfinite(values)
-    positive = values[known & (values > 0)]
+    """Invert disparity-like values in place, with the median at `INVERSE_MEDIAN_M`, whatever their scale."""
+    measured = _rows_to_measure(values)
+    positive = measured[np.isfinite(measured) & (measured > 0)]
     if not len(positive):
-        return np.full_like(values, np.nan)
+        values[:] = np.nan
+        return values
     nearest = np.quantile(positive, _NEAREST_QUANTILE)
-    depth = nearest / np.maximum(values, np.float32(MIN_INVERSE_SHARE) * nearest)
-    depth[~known] = np.nan
-    depth_m: Depth = (depth * np.float32(INVERSE_MEDIAN_M / np.nanmedian(depth))).astype(np.float32)
-    return depth_m
+    for rows in _strips(values):
+        strip = values[rows]
+        depth = nearest / np.maximum(strip, np.float32(MIN_INVERSE_SHARE) * nearest)
+        values[rows] = np.where(np.isfinite(strip), depth, np.float32(np.nan))
+    values *= np.float32(INVERSE_MEDIAN_M / np.nanmedian(_rows_to_measure(values)))
+    return values
 
 
-def _fill(depth_m: Depth, known: NDArray[np.bool_]) -> Depth:
-    """Fill unknown pixels from a pyramid of means of the known ones, each from the finest level with a value."""
+def _fill(depth_m: Depth) -> None:
+    """Fill unknown pixels in place from a pyramid of means of the known ones, each from the finest level with a value.
+
+    The map is halved, with odd sides padded by unknown pixels; the half is filled recursively and enlarged again, and
+    unknown pixels take their values from it.
+    """
     height, width = depth_m.shape
     if height == 1 and width == 1:
-        return depth_m
-    # Halve the map, with odd sides padded by unknown pixels; fill the half recursively; enlarge it again, and take from
-    # it the values of unknown pixels.
-    padding = ((0, height % 2), (0, width % 2))
-    blocks = (-(-height // 2), 2, -(-width // 2), 2)
-    # Quarters are summed, so that the sum of four of the largest float32 does not overflow.
-    sums = np.pad(np.where(known, depth_m, 0) * np.float32(0.25), padding).reshape(blocks).sum(axis=(1, 3))
-    counts = np.pad(known, padding).reshape(blocks).sum(axis=(1, 3), dtype=np.float32)
-    means = sums / np.maximum(counts * np.float32(0.25), np.float32(0.25))
-    coarse = means if counts.all() else _fill(means, counts > 0)
-    enlarged = _double(_double(coarse).T).T[:height, :width]
-    return np.where(known, depth_m, enlarged)
+        return
+    coarse = np.empty((-(-height // 2), -(-width // 2)), dtype=np.float32)
+    for rows in _strips(depth_m):
+        strip = depth_m[rows]
+        padding = ((0, len(strip) % 2), (0, width % 2))
+        blocks = (-(-len(strip) // 2), 2, coarse.shape[1], 2)
+        known = ~np.isnan(strip)
+        # Quarters are summed, so that the sum of four of the largest float32 does not overflow.
+        sums = np.pad(np.where(known, strip, 0) * np.float32(0.25), padding).reshape(blocks).sum(axis=(1, 3))
+        counts = np.pad(known, padding).reshape(blocks).sum(axis=(1, 3), dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # Zero by zero is NaN: unknown.
+            coarse[rows.start // 2 : rows.start // 2 + len(sums)] = sums / (counts * np.float32(0.25))
+    if np.isnan(coarse).any():
+        _fill(coarse)
+    for rows in _strips(depth_m):
+        strip = depth_m[rows]
+        # The strip with a row of the half before and behind it, which interpolation needs.
+        top, bottom = rows.start // 2, rows.start // 2 + -(-len(strip) // 2)
+        part = coarse[max(0, top - 1) : bottom + 1]
+        skipped = 2 * (top - max(0, top - 1))
+        enlarged = _double(_double(part)[skipped : skipped + len(strip)].T).T[:, :width]
+        np.copyto(strip, enlarged, where=np.isnan(strip))
 
 
 def _double(rows: Depth) -> Depth:

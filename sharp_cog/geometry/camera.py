@@ -4,7 +4,7 @@ Frame: OpenCV axes (x right, y down, z forward) in metres; the camera stands at 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sharp_cog.errors import OptionError
@@ -48,6 +48,7 @@ class Camera:
         height: Height of the image in pixels, after EXIF rotation.
         focal_length_px: Focal length in pixels, the same in x and y.
         focal_length_source: Source of the focal length.
+        focal_length_reason: Phrase that says how a focal length was concluded; empty for one that was given or assumed.
 
     Raises:
         OptionError: A size is not positive or the focal length is not a positive finite number.
@@ -57,6 +58,7 @@ class Camera:
     height: int
     focal_length_px: float
     focal_length_source: FocalLengthSource = "caller"
+    focal_length_reason: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
@@ -68,6 +70,11 @@ class Camera:
     def disparity_factor(self) -> float:
         """Focal length over the width of the image; the network divides it by disparity to get metres."""
         return self.focal_length_px / self.width
+
+    @property
+    def focal_length_mm_equivalent(self) -> float:
+        """35 mm-equivalent focal length in millimetres."""
+        return self.focal_length_px * FULL_FRAME_DIAGONAL_MM / math.hypot(self.width, self.height)
 
     @property
     def vertical_fov_degrees(self) -> float:

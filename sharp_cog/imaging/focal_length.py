@@ -48,6 +48,21 @@ _MAX_ZOOM = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FocalLength:
+    """A focal length.
+
+    Attributes:
+        px: Length in pixels.
+        source: Source of the length.
+        reason: Phrase that says how it was concluded; empty for one that was given or assumed.
+    """
+
+    px: float
+    source: FocalLengthSource
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Camera:
     """Facts of EXIF about the camera; a number is NaN and a text empty where the file has none that can be used."""
 
@@ -67,8 +82,8 @@ def choose_focal_length(
     width: int,
     height: int,
     intrinsic_px: float | None = None,
-) -> tuple[float, FocalLengthSource]:
-    """Choose the focal length in pixels.
+) -> FocalLength:
+    """Choose the focal length.
 
     Args:
         exif: EXIF tags; their values may be anything, since files may hold anything.
@@ -76,56 +91,44 @@ def choose_focal_length(
         width: Width of the upright image in pixels.
         height: Height of the upright image in pixels.
         intrinsic_px: Focal length in pixels by the camera matrix of a HEIC or AVIF; None if there is none.
-
-    Returns:
-        The focal length in pixels, and its source.
     """
     size = {"width": width, "height": height}
     if options.focal_length_px is not None:
-        return options.focal_length_px, "caller"
+        return FocalLength(px=options.focal_length_px, source="caller")
     if options.focal_length_mm is not None:
-        return focal_length_px_from_mm(options.focal_length_mm, **size), "caller"
+        return FocalLength(px=focal_length_px_from_mm(options.focal_length_mm, **size), source="caller")
     if options.fov is not None:
-        return focal_length_px_from_fov(options.fov, width=width), "caller"
+        return FocalLength(px=focal_length_px_from_fov(options.fov, width=width), source="caller")
     # A camera matrix is measured; EXIF's focal lengths are rounded, and say nothing of a crop.
     px_per_mm = focal_length_px_from_mm(1.0, **size)
     if intrinsic_px is not None and _is_plausible(intrinsic_px / px_per_mm):
-        return intrinsic_px, "intrinsics"
-    equivalent_mm, source = equivalent_from_exif(exif, width=width, height=height)
-    if source is None:
-        return DEFAULT_FOCAL_LENGTH_MM * px_per_mm, "default"
-    return equivalent_mm * px_per_mm, source
-
-
-def equivalent_from_exif(
-    exif: Mapping[int, object], *, width: int, height: int
-) -> tuple[float, FocalLengthSource | None]:
-    """Return the 35 mm-equivalent focal length in millimetres, and its source; NaN and None if EXIF has no evidence.
-
-    The real focal length says nothing without the size of the sensor. That comes from the camera's make and model, or
-    else from the resolution in the focal plane, if the size that follows is that of a sensor that exists.
-
-    Args:
-        exif: EXIF tags, as for `choose_focal_length`.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
-    """
+        return FocalLength(px=intrinsic_px, source="intrinsics")
     camera = _read(exif, width / height)
     if _is_plausible(camera.equivalent_mm):
-        return camera.equivalent_mm * _missing_zoom(camera), "exif_35mm"
-    equivalent_mm = camera.real_mm * _crop_factor(camera) * camera.zoom
-    return (equivalent_mm, "exif") if _is_plausible(equivalent_mm) else (math.nan, None)
+        return FocalLength(px=camera.equivalent_mm * _missing_zoom(camera) * px_per_mm, source="exif_35mm")
+    # The real focal length says nothing without the size of the sensor.
+    crop_factor, reason = _crop_factor(camera)
+    equivalent_mm = camera.real_mm * crop_factor * camera.zoom
+    if _is_plausible(equivalent_mm):
+        return FocalLength(px=equivalent_mm * px_per_mm, source="exif", reason=reason)
+    return FocalLength(px=DEFAULT_FOCAL_LENGTH_MM * px_per_mm, source="default")
 
 
-def _crop_factor(camera: _Camera) -> float:
-    """Return the ratio of the 35 mm-equivalent to the real focal length; NaN if the sensor is not known."""
+def _crop_factor(camera: _Camera) -> tuple[float, str]:
+    """Return the ratio of the 35 mm-equivalent to the real focal length, NaN if the sensor is not known, and a reason.
+
+    The sensor follows from the camera's make and model, or else from the resolution in the focal plane, if the size
+    that follows is that of a sensor that exists.
+    """
     sensor = find_sensor(camera.make, camera.model)
     if sensor is not None:
-        return sensor.crop_factor
+        return sensor.crop_factor, "by the sensor that cameras of this make and model have"
     if is_phone(camera.make, camera.model):
-        return _PHONE_CROP_FACTOR if camera.real_mm <= _MAX_PHONE_MM else math.nan
+        factor = _PHONE_CROP_FACTOR if camera.real_mm <= _MAX_PHONE_MM else math.nan
+        return factor, "by the usual sensor of a phone, since that of this model is not known"
     sensor = match_sensor(camera.width_mm, camera.height_mm)
-    return math.nan if sensor is None else sensor.crop_factor
+    factor = math.nan if sensor is None else sensor.crop_factor
+    return factor, "by the sensor that fits EXIF's resolution in the focal plane"
 
 
 def _missing_zoom(camera: _Camera) -> float:

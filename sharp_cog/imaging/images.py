@@ -246,10 +246,16 @@ def _source_image(
     intrinsic_px: float | None = None,
 ) -> SourceImage:
     height, width = rgb.shape[:2]
-    focal_length_px, source = focal_length.choose_focal_length(
+    chosen = focal_length.choose_focal_length(
         exif, options or PredictOptions(), width=width, height=height, intrinsic_px=intrinsic_px
     )
-    camera = Camera(width=width, height=height, focal_length_px=focal_length_px, focal_length_source=source)
+    camera = Camera(
+        width=width,
+        height=height,
+        focal_length_px=chosen.px,
+        focal_length_source=chosen.source,
+        focal_length_reason=chosen.reason,
+    )
     return SourceImage(rgb=rgb, camera=camera, image_format=image_format, orientation=orientation)
 
 

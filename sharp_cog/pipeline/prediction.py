@@ -107,6 +107,12 @@ def assumptions_of(camera: Camera, depth_map: DepthMap | None) -> tuple[str, ...
             f"focal length taken as {DEFAULT_FOCAL_LENGTH_MM:g} mm equivalent, since the image gives none: if that is "
             "wrong, set focal_length_mm"
         )
+    # The source also changes when a depth file or a network supplies the focal length.
+    if camera.focal_length_source == "exif" and camera.focal_length_reason:
+        found.append(
+            f"focal length taken as {camera.focal_length_mm_equivalent:.3g} mm equivalent, "
+            f"{camera.focal_length_reason}: if that is wrong, set focal_length_mm"
+        )
     return tuple(found)
 
 

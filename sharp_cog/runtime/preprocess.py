@@ -13,7 +13,7 @@ from sharp_cog.imaging.images import SourceImage
 from sharp_cog.model.external_depth import DEFAULT_USE, DepthUse
 
 LARGE_PX = 50_000_000
-"""Number of pixels above which an image is sampled pixel by pixel, instead of becoming floats as a whole."""
+"""Number of pixels above which an image or a map is sampled pixel by pixel, instead of being copied as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,43 +67,46 @@ def preprocess(
         use: See `ModelInput`.
         image_hash: See `ModelInput`.
     """
-    rgb = torch.from_numpy(source.rgb)
-    if source.camera.width * source.camera.height > LARGE_PX:
-        image = _sample(rgb, size).to(device)
-    else:
-        # Copied as bytes, which are a quarter of the floats that they become on the device.
-        image = _resize(rgb.to(device).permute(2, 0, 1).unsqueeze(0).float() / 255.0, size)
+    # Copied as bytes, which are a quarter of the floats that they become on the device.
+    image = _resize(torch.from_numpy(source.rgb), size, device, white=255.0)
+    depth_m = None if depth is None else _resize(torch.from_numpy(depth.depth_m)[..., None], size, device)
     return ModelInput(
         image=image,
         disparity_factor=torch.tensor([source.camera.disparity_factor], dtype=torch.float32, device=device),
-        depth_m=None if depth is None else _resize(torch.from_numpy(depth.depth_m).to(device)[None, None], size),
+        depth_m=depth_m,
         use=use,
         image_hash=image_hash,
     )
 
 
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    """Return (1, C, S, S) for (1, C, H, W)."""
+def _resize(pixels: Tensor, size: int, device: torch.device, *, white: float = 1.0) -> Tensor:
+    """Return (1, C, S, S) floats on the device for (H, W, C) on the CPU, divided by `white`."""
+    height, width = pixels.shape[:2]
+    if height * width > LARGE_PX:
+        return _sample(pixels, size, white).to(device)
     # NaN in a depth map spreads to every pixel that is interpolated from it, so unknown never mixes with known.
+    pixels = pixels.to(device).permute(2, 0, 1).unsqueeze(0).float()
+    if white != 1:
+        pixels = pixels / white
     return F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=True)
 
 
-def _sample(rgb: Tensor, size: int) -> Tensor:
-    """Return (1, 3, S, S) in [0, 1] for (H, W, 3) bytes: what `_resize` returns, within the rounding of float32.
+def _sample(pixels: Tensor, size: int, white: float) -> Tensor:
+    """Return (1, C, S, S) for (H, W, C): what interpolation returns, within the rounding of float32.
 
     Without antialiasing, each pixel of the result needs four pixels of the image. The others never become floats, which
     would take gigabytes.
     """
-    rows, next_rows, down = _places(rgb.shape[0], size)
-    columns, next_columns, across = _places(rgb.shape[1], size)
+    rows, next_rows, down = _places(pixels.shape[0], size)
+    columns, next_columns, across = _places(pixels.shape[1], size)
 
     def between_columns(rows: Tensor) -> Tensor:
-        pixels = rgb[rows]
-        left, right = pixels[:, columns].float() / 255.0, pixels[:, next_columns].float() / 255.0
+        chosen = pixels[rows]
+        left, right = chosen[:, columns].float() / white, chosen[:, next_columns].float() / white
         return torch.lerp(left, right, across[None, :, None])
 
-    pixels = torch.lerp(between_columns(rows), between_columns(next_rows), down[:, None, None])
-    return pixels.permute(2, 0, 1).unsqueeze(0).contiguous()
+    between_rows = torch.lerp(between_columns(rows), between_columns(next_rows), down[:, None, None])
+    return between_rows.permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def _places(length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:

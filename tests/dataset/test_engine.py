@@ -50,6 +50,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_facts_describe_the_files(tmp_path: Path) -> None:
     prediction = Gated().predict(read_request(job_of(tmp_path), ("ply", "spz")))
+    prediction.assumptions = ("focal length taken as 30 mm equivalent",)
     facts = write_splats(prediction, tmp_path, ("ply", "spz"), model="lift")
     hashes = {name: hashlib.sha256((tmp_path / f"a.{name}").read_bytes()).hexdigest() for name in ("ply", "spz")}
     assert facts == {
@@ -60,6 +61,7 @@ def test_facts_describe_the_files(tmp_path: Path) -> None:
         "focal_length_source": prediction.camera.focal_length_source,
         "width": len(b"image"),
         "height": 1,
+        "assumptions": ["focal length taken as 30 mm equivalent"],
         "model": "lift",
         "sharp_cog": __version__,
     }

@@ -30,6 +30,7 @@ def test_splats_are_published_with_an_index_and_a_card(tmp_path: Path, hub: HubS
         photo_id = row["image_id"]
         assert row["image_path"] == f"photos/{photo_id}/{photo_id}.png"
         assert row["ply_url"] == f"{hub.url}/datasets/{REPO}/resolve/main/photos/{photo_id}/{photo_id}.ply"
+        assert row["assumptions"] == "[]"
         splats = json.loads(row["splat_paths"])
         assert files[splats["ply"]].startswith(b"ply")
         assert files[splats["spz"]].startswith(b"\x1f\x8b")

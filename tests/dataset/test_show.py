@@ -45,3 +45,16 @@ def test_status_lists_the_first_failures(tmp_path: Path) -> None:
     assert lines[0].split() == ["done", "1"]
     assert "  photo0: invalid_image: broken" in lines
     assert lines[-1] == "  and 2 more"
+
+
+def test_status_counts_the_assumptions_about_photographs(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.add(Photo(id=name, where="") for name in ("a", "b", "c", "d"))
+    for name, assumptions in {"a": ["focal length taken as 30 mm"], "b": ["focal length taken as 30 mm", "x"]}.items():
+        journal.advance(name, "made", splats={}, assumptions=assumptions)
+    journal.advance("c", "made", splats={})  # As versions before wrote it.
+    journal.finish(["a"])
+    assert status(journal).splitlines()[-2:] == [
+        "  assumed for 2: focal length taken as 30 mm",
+        "  assumed for 1: x",
+    ]

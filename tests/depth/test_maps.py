@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from sharp_cog.depth import maps
 from sharp_cog.depth.maps import DepthMap, decode, from_array, known_everywhere
 from sharp_cog.errors import DepthError
+from sharp_cog.geometry.camera import Camera
 from sharp_cog.imaging import images
 from tests.depth.samples import CAMERA, DEPTH, npy, npz, png, tiff
 
@@ -232,3 +237,44 @@ def test_a_near_object_is_no_outlier() -> None:
     array = DEPTH.copy()
     array[:10, :10] = 0.2
     assert (decode(npy(array), CAMERA, depth_format="metric").depth_m[:10, :10] == np.float32(0.2)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 47), (64, 48), (1, 9), (130, 3)])
+@pytest.mark.parametrize("depth_format", ["metric", "relative", "inverse-relative"])
+def test_a_map_is_converted_and_filled_in_strips_as_it_is_at_once(
+    height: int, width: int, depth_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    values = random.uniform(0.5, 5, (height, width)).astype(np.float32)
+    values[random.random((height, width)) < 0.4] = np.nan
+    values[: height // 3] = np.nan
+    camera = Camera(width=width, height=height, focal_length_px=50.0)
+
+    def filled() -> NDArray[Any]:
+        return known_everywhere(from_array(values, camera, depth_format=depth_format)).depth_m
+
+    at_once = filled()
+    monkeypatch.setattr(maps, "_STRIP_PX", 1)
+    np.testing.assert_array_equal(filled(), at_once)
+    assert np.isfinite(at_once).all()
+    if depth_format == "metric":
+        np.testing.assert_array_equal(at_once[np.isfinite(values)], values[np.isfinite(values)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["png", "npy", "tiff"])
+def test_an_image_and_a_map_of_100_megapixels_are_lifted_in_2_gb(kind: str, tmp_path: Path) -> None:
+    depth_m = np.broadcast_to(np.linspace(2, 5, 10_000, dtype=np.float32), (10_000, 10_000)).copy()
+    depth_m[2000:5000, 1000:4000] = 0
+    Image.new("RGB", (10_000, 10_000), "grey").save(tmp_path / "image.png")
+    content = {"png": lambda: png((depth_m * 1000).astype(np.uint16)), "npy": lambda: npy(depth_m)}
+    (tmp_path / "depth").write_bytes(content.get(kind, lambda: tiff(depth_m))())
+    script = (
+        "import resource\n"
+        "from sharp_cog import PredictOptions, Settings, SharpPipeline\n"
+        "lift = SharpPipeline.load(Settings(model='lift', device='cpu'))\n"
+        "lift('image.png', PredictOptions(depth_format='metric'), depth='depth')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True)
+    assert int(done.stdout) < 2e9

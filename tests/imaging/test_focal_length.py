@@ -111,7 +111,9 @@ def test_the_equivalent_follows_from_the_camera(tags: dict[str, Any], equivalent
     camera = decode(encoded(Image.fromarray(shape), "JPEG", exif=exif(1, **tags))).camera
     found_mm = camera.focal_length_px * math.hypot(36, 24) / math.hypot(camera.width, camera.height)
     assert found_mm == pytest.approx(equivalent_mm, rel=0.04)
-    assert camera.focal_length_source == ("exif_35mm" if tags.get("focal_length_35mm", 0) >= 6 else "exif")
+    is_named = tags.get("focal_length_35mm", 0) >= 6
+    assert camera.focal_length_source == ("exif_35mm" if is_named else "exif")
+    assert bool(camera.focal_length_reason) is not is_named
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import OptionError, PredictionError
 from sharp_cog.formats import FORMATS, format_of
-from sharp_cog.pipeline.prediction import Prediction
+from sharp_cog.geometry.camera import Camera
+from sharp_cog.pipeline.prediction import Prediction, assumptions_of
 from tests.splats import CAMERA, random_gaussians
 
 SPLATS = [name for name in FORMATS if name not in ("html", "mp4")]
@@ -79,3 +81,13 @@ def test_a_value_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(PredictionError):
         broken.write(tmp_path / "a.ply")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_focal_length_by_a_table_of_sensors_is_an_assumption_until_another_source_replaces_it() -> None:
+    camera = Camera(
+        width=3600, height=2400, focal_length_px=2920.0, focal_length_source="exif", focal_length_reason="by a table"
+    )
+    assert assumptions_of(camera, None) == (
+        "focal length taken as 29.2 mm equivalent, by a table: if that is wrong, set focal_length_mm",
+    )
+    assert assumptions_of(replace(camera, focal_length_source="depth_file"), None) == ()

@@ -59,3 +59,13 @@ def test_a_large_image_is_sampled_as_it_would_be_resized(
     sampled = preprocess(large, None, size=64, device=CPU).image
     assert sampled.shape == expected.shape
     torch.testing.assert_close(sampled, expected, rtol=0, atol=2e-6)
+
+
+def test_a_large_depth_map_is_sampled_as_it_would_be_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = from_array(np.zeros((60, 80, 3), np.uint8))
+    depth_m = np.random.default_rng(0).uniform(1, 5, (120, 160)).astype(np.float32)
+    depth_m[30:50, 20:70] = np.nan
+    expected = preprocess(source, DepthMap(depth_m=depth_m), size=64, device=CPU).depth_m
+    monkeypatch.setattr(module, "LARGE_PX", 1)
+    sampled = preprocess(source, DepthMap(depth_m=depth_m), size=64, device=CPU).depth_m
+    torch.testing.assert_close(sampled, expected, rtol=0, atol=2e-6, equal_nan=True)
