@@ -117,7 +117,7 @@ class ServiceSettings:
     bucket_endpoint_url: str = setting(
         "BUCKET_ENDPOINT_URL",
         "",
-        "address of an S3-compatible store for RunPod's results",
+        "address of an S3-compatible store for results of RunPod and HTTP",
         is_secret=True,
         accepts=is_address,
         remedy="give an http or https address",
@@ -125,6 +125,13 @@ class ServiceSettings:
     bucket_access_key_id: str = setting("BUCKET_ACCESS_KEY_ID", "", "access key of the store", is_secret=True)
     bucket_secret_access_key: str = setting("BUCKET_SECRET_ACCESS_KEY", "", "secret of the access key", is_secret=True)
     bucket_name: str = setting("BUCKET_NAME", "", "name of the bucket in the store")
+    bucket_region: str = setting(
+        "BUCKET_REGION",
+        "",
+        "region of the store; by default the one in its address, auto for Cloudflare's R2, else us-east-1",
+        accepts=re.compile(r"[A-Za-z0-9-]+").fullmatch,
+        remedy="give a name such as eu-central-1",
+    )
     modal_gpu: str = setting("SHARP_MODAL_GPU", "A100", "GPU of a Modal container, such as T4, L4, A10G, A100 or H100")
     modal_idle_seconds: int = setting(
         "SHARP_MODAL_IDLE_SECONDS", 300, "seconds until Modal stops an idle container", limits=_AT_LEAST_1

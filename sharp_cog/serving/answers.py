@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,3 +178,20 @@ def file_name(name: str | None, suffix: str) -> str:
     stem = PurePosixPath((name or "").replace("\\", "/")).stem
     safe = re.sub(r"[^\w.-]+", "_", stem)[:100].strip("._-")
     return f"{safe or 'splat'}{suffix}"
+
+
+def disposition(name: str, suffix: str) -> str:
+    """Return the Content-Disposition of a download.
+
+    Args:
+        name: Name of the file, as `file_name` makes it.
+        suffix: Its suffix, with the dot.
+
+    Returns:
+        The name in ASCII, which every client reads, and beside it the whole name where that differs (RFC 6266).
+    """
+    # A letter with an accent becomes the letter.
+    stem = unicodedata.normalize("NFKD", name.removesuffix(suffix)).encode("ascii", "ignore").decode().strip("._-")
+    plain = f"{stem or 'splat'}{suffix}"
+    header = f'attachment; filename="{plain}"'
+    return header if plain == name else f"{header}; filename*=UTF-8''{quote(name)}"

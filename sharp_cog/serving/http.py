@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from fastapi import FastAPI, Request, Security
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -43,6 +45,7 @@ from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request as PredictionRequest
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
+from sharp_cog.serving.bodies import JSON, reading_fields
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
 from sharp_cog.serving.transport import (
@@ -50,7 +53,6 @@ from sharp_cog.serving.transport import (
     Guard,
     TemporaryFileResponse,
     gzipped,
-    reading_form,
     takes_gzip,
     unless_gone,
 )
@@ -63,12 +65,16 @@ HUNG_UP = 499
 """Status that proxies log for a client that has disconnected; nobody receives it."""
 OPEN_PATHS = ("/", "/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 """Paths that need no key: health checks have none, and the page must load before it can ask for one."""
+_OCTETS = "application/octet-stream"
+"""Media type by which a client asks for the file itself, whatever its format."""
 NPZ = "application/x-npz"
 """Media type of numpy's arrays."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_FILES = {"file": "image_url", "depth": "depth_url"}
-"""Form fields that are files, and the fields that name a URL in their place."""
+_NUM_STORING = 4
+"""Number of results that are sent to the bucket at once."""
+_URLS = {"file": "image_url", "depth": "depth_url"}
+"""Files of a request, and the fields that have a URL in their place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +85,14 @@ class _Kind:
     suffix: str
     write: Callable[[Path, Prediction], object]
     is_download: bool = True
+    is_splat: bool = False
+
+    def goes_to_bucket(self, accept: str) -> bool:
+        """Report whether an answer goes to the bucket, if there is one: a splat, unless `Accept` names its type."""
+        return self.is_splat and not any(name in accept for name in (self.media_type.partition(";")[0], _OCTETS))
 
 
-_JSON = _Kind(media_type="application/json", suffix=".json", write=answers.write_json, is_download=False)
+_JSON = _Kind(media_type=JSON, suffix=".json", write=answers.write_json, is_download=False)
 _ARRAYS = _Kind(media_type=NPZ, suffix=".npz", write=answers.write_npz)
 
 
@@ -196,7 +207,7 @@ def create_app(
         dependencies=described_key,
         openapi_extra=openapi.form(),
         responses=openapi.responses(
-            {"application/json": openapi.ARRAYS, NPZ: openapi.FILE},
+            {JSON: openapi.ARRAYS, NPZ: openapi.FILE},
             description="the Gaussians as arrays; `Accept: application/x-npz` returns numpy's format",
         ),
     )
@@ -211,8 +222,9 @@ def create_app(
         dependencies=described_key,
         openapi_extra=openapi.form(),
         responses=openapi.responses(
-            {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()},
-            description="the splat as a file",
+            {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()}
+            | ({JSON: openapi.STORED} if settings.has_bucket else {}),
+            description="the splat as a file; with a bucket its address, unless `Accept` names the type of the file",
         ),
     )
     async def predict_file(
@@ -220,9 +232,12 @@ def create_app(
     ) -> Response:
         """Predicts a splat and returns it as a file."""
         format_ = FORMATS.get(output_format, FORMATS["ply"])  # An unknown format is refused with the options.
-        kind = _Kind(media_type=format_.media_type, suffix=format_.suffix, write=_write)
+        kind = _Kind(media_type=format_.media_type, suffix=format_.suffix, write=_write, is_splat=True)
         return await service.answer(request, kind, lambda form: _options_of_file(form, output_format))
 
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())]:
+        # The answer of GET, of which the server sends the head alone.
+        app.head(route.path, include_in_schema=False)(route.endpoint)
     return app
 
 
@@ -233,11 +248,22 @@ class _Service:
         self._dispatcher = dispatcher
         self._settings = settings
         self._metrics = metrics
+        self._store: Callable[..., str] | None = None
+        if settings.has_bucket:
+            try:
+                from sharp_cog.serving.bucket import store
+            except ModuleNotFoundError as error:
+                raise NotInstalledError(
+                    f"BUCKET_ENDPOINT_URL needs {error.name}: .venv/bin/pip install -e '.[bucket]', or unset it"
+                ) from error
+            self._store = store
+        self._storing = ThreadPoolExecutor(_NUM_STORING, thread_name_prefix="store")
 
     async def answer(
         self, request: Request, kind: _Kind, options_of: Callable[[dict[str, Any]], PredictOptions]
     ) -> Response:
         """Answer one request, unless it takes too long or the client disconnects."""
+        store = self._store if kind.goes_to_bucket(request.headers.get("accept", "")) else None
         seconds, start, outcome = self._settings.request_seconds, time.monotonic(), SharpError.code
         # The id goes into the log and into an answer's header, so an id with other characters is replaced.
         sent_id = request.headers.get("x-request-id", "")
@@ -247,15 +273,16 @@ class _Service:
         try:
             # Before the body is read: while the service is busy, an upload would be in vain.
             self._dispatcher.check()
-            # The time limit includes the upload. The form stays open, as its files are read when there is room.
-            async with asyncio.timeout(seconds), reading_form(request) as form:
-                # Fields that are neither files nor URLs are options, and unknown ones are refused as such.
-                values = _values(form)
-                files = {name: values.pop(name) for name in _FILES if name in values}
-                urls = {url: values.pop(url) for url in _FILES.values() if url in values}
-                inputs.check_sources({*files, *urls}, image_name="file")
-                work = self._predict(files, urls, options_of(values), kind, path, request_id)
+            # The time limit includes the upload. The files stay open, as they are read when there is room.
+            async with asyncio.timeout(seconds), reading_fields(request) as fields:
+                inputs.check_sources({*fields.files, *fields.urls}, image_name="file")
+                options = options_of(fields.options)
+                work = self._predict(fields.files, fields.urls, options, kind, path, request_id)
                 prediction = await unless_gone(request, work)
+                if prediction is not None and store is not None:
+                    link = await asyncio.get_running_loop().run_in_executor(
+                        self._storing, store, path, path.name, kind.media_type, self._settings
+                    )
             if prediction is None:
                 raise ClientDisconnect
             outcome = "ok"
@@ -288,16 +315,16 @@ class _Service:
             # Headers hold one line of Latin-1; the name of an array may have any characters.
             text = "; ".join(prediction.assumptions).encode("ascii", "replace").decode()
             headers["X-Sharp-Assumptions"] = text
+        if store is not None:
+            path.unlink(missing_ok=True)
+            return JSONResponse({"url": link, "metadata": answers.metadata(prediction)}, headers=headers)
         if kind is _JSON and takes_gzip(request.headers):
             path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
-        name = answers.file_name(files["file"].filename if "file" in files else None, kind.suffix)
-        return TemporaryFileResponse(
-            path,
-            seconds=seconds,
-            media_type=kind.media_type,
-            filename=name if kind.is_download else None,
-            headers=headers,
-        )
+        if kind.is_download:
+            sent_name = fields.files["file"].filename if "file" in fields.files else None
+            name = answers.file_name(sent_name, kind.suffix)
+            headers["Content-Disposition"] = answers.disposition(name, kind.suffix)
+        return TemporaryFileResponse(path, seconds=seconds, media_type=kind.media_type, headers=headers)
 
     async def _predict(
         self,
@@ -318,7 +345,7 @@ class _Service:
             # Called in a thread of the conveyor, once there is room: a queued upload stays in its temporary file.
             def content(name: str) -> bytes | None:
                 if name not in files:
-                    return fetched.get(_FILES[name])
+                    return fetched.get(_URLS[name])
                 files[name].file.seek(0)
                 return files[name].file.read()
 
@@ -328,26 +355,6 @@ class _Service:
                 )
 
             return await self._dispatcher.run(place, read, kind.write, path)
-
-
-def _values(form: FormData) -> dict[str, Any]:
-    """Return the fields of a form without the empty ones.
-
-    Raises:
-        InputError: A field is given twice, or a file in place of text, or text in place of a file.
-    """
-    values: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        is_file = isinstance(value, UploadFile)
-        if not (value.filename or value.size if isinstance(value, UploadFile) else value):
-            continue  # A browser sends an empty field if the user has not touched it.
-        if name in values:
-            raise InputError(f"{plain(name)} is given twice: give it once")
-        if is_file != (name in _FILES):
-            found, wanted = ("a file", "text") if is_file else ("text", "a file")
-            raise InputError(f"{plain(name)} is given as {found}: give it as {wanted}")
-        values[name] = value
-    return values
 
 
 def _options_of_arrays(form: dict[str, Any]) -> PredictOptions:

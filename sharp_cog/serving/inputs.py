@@ -14,6 +14,8 @@ from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError
 from sharp_cog.serving.fetch import fetch
 
+IMAGE_NAMES = ("image", "image_base64", "image_b64")
+"""Names of a field with the image as base64; they mean the same."""
 ALIASES = {alias: about.name for about in parameters(PredictOptions) for alias in about.aliases}
 """Names of options at other services of SHARP, each with our name."""
 

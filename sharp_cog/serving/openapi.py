@@ -37,6 +37,30 @@ def _rows(width: int, description: str) -> dict[str, Any]:
 
 
 FILE = {"type": "string", "format": "binary"}
+_METADATA: dict[str, Any] = {
+    "type": "object",
+    "required": ["focal_length", "focal_length_source", "image_size", "num_gaussians", "timings"],
+    "properties": {
+        "focal_length": {"type": "number", "description": "Focal length in pixels."},
+        "focal_length_source": {"type": "string"},
+        "image_size": {"type": "array", "items": {"type": "integer"}, "description": "Width and height."},
+        "num_gaussians": {"type": "integer"},
+        "timings": {"type": "object", "additionalProperties": {"type": "number"}},
+        "assumptions": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "What was concluded and not given, such as the meaning of the depth map.",
+        },
+    },
+}
+STORED = {
+    "type": "object",
+    "required": ["url", "metadata"],
+    "properties": {
+        "url": {"type": "string", "format": "uri", "description": "Address of the splat in the bucket, for a week."},
+        "metadata": _METADATA,
+    },
+}
 ARRAYS = {
     "type": "object",
     "required": ["positions", "scales", "rotations", "opacities", "colors", "metadata"],
@@ -47,22 +71,7 @@ ARRAYS = {
         "opacities": _rows(1, "Opacities from 0 to 1."),
         "colors": _rows(3, "sRGB colours from 0 to 1."),
         "internal_depth_m": {"type": "array", "items": {"type": "array"}},
-        "metadata": {
-            "type": "object",
-            "required": ["focal_length", "focal_length_source", "image_size", "num_gaussians", "timings"],
-            "properties": {
-                "focal_length": {"type": "number", "description": "Focal length in pixels."},
-                "focal_length_source": {"type": "string"},
-                "image_size": {"type": "array", "items": {"type": "integer"}, "description": "Width and height."},
-                "num_gaussians": {"type": "integer"},
-                "timings": {"type": "object", "additionalProperties": {"type": "number"}},
-                "assumptions": {
-                    "type": "array",
-                    "items": {"type": "string"},
-                    "description": "What was concluded and not given, such as the meaning of the depth map.",
-                },
-            },
-        },
+        "metadata": _METADATA,
     },
 }
 

@@ -30,10 +30,9 @@ from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.serving import answers, inputs
 from sharp_cog.serving.fetch import notify, upload
+from sharp_cog.serving.inputs import IMAGE_NAMES
 from sharp_cog.text import plain
 
-IMAGE_NAMES = ("image", "image_base64", "image_b64")
-"""Names of the field with the image; they mean the same."""
 READY = Path(tempfile.gettempdir()) / "sharp_cog.ready"
 """File that exists while the worker is healthy: from the end of loading until the device fails."""
 OVERHEAD_BYTES = 10_000

@@ -34,6 +34,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_RUNPOD_ASYNC_MEGABYTES": "5",
         "RUNPOD_WEBHOOK_POST_OUTPUT": "https://runpod.example/done",
         **BUCKET,
+        "BUCKET_REGION": "eu-central-1",
         "SHARP_MODAL_GPU": "T4",
         "SHARP_MODAL_IDLE_SECONDS": "60",
         "SHARP_MODAL_CONCURRENCY": "2",
@@ -46,7 +47,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("https://app.example.com", "http://localhost:3000"),
         "30/minute",
     ]
-    runpod = [15, 5, "https://runpod.example/done", *BUCKET.values()]
+    runpod = [15, 5, "https://runpod.example/done", *BUCKET.values(), "eu-central-1"]
     values = [3, 12.5, 7, 0, 1.5, 4, True, *access, *runpod, "T4", 60, 2, 90]
     assert list(dataclasses.asdict(settings).values()) == values
     assert settings.has_bucket

@@ -24,6 +24,7 @@ SERVES = {
     "depth": ["sharp_cog/depth", "sharp_cog/estimators"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
     "guard": ["sharp_cog/serving"],
+    "bucket": ["sharp_cog/serving"],
     "runpod": ["sharp_cog/serving"],
     "modal": ["sharp_cog/serving"],
     "dataset": ["sharp_cog/dataset", "sharp_cog/cli/dataset.py"],

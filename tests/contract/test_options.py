@@ -23,7 +23,8 @@ from sharp_cog.runtime.lift import LiftPredictor
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.weights import Weights
 from sharp_cog.serving import inputs, modal_app
-from sharp_cog.serving.runpod import IMAGE_NAMES, create_handler
+from sharp_cog.serving.inputs import IMAGE_NAMES
+from sharp_cog.serving.runpod import create_handler
 from tests.frontends import Frontends, Question, opened
 from tests.images import npy, png
 from tests.parity import small_state

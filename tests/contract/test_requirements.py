@@ -21,7 +21,12 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 OURS = PROJECT["tool"]["sharp-cog"]
 FILES = {
     "requirements.txt": [*EXTRAS["preview"], *OURS["image"]["ml-sharp"]],
-    "deploy/runpod/requirements.txt": [*EXTRAS["preview"], *EXTRAS["runpod"], *EXTRAS["spz"]],
+    "deploy/runpod/requirements.txt": [
+        *EXTRAS["preview"],
+        *EXTRAS["bucket"],
+        *EXTRAS["runpod"],
+        *EXTRAS["spz"],
+    ],
     "deploy/modal/requirements.txt": [*EXTRAS["preview"], *EXTRAS["modal"], *EXTRAS["http"], *EXTRAS["spz"]],
 }
 NUMPY = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("numpy=="))
