@@ -22,6 +22,7 @@ from sharp_cog.config.parameters import parameters
 from sharp_cog.errors import DepthError, ImageError, InputError, RequestTooLargeError
 from sharp_cog.files.atomic import cannot_write
 from sharp_cog.serving import inputs
+from sharp_cog.serving.openapi import JSON
 from sharp_cog.serving.transport import reading_form
 from sharp_cog.text import plain, quoted
 
@@ -29,7 +30,6 @@ MAX_JSON_BYTES = 100_000_000
 """Largest body of JSON, which is parsed in memory; a form of that size stays on the disk."""
 MULTIPART = "multipart/form-data"
 FORMS = (MULTIPART, "application/x-www-form-urlencoded")
-JSON = "application/json"
 RAW = ("application/octet-stream", "binary/octet-stream", "")
 """Media types of a body that is the image, besides those of images: clients send them for a file of unknown kind."""
 _SPOOLED_BYTES = 1 << 20

@@ -45,7 +45,7 @@ from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request as PredictionRequest
 from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
-from sharp_cog.serving.bodies import JSON, reading_fields
+from sharp_cog.serving.bodies import reading_fields
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.metrics import Metrics
 from sharp_cog.serving.transport import (
@@ -92,7 +92,7 @@ class _Kind:
         return self.is_splat and not any(name in accept for name in (self.media_type.partition(";")[0], _OCTETS))
 
 
-_JSON = _Kind(media_type=JSON, suffix=".json", write=answers.write_json, is_download=False)
+_JSON = _Kind(media_type=openapi.JSON, suffix=".json", write=answers.write_json, is_download=False)
 _ARRAYS = _Kind(media_type=NPZ, suffix=".npz", write=answers.write_npz)
 
 
@@ -205,9 +205,9 @@ def create_app(
     @app.post(
         "/predict",
         dependencies=described_key,
-        openapi_extra=openapi.form(),
+        openapi_extra=openapi.body(),
         responses=openapi.responses(
-            {JSON: openapi.ARRAYS, NPZ: openapi.FILE},
+            {openapi.JSON: openapi.ARRAYS, NPZ: openapi.FILE},
             description="the Gaussians as arrays; `Accept: application/x-npz` returns numpy's format",
         ),
     )
@@ -220,10 +220,10 @@ def create_app(
         "/predict/{output_format}",
         response_class=Response,  # So that the description has no JSON.
         dependencies=described_key,
-        openapi_extra=openapi.form(),
+        openapi_extra=openapi.body(),
         responses=openapi.responses(
             {format_.media_type.partition(";")[0]: openapi.FILE for format_ in FORMATS.values()}
-            | ({JSON: openapi.STORED} if settings.has_bucket else {}),
+            | ({openapi.JSON: openapi.STORED} if settings.has_bucket else {}),
             description="the splat as a file; with a bucket its address, unless `Accept` names the type of the file",
         ),
     )

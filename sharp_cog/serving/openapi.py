@@ -36,7 +36,10 @@ def _rows(width: int, description: str) -> dict[str, Any]:
     return {"type": "array", "items": row, "description": description}
 
 
+JSON = "application/json"
 FILE = {"type": "string", "format": "binary"}
+_BASE64 = {"type": "string", "format": "byte"}
+_ADDRESS = {"type": "string", "format": "uri"}
 _METADATA: dict[str, Any] = {
     "type": "object",
     "required": ["focal_length", "focal_length_source", "image_size", "num_gaussians", "timings"],
@@ -76,18 +79,49 @@ ARRAYS = {
 }
 
 
-def form() -> dict[str, Any]:
-    """Return the request body of a prediction: files, URLs and the fields of `PredictOptions`."""
+def body() -> dict[str, Any]:
+    """Return the request body of a prediction: a form, JSON with the same fields, or the image as it is."""
+    image = "The photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF."
+    depth = "Depth map of the same view: .npy, .npz, PNG, TIFF, .exr or .pfm."
+    names = "`image` is another name of `file`."
+    form = {
+        "file": {**FILE, "description": f"{image} {names}"},
+        **_addresses("file"),
+        "depth": {**FILE, "description": depth},
+        **_options(),
+    }
+    json = {
+        "image": {**_BASE64, "description": f"{image} A data URI, too."},
+        **_addresses("image"),
+        "depth": {**_BASE64, "description": depth},
+        **_options(),
+    }
+    content: dict[str, Any] = {
+        "multipart/form-data": {"schema": _object(form)},
+        JSON: {"schema": _object(json)},
+        "image/*": {"schema": FILE},
+        "application/octet-stream": {"schema": FILE},
+    }
+    description = "Fields other than files may also stand in the query, whatever the body."
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _addresses(image_name: str) -> dict[str, Any]:
+    """Return the fields with addresses of files."""
+    return {
+        "image_url": {**_ADDRESS, "description": f"Address of the photograph, instead of `{image_name}`."},
+        "depth_url": {**_ADDRESS, "description": "Address of the map, instead of `depth`."},
+    }
+
+
+def _options() -> dict[str, Any]:
+    """Return the fields of `PredictOptions`."""
     options = {about.name: about for about in parameters(PredictOptions)}
     properties: dict[str, Any] = {
-        "file": {**FILE, "description": "The photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF."},
-        "image_url": {
-            "type": "string",
-            "format": "uri",
-            "description": "Address of the photograph, instead of `file`.",
-        },
-        "depth": {**FILE, "description": "Depth map of the same view: .npy, .npz, PNG, TIFF, .exr or .pfm."},
-        "depth_url": {"type": "string", "format": "uri", "description": "Address of the map, instead of `depth`."},
         "f_px": {**_schema(options["focal_length_px"]), "description": "Another name of focal_length_px."},
     }
     for name, about in options.items():
@@ -96,8 +130,7 @@ def form() -> dict[str, Any]:
             schema["default"] = about.default
         meanings = f" {about.meanings}." if about.meanings else ""
         properties[name] = {**schema, "description": f"{sentence(about.help)}{meanings}{_NOTES.get(name, '')}"}
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return properties
 
 
 def _schema(about: Parameter) -> dict[str, Any]:
@@ -138,4 +171,4 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def error(description: str) -> dict[str, Any]:
     """Return an error response."""
-    return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+    return {"description": description, "content": {JSON: {"schema": _ERROR}}}

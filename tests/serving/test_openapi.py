@@ -6,7 +6,7 @@ from sharp_cog.serving import openapi
 
 
 def test_the_form_has_files_addresses_and_options() -> None:
-    schema = openapi.form()["requestBody"]["content"]["multipart/form-data"]["schema"]
+    schema = openapi.body()["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["additionalProperties"] is False
     properties = schema["properties"]
     assert properties["file"]["format"] == properties["depth"]["format"] == "binary"
@@ -20,6 +20,14 @@ def test_the_form_has_files_addresses_and_options() -> None:
     assert {**properties["f_px"], "description": about["description"]} == about
     assert properties["center"]["type"] == "boolean"
     assert properties["save_internal_depth"]["description"].endswith(" Only /predict takes it.")
+
+
+def test_json_has_the_fields_of_the_form_with_files_as_base64() -> None:
+    content = openapi.body()["requestBody"]["content"]
+    form, json = (content[name]["schema"]["properties"] for name in ("multipart/form-data", "application/json"))
+    assert json["image"]["format"] == json["depth"]["format"] == "byte"
+    assert form.keys() - {"file"} == json.keys() - {"image"}
+    assert {"image/*", "application/octet-stream"} <= content.keys()
 
 
 def test_a_prediction_has_a_result_and_errors() -> None:
