@@ -39,10 +39,14 @@ def http_seeds() -> list[bytes]:
     form = b"".join(parts) + b"--b--\r\n"
     multipart = b"Content-Type: multipart/form-data; boundary=b; charset=utf-8\r\nContent-Length: %d\r\n"
     more = b"X-Request-Id: beach-1\r\nAccept-Encoding: gzip;q=0.5, br\r\nRange: bytes=0-9\r\nHost: a\r\n"
+    json_body = json.dumps({"image": b64(b"picture"), "depth": "data:;base64,YQ==", "max_gaussians": 5}).encode()
     return [
         b"POST /predict/spz HTTP/1.1\r\n" + multipart % len(form) + more + b"\r\n" + form,
-        b"POST /predict?x=1 HTTP/1.1\r\nAccept: application/x-npz\r\n" + multipart % len(form) + b"\r\n" + form,
+        b"POST /predict?scale=2 HTTP/1.1\r\nAccept: application/x-npz\r\n" + multipart % len(form) + b"\r\n" + form,
         b"POST /predict HTTP/1.1\r\n" + multipart % len(form) + b"\r\n" + form,
+        b"POST /predict/splat?f_px=9 HTTP/1.1\r\nContent-Type: application/json\r\n\r\n" + json_body,
+        b"POST /predict/splat?max_gaussians=2&center=1 HTTP/1.1\r\nContent-Type: image/jpeg\r\n\r\npicture",
+        b"POST /predict/splat HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\nimage=cGljdHVyZQ==",
         b"GET / HTTP/1.1\r\nAccept: text/html\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
     ]

@@ -154,9 +154,12 @@ def test_an_unusual_charset_is_refused_before_it_is_used(charset: str) -> None:
     assert time.process_time() - begun < 2
 
 
-def test_a_query_that_is_not_utf_8_is_ignored() -> None:
+def test_a_query_that_is_not_utf_8_breaks_nothing() -> None:
     body = form([("file", "a.jpg", b"abc")])
-    assert send(body, MULTIPART, "/predict/splat?x=\xff").status == 200
+    for query in ("x=\xff", "f_px=\xff", "\xff=1"):
+        with pytest.raises(InputError) as caught:
+            judge(send(body, MULTIPART, f"/predict/splat?{query}"))
+        assert caught.value.code == "invalid_option"
     assert in_process().ask("GET", "/health?\xff").status == 200
     assert in_process().ask("GET", "/health/?\xff").status == 404
 
