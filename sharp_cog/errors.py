@@ -10,6 +10,7 @@
     |   +-- UploadError            upload_failed
     |   +-- RequestTooLargeError   request_too_large    413
     |   +-- ResultTooLargeError    result_too_large
+    |   +-- SlowClientError        too_slow             408
     +-- SettingError               invalid_setting
     +-- CheckpointError            invalid_checkpoint
     |   +-- CheckpointMissingError checkpoint_missing
@@ -20,6 +21,8 @@
     +-- OutputError                cannot_write
     +-- BusyError                  busy                 503, with Retry-After: try again
     |   +-- RateLimitError           rate_limited         429, with Retry-After
+    |   +-- NoSpaceError           no_space             507, with Retry-After
+    |   +-- FailedError            code of its reason   503: the process must be restarted
     +-- DeadlineError              deadline_exceeded    504
 
 A message names the value, the limit and the remedy. Exceptions of other libraries are translated where they enter.
@@ -98,6 +101,16 @@ class UnauthorizedError(InputError):
     code = "unauthorized"
 
 
+class SlowClientError(InputError):
+    """The client sends its request, or reads its answer, too slowly; `reason` is a word for metrics."""
+
+    code = "too_slow"
+
+    def __init__(self, message: str, *, reason: str = "slow") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class SettingError(SharpError):
     """An environment variable or a setting has a bad value."""
 
@@ -147,13 +160,31 @@ class OutputError(SharpError):
 
 
 class BusyError(SharpError):
-    """The service is loading or stopping, or its queue is full."""
+    """The service is loading or stopping, or its queue or another bound is full; `reason` is a word for metrics."""
 
     code = "busy"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, *, retry_after_s: int = 1, reason: str = "queue") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
+
+
+class NoSpaceError(BusyError):
+    """The disk of the service has no room for the request."""
+
+    code = "no_space"
+
+    def __init__(self, message: str, *, retry_after_s: int = 60) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, reason="disk")
+
+
+class FailedError(BusyError):
+    """The service has failed, and works again only after a restart; `code` is that of the reason."""
+
+    def __init__(self, message: str, *, code: str = SharpError.code, retry_after_s: int = 60) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, reason="failed")
+        self.code = code
 
 
 class RateLimitError(BusyError):

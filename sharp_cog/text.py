@@ -90,6 +90,21 @@ def read_count(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan", re.IGNORECASE)
+
+
+def read_number(text: str) -> float:
+    """Parse a number as people and programs write it, with spaces around it at most.
+
+    Raises:
+        ValueError: The text is no number. Python's `float` would also take `1_000`, and the digits of other scripts.
+    """
+    stripped = text.strip(" \t\r\n")
+    if not _NUMBER.fullmatch(stripped):
+        raise ValueError(f"{quoted(text)} is no number")
+    return float(stripped)
+
+
 _SECRETS = (
     # User, password or token: all that precedes the last @ in the host of an address.
     (re.compile(r"(?<=//)[^\s/?#'\"<>]*@"), ""),

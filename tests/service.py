@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import requests
-import uvicorn
 from fastapi import FastAPI
 
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.serving.http import create_app
+from sharp_cog.serving.server import Server
 
 
 @dataclass(kw_only=True)
@@ -25,10 +25,12 @@ class Service:
     Attributes:
         url: Address of the service.
         server: Server, by which a test can stop the service early.
+        thread: Thread in which it runs.
     """
 
     url: str
-    server: uvicorn.Server
+    server: Server
+    thread: threading.Thread
 
     @property
     def port(self) -> int:
@@ -52,20 +54,21 @@ def serving(
         settings: None means the defaults, with private URLs allowed.
         is_ready: Whether to wait until the pipeline is loaded.
     """
-    with listening(create_app(load, settings or ServiceSettings(fetch_private=True))) as service:
+    settings = settings or ServiceSettings(fetch_private=True)
+    with listening(create_app(load, settings), settings) as service:
         if is_ready:
             service.wait_until_ready()
         yield service
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[Service]:
-    """Serve an application until the block ends."""
+def listening(app: FastAPI, settings: ServiceSettings | None = None) -> Iterator[Service]:
+    """Serve an application of `create_app` until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=60))
+    server = Server(app, settings or ServiceSettings())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    service = Service(url=f"http://127.0.0.1:{listener.getsockname()[1]}", server=server)
+    service = Service(url=f"http://127.0.0.1:{listener.getsockname()[1]}", server=server, thread=thread)
     try:
         while not server.started:
             assert thread.is_alive(), "the service does not start"

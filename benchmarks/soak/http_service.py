@@ -183,7 +183,7 @@ def soaked_http(folder: Path, good: Request) -> Iterator[SoakedHttp]:
     environment = {**own_folders(folder), "SHARP_FETCH_PRIVATE": "true", "SHARP_MAX_BODY_MEGABYTES": "50"}
     with (
         started_outside() as outside,
-        started_http_server(folder, "--model", "lift", "--device", "cpu", **environment) as server,
+        started_http_server(folder, "--model", "lift", "--device", "cpu", descriptors=None, **environment) as server,
     ):
         server.wait_until_ready()
         yield SoakedHttp(server, outside, good, folder)

@@ -17,7 +17,17 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import sharp_cog
-from sharp_cog.cli.settings import Flag, dataset_flags, flag, format_flag, in_flags, option_flags, setting_flags
+from sharp_cog.cli.settings import (
+    Flag,
+    as_float,
+    as_int,
+    dataset_flags,
+    flag,
+    format_flag,
+    in_flags,
+    option_flags,
+    setting_flags,
+)
 from sharp_cog.config.models import ESTIMATORS
 from sharp_cog.config.options import AXES, OutputOptions, PredictOptions
 from sharp_cog.config.parameters import sentence
@@ -161,12 +171,12 @@ COMMANDS = {
                 default="rotate_forward",
                 help="camera path: swipe, shake, rotate or rotate_forward (default: rotate_forward)",
             ),
-            flag("--duration", type=float, default=4.0, metavar="S", help="duration in seconds (default: 4)"),
-            flag("--fps", type=int, default=30, metavar="N", help="frames per second (default: 30)"),
-            flag("--width", type=int, default=768, metavar="PX", help="width of a frame in pixels (default: 768)"),
+            flag("--duration", type=as_float, default=4.0, metavar="S", help="duration in seconds (default: 4)"),
+            flag("--fps", type=as_int, default=30, metavar="N", help="frames per second (default: 30)"),
+            flag("--width", type=as_int, default=768, metavar="PX", help="width of a frame in pixels (default: 768)"),
             flag(
                 "--range",
-                type=float,
+                type=as_float,
                 metavar="R",
                 help="range of the camera's motion (default: as wide as no holes appear, at most 0.08)",
             ),
@@ -183,7 +193,7 @@ COMMANDS = {
             *option_flags(PredictOptions, "focal_length_px", "focal_length_mm", "fov"),
             flag(
                 "--tolerance",
-                type=float,
+                type=as_float,
                 default=1e-3,
                 metavar="E",
                 help="largest relative difference (default: 0.001)",
@@ -199,7 +209,7 @@ COMMANDS = {
             flag("--http", action="store_true", help="serve over HTTP (the default, and the only service here)"),
             *setting_flags("model"),
             flag("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"),
-            flag("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)"),
+            flag("--port", type=as_int, default=8000, metavar="N", help="port to listen on (default: 8000)"),
             flag("--api-key", help=argparse.SUPPRESS),  # Understood, so that `serve` can say where the key belongs.
             flag(
                 "--api-key-file",

@@ -6,10 +6,13 @@ import argparse
 import logging
 import os
 import socket
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import NoReturn
 
+from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED
 from sharp_cog.cli.settings import settings_from
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import NotInstalledError, SettingError
@@ -20,10 +23,11 @@ _LOG = logging.getLogger(__name__)
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - the package that is missing without the extra
 
         from sharp_cog.serving.access import for_listener
         from sharp_cog.serving.http import create_app
+        from sharp_cog.serving.server import Server
     except ModuleNotFoundError as error:
         raise NotInstalledError(
             f"the HTTP service needs {error.name}: .venv/bin/pip install -e '.[http]', or use scripts/serve --http"
@@ -63,14 +67,26 @@ def run(arguments: argparse.Namespace) -> int:
             "front of it, or leave --host out",
             f"this machine at port {port}" if ip_address(address).is_unspecified else f"{host}:{port}",
         )
-    config = uvicorn.Config(
-        app,
-        log_level="info" if arguments.verbose else "warning",
-        # After Ctrl-C, requests under way may take the time that every request has.
-        timeout_graceful_shutdown=int(service.request_seconds) + 1,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
-    return 0
+    server = Server(app, service, log_level="info" if arguments.verbose else "warning")
+    try:
+        server.run(sockets=[listener])
+        exit_code = EXIT_FAILED if server.has_failed else 0
+    except KeyboardInterrupt:
+        if not server.has_threads:
+            raise
+        exit_code = EXIT_INTERRUPTED
+    # Decoding or the loading of the model may take minutes, and Python would wait for the thread at its end.
+    if server.has_threads:
+        _leave(exit_code)
+    return exit_code
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End the process without waiting for its threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def read_keys(path: str) -> tuple[str, ...]:

@@ -12,12 +12,27 @@ from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
 from sharp_cog.config.parameters import Parameter, parameters
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.config.settings import Settings
+from sharp_cog.text import read_number
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 """Arguments of one call of `argparse.ArgumentParser.add_argument`, positional and named."""
 Options = TypeVar("Options", bound=OutputOptions)
 
-_TYPES = {"int": int, "float": float}
+
+def as_int(text: str) -> int:
+    """Convert the value of a flag to a whole number; see `read_number`."""
+    read_number(text)
+    return int(text)
+
+
+def as_float(text: str) -> float:
+    """Convert the value of a flag to a number; see `read_number`."""
+    return read_number(text)
+
+
+# The names of types in argparse's messages.
+as_int.__name__, as_float.__name__ = "int", "float"
+_TYPES = {"int": as_int, "float": as_float}
 """Types to which argparse converts an option, by its kind; text stays as it is."""
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple": "A,B"}
 """Placeholders in the help of a dataset run's settings, by their kind."""

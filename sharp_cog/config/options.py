@@ -9,7 +9,7 @@ from typing import Any, Self
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
 from sharp_cog.config.parameters import FRONTENDS, MAX_NUMBER, check, parameter, parameters, parse
 from sharp_cog.errors import OptionError
-from sharp_cog.text import plain, quoted
+from sharp_cog.text import plain, quoted, read_number
 
 FOCAL_LENGTH_PX_RANGE = (1.0, 1_000_000.0)
 """Least and largest focal length in pixels."""
@@ -42,9 +42,13 @@ def _is_depth_unit(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return False
     try:
-        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= float(value) <= MAX_NUMBER
+        return value in ("auto", *DEPTH_UNITS_M) or _MIN_UNIT_M <= _number(value) <= MAX_NUMBER
     except (ValueError, OverflowError):
         return False
+
+
+def _number(value: str | float) -> float:
+    return read_number(value) if isinstance(value, str) else float(value)
 
 
 _NOT_COG = tuple(frontend for frontend in FRONTENDS if frontend != "Cog")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sharp_cog.errors import SharpError
-from sharp_cog.text import quoted, redact
+from sharp_cog.text import quoted, read_number, redact
 
 MAX_NUMBER = 1e9
 """Largest number of seconds, megabytes or items; larger ones overflow in the libraries that receive them."""
@@ -215,7 +215,7 @@ def _as_number(value: object, remedy: str = "give a number") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(remedy)
     try:
-        return float(value)
+        return read_number(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError):
         raise ValueError(remedy) from None
 

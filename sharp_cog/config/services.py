@@ -39,6 +39,65 @@ class ServiceSettings:
         "time limit of a request in seconds, including its time in the queue",
         limits=POSITIVE,
     )
+    max_uploads: int = setting(
+        "SHARP_MAX_UPLOADS",
+        32,
+        "requests whose body is read at once; others wait a moment, and are then refused with 503",
+        limits=_AT_LEAST_1,
+    )
+    min_kilobytes_per_second: float = setting(
+        "SHARP_MIN_KILOBYTES_PER_SECOND",
+        10.0,
+        "least rate at which a client must send a request and read an answer; ten times as much while others wait",
+        limits=POSITIVE,
+    )
+    stall_seconds: float = setting(
+        "SHARP_STALL_SECONDS",
+        10.0,
+        "seconds for which a client may be slower than that, and for which a request waits to be read",
+        limits=POSITIVE,
+    )
+    min_free_megabytes: float = setting(
+        "SHARP_MIN_FREE_MEGABYTES",
+        300.0,
+        "space in megabytes that requests leave free on the disk of temporary files, for answers; those that would not "
+        "are refused with 507",
+        limits=_AT_LEAST_0,
+    )
+    memory_megabytes: float = setting(
+        "SHARP_MEMORY_MEGABYTES",
+        0.0,
+        "memory in megabytes for the images of the requests under way, by their sizes; those beyond it wait. 0 is half "
+        "of what is free once the model is loaded",
+        limits=_AT_LEAST_0,
+    )
+    header_seconds: float = setting(
+        "SHARP_HEADER_SECONDS",
+        10.0,
+        "seconds that a connection may take until the headers of its next request are complete",
+        limits=POSITIVE,
+    )
+    max_header_kilobytes: int = setting(
+        "SHARP_MAX_HEADER_KILOBYTES", 32, "most kilobytes of a request's headers", limits=_AT_LEAST_1
+    )
+    max_connections: int = setting(
+        "SHARP_MAX_CONNECTIONS",
+        1000,
+        "connections at once, at most three quarters of the process's limit of open files; beyond them the one that "
+        "has been idle for longest is closed",
+        limits=_AT_LEAST_1,
+    )
+    stop_seconds: float = setting(
+        "SHARP_STOP_SECONDS",
+        6.0,
+        "seconds that clients have for reading their answers after SIGTERM, once the last prediction has ended",
+        limits=_AT_LEAST_0,
+    )
+    exit_on_failure: bool = setting(
+        "SHARP_EXIT_ON_FAILURE",
+        False,
+        "end the process with exit code 1 if the model cannot be loaded or the device fails, so that it is restarted",
+    )
     max_body_megabytes: float = setting(
         "SHARP_MAX_BODY_MEGABYTES",
         200.0,
@@ -56,6 +115,12 @@ class ServiceSettings:
     )
     fetch_seconds: float = setting(
         "SHARP_FETCH_SECONDS", 30.0, "time limit in seconds for fetching a URL", limits=POSITIVE
+    )
+    max_fetches: int = setting(
+        "SHARP_MAX_FETCHES",
+        16,
+        "requests whose URLs are fetched at once; more are refused with 503",
+        limits=_AT_LEAST_1,
     )
     fetch_private: bool = setting(
         "SHARP_FETCH_PRIVATE", False, "allow URLs at private addresses; only where you trust every caller"
@@ -110,6 +175,9 @@ class ServiceSettings:
         10.0,
         "largest result in megabytes that RunPod returns for `run`",
         limits=POSITIVE,
+    )
+    runpod_max_images: int = setting(
+        "SHARP_RUNPOD_MAX_IMAGES", 100, "most images in the list `images` of a RunPod job", limits=_AT_LEAST_1
     )
     runpod_webhook: str = setting(
         "RUNPOD_WEBHOOK_POST_OUTPUT", "", "RunPod's address for results and progress; RunPod sets it", is_secret=True

@@ -26,7 +26,7 @@ from sharp_cog.errors import DepthError, NotInstalledError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging.limits import MeteredFile, prepare_to_load
 from sharp_cog.imaging.pixels import DECODER_ERRORS
-from sharp_cog.text import plain, quoted, read_json, reason_of
+from sharp_cog.text import plain, quoted, read_json, read_number, reason_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ def _read_pfm(depth_bytes: bytes) -> RawDepth:
             words.append(depth_bytes[position:end])
         position = end + 1
     try:
-        kind, width, height, scale = words[0], int(words[1]), int(words[2]), float(words[3])
+        kind, width, height, scale = words[0], int(words[1]), int(words[2]), read_number(words[3].decode())
     except ValueError as error:
         raise DepthError(f"the .pfm header is broken ({reason_of(error)}): export it again") from error
     if kind != b"Pf":

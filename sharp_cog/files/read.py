@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sharp_cog.errors import SharpError
@@ -23,7 +23,17 @@ def read_bytes(path: Path, error_type: type[SharpError]) -> bytes:
 def read_capped(
     chunks: Iterable[bytes], limit: int, too_large: Exception, *, declared_bytes: int | None = None
 ) -> bytes:
-    """Return the content of a stream that somebody else controls, never holding more than a chunk above the limit.
+    """Return the content of a stream that somebody else controls; see `capped`."""
+    content = bytearray()
+    for chunk in capped(chunks, limit, too_large, declared_bytes=declared_bytes):
+        content += chunk
+    return bytes(content)
+
+
+def capped(
+    chunks: Iterable[bytes], limit: int, too_large: Exception, *, declared_bytes: int | None = None
+) -> Iterator[bytes]:
+    """Pass on a stream that somebody else controls, up to a limit.
 
     Args:
         chunks: The stream. Stop at a deadline inside of it, by a generator that raises.
@@ -32,15 +42,18 @@ def read_capped(
         declared_bytes: Length that the sender announced, such as Content-Length. Where it exceeds the limit, nothing is
             read. The content may still be shorter: compare its length where that matters.
 
+    Yields:
+        The chunks, none of which exceeds the limit together with those before.
+
     Raises:
         Exception: `too_large`.
     """
     if declared_bytes is not None and declared_bytes > limit:
         raise too_large
     # The announced length is only a claim, so the bytes that arrive are counted too.
-    content = bytearray()
+    num_bytes = 0
     for chunk in chunks:
-        content += chunk
-        if len(content) > limit:
+        num_bytes += len(chunk)
+        if num_bytes > limit:
             raise too_large
-    return bytes(content)
+        yield chunk

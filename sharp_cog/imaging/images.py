@@ -32,7 +32,7 @@ from PIL import (
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.errors import ImageError
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.imaging import focal_length, tiff
+from sharp_cog.imaging import focal_length, sizes, tiff
 from sharp_cog.imaging.boxes import Container, read_container, repair_avif
 from sharp_cog.imaging.codings import Coding
 from sharp_cog.imaging.kinds import ISO_BRANDS, name_kind, name_raw
@@ -492,16 +492,7 @@ def _check_projection(image: Image.Image) -> None:
 
 def _check_canvas(image_bytes: bytes, max_pixels: int) -> None:
     """Check the size in the header of GIF and WebP, whose plugins allocate memory for all pixels on opening."""
-    width = height = 0
-    if image_bytes.startswith(b"GIF8"):
-        width, height = struct.unpack_from("<HH", image_bytes, 6)
-    elif image_bytes[8:16] == b"WEBPVP8X":
-        width, height = (int.from_bytes(image_bytes[start : start + 3], "little") + 1 for start in (24, 27))
-    elif image_bytes[8:16] == b"WEBPVP8L":
-        bits = int.from_bytes(image_bytes[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif image_bytes[8:16] == b"WEBPVP8 ":
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", image_bytes, 26))
+    width, height = sizes.canvas(image_bytes)
     if width * height > max_pixels:  # Every other error is left to the check of the opened image.
         _check_size(width, height, max_pixels)
 

@@ -6,6 +6,7 @@ import logging
 import re
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,10 +21,12 @@ from sharp_cog.errors import (
     DeadlineError,
     ForbiddenError,
     InputError,
+    NoSpaceError,
     NotInstalledError,
     RateLimitError,
     RequestTooLargeError,
     SharpError,
+    SlowClientError,
     UnauthorizedError,
 )
 from sharp_cog.files.atomic import open_atomically
@@ -101,6 +104,21 @@ def write_json(path: Path, prediction: Prediction) -> None:
             file.write(chunk)
 
 
+def write_gzipped_json(path: Path, prediction: Prediction) -> None:
+    """Write what `write_json` writes, compressed on the way, fast rather than small.
+
+    Raises:
+        PredictionError: A value is not finite.
+        OutputError: The file cannot be written.
+    """
+    # 31 is 15, the largest window, plus 16 for gzip's header.
+    pack = zlib.compressobj(level=1, wbits=31)
+    with open_atomically(path) as file:
+        for chunk in _json_chunks(arrays(prediction), metadata(prediction)):
+            file.write(pack.compress(chunk))
+        file.write(pack.flush())
+
+
 def _json_chunks(named: dict[str, NDArray[np.float32]], about: dict[str, Any]) -> Iterator[bytes]:
     import orjson  # Only the extra `http` installs it.
 
@@ -156,11 +174,13 @@ def status_of(error: BaseException) -> int:
     # The first match counts, so a subclass comes before its base.
     table = {
         RequestTooLargeError: 413,
+        SlowClientError: 408,
         UnauthorizedError: 401,
         ForbiddenError: 403,
         InputError: 422,
         NotInstalledError: 422,
         RateLimitError: 429,
+        NoSpaceError: 507,
         BusyError: 503,
         DeadlineError: 504,
     }

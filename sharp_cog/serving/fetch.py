@@ -13,15 +13,17 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import certifi
@@ -30,7 +32,8 @@ from requests.utils import requote_uri
 from sharp_cog import __version__
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import FetchError, InputError, UploadError
-from sharp_cog.files.read import read_capped
+from sharp_cog.files.atomic import cannot_write
+from sharp_cog.files.read import capped
 from sharp_cog.serving.networks import is_public
 from sharp_cog.text import plain
 
@@ -48,14 +51,23 @@ _HEADERS = {"User-Agent": f"sharp_cog/{__version__}", "Accept": "*/*"}
 
 
 def fetch(url: str, settings: ServiceSettings) -> bytes:
-    """Return the content behind a URL.
+    """Return the content behind a URL; see `fetch_into`."""
+    content = io.BytesIO()
+    fetch_into(url, settings, content)
+    return content.getvalue()
+
+
+def fetch_into(url: str, settings: ServiceSettings, file: IO[bytes]) -> None:
+    """Write the content behind a URL to a file.
 
     Args:
         url: An http or https URL.
         settings: Settings with the limits, and whether private addresses are allowed.
+        file: File to write to.
 
     Raises:
-        FetchError: The URL is not allowed or cannot be fetched, or the file is empty or too large.
+        FetchError: The URL is not allowed or cannot be fetched, or the content is empty or too large.
+        OutputError: The file cannot be written.
     """
     # One deadline for all redirects, and each of them is checked like the first URL.
     deadline = time.monotonic() + settings.fetch_seconds
@@ -72,7 +84,8 @@ def fetch(url: str, settings: ServiceSettings) -> bytes:
             if response.status != 200:
                 reason = plain(response.reason, _REASON_CHARS)
                 raise FetchError(f"{target.host} answered {response.status} {reason}: check the URL")
-            return _body(response, target.host, settings)
+            _copy_body(response, target.host, settings, file)
+            return
     raise FetchError(f"the URL redirects more than {MAX_REDIRECTS} times: give the last address")
 
 
@@ -297,26 +310,33 @@ class _Connection(http.client.HTTPConnection):
             self.sock = context.wrap_socket(self._socket, server_hostname=self._target.host)
 
 
-def _body(response: http.client.HTTPResponse, host: str, settings: ServiceSettings) -> bytes:
-    """Return the body of a response.
+def _copy_body(response: http.client.HTTPResponse, host: str, settings: ServiceSettings, file: IO[bytes]) -> None:
+    """Write the body of a response to a file.
 
     Raises:
         FetchError: The body is too large, shorter than declared, compressed, or empty.
+        OutputError: The file cannot be written.
     """
     limit_mb = settings.fetch_megabytes
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise FetchError(f"{host} sends {encoding[:20]!r} compression, which was not asked for: give another URL")
     expected = response.length
-    content = read_capped(
+    chunks = capped(
         iter(lambda: response.read(_CHUNK_BYTES), b""),
         int(limit_mb * 1e6),
         FetchError(f"the file behind the URL is larger than {limit_mb:g} MB: give a smaller one"),
         declared_bytes=expected,
     )
+    num_bytes = 0
+    for chunk in chunks:
+        num_bytes += len(chunk)
+        try:
+            file.write(chunk)
+        except OSError as error:
+            raise cannot_write(Path(tempfile.gettempdir()) / "fetched", error) from error
     # http.client returns what has come when the server closes the connection early.
-    if expected is not None and len(content) < expected:
-        raise FetchError(f"{host} sent {len(content)} of {expected} bytes: try again")
-    if not content:
+    if expected is not None and num_bytes < expected:
+        raise FetchError(f"{host} sent {num_bytes} of {expected} bytes: try again")
+    if not num_bytes:
         raise FetchError(f"{host} sent an empty file: check the URL")
-    return content

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +37,12 @@ from sharp_cog.errors import (
     NotInstalledError,
     OptionError,
     SharpError,
+    SlowClientError,
     UnauthorizedError,
 )
 from sharp_cog.formats import FORMATS
 from sharp_cog.pipeline import output
+from sharp_cog.pipeline.memory import needed_bytes
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request as PredictionRequest
@@ -47,12 +50,14 @@ from sharp_cog.serving import answers, inputs, openapi
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
 from sharp_cog.serving.bodies import reading_fields
 from sharp_cog.serving.dispatch import Dispatcher
+from sharp_cog.serving.fetching import Fetching
 from sharp_cog.serving.metrics import Metrics
+from sharp_cog.serving.transfers import Transfers
 from sharp_cog.serving.transport import (
     BodyLimit,
     Guard,
     TemporaryFileResponse,
-    gzipped,
+    bounded,
     takes_gzip,
     unless_gone,
 )
@@ -93,6 +98,7 @@ class _Kind:
 
 
 _JSON = _Kind(media_type=openapi.JSON, suffix=".json", write=answers.write_json, is_download=False)
+_GZIPPED_JSON = replace(_JSON, write=answers.write_gzipped_json)
 _ARRAYS = _Kind(media_type=NPZ, suffix=".npz", write=answers.write_npz)
 
 
@@ -100,6 +106,8 @@ def create_app(
     load: Callable[[], SharpPipeline], settings: ServiceSettings, *, frontend: str = "http", root: str = ""
 ) -> FastAPI:
     """Return the service as an ASGI application.
+
+    Its `state` has what `sharp_cog.serving.server.Server` uses: `stop`, `idle`, `refused`, `has_failed`, `is_closed`.
 
     Args:
         load: Loads the pipeline; called once, in a thread, when the application starts.
@@ -111,7 +119,11 @@ def create_app(
     use_one_arena()
     metrics = Metrics(frontend)
     dispatcher = Dispatcher(load, settings)
+    transfers, fetching = Transfers(settings), Fetching(settings)
     metrics.watch(dispatcher)
+    metrics.gauge("sharp_uploads", "Requests whose body is being read", lambda: transfers.num_uploads)
+    metrics.gauge("sharp_answers", "Answers that are being sent", lambda: transfers.num_answers)
+    metrics.gauge("sharp_fetches", "Requests whose URLs are being fetched", lambda: fetching.num_requests)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -120,8 +132,17 @@ def create_app(
         yield
         # uvicorn comes here after the last answer, or at the end of its grace period.
         dispatcher.stop()
-        # `close` waits for threads, and must not block the event loop meanwhile.
-        await asyncio.to_thread(dispatcher.close)
+        fetching.close()
+        # `close` waits for threads, and must not block the event loop meanwhile. The thread is a daemon, since a stage
+        # or the loading of the model may take longer than the system waits for a process that it has asked to end.
+        closing = threading.Thread(target=dispatcher.close, daemon=True, name="close")
+        closing.start()
+        deadline = time.monotonic() + settings.stop_seconds
+        while closing.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        app.state.is_closed = not closing.is_alive()
+        if closing.is_alive():
+            dispatcher.remove_files()
 
     app = FastAPI(
         title="sharp_cog",
@@ -131,7 +152,15 @@ def create_app(
         root_path=root,
         redirect_slashes=False,
     )
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=_refusal)
+    app.state.stop, app.state.idle, app.state.refused = dispatcher.stop, dispatcher.idle, metrics.refused
+    app.state.has_failed = lambda: dispatcher.state == "failed"
+    app.state.is_closed = False
+
+    def refuse_body(error: Exception) -> Response:
+        metrics.refused("body")
+        return _refusal(error)
+
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_megabytes * 1e6), refuse=refuse_body)
     # The middleware that is added last sees a request first.
     gate = Gate(Access.from_settings(settings, open_paths=OPEN_PATHS), RateLimit(settings.rate_limit))
     app.add_middleware(Guard, gate=gate, refuse=_refusal)
@@ -149,7 +178,7 @@ def create_app(
     for kind_of_error in (SharpError, Exception):
         app.add_exception_handler(kind_of_error, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
-    service = _Service(dispatcher, settings, metrics)
+    service = _Service(dispatcher, transfers, fetching, settings, metrics)
     # `Guard` checks the key. These only describe it, so that clients and /docs know where it belongs.
     schemes = (HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False))
     described_key = [Security(scheme) for scheme in schemes] if settings.api_keys else []
@@ -213,7 +242,9 @@ def create_app(
     )
     async def predict(request: Request) -> Response:
         """Predicts a splat and returns it as arrays."""
-        kind = _ARRAYS if NPZ in request.headers.get("accept", "") else _JSON
+        kind = _GZIPPED_JSON if takes_gzip(request.headers) else _JSON
+        if NPZ in request.headers.get("accept", ""):
+            kind = _ARRAYS
         return await service.answer(request, kind, _options_of_arrays)
 
     @app.post(
@@ -244,8 +275,17 @@ def create_app(
 class _Service:
     """Answers requests for predictions."""
 
-    def __init__(self, dispatcher: Dispatcher, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        transfers: Transfers,
+        fetching: Fetching,
+        settings: ServiceSettings,
+        metrics: Metrics,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._transfers = transfers
+        self._fetching = fetching
         self._settings = settings
         self._metrics = metrics
         self._store: Callable[..., str] | None = None
@@ -274,7 +314,10 @@ class _Service:
             # Before the body is read: while the service is busy, an upload would be in vain.
             self._dispatcher.check()
             # The time limit includes the upload. The files stay open, as they are read when there is room.
-            async with asyncio.timeout(seconds), reading_fields(request) as fields:
+            async with asyncio.timeout(seconds), AsyncExitStack() as stack:
+                async with self._dispatcher.until_stopped():
+                    request = await stack.enter_async_context(bounded(request, self._transfers))
+                    fields = await stack.enter_async_context(reading_fields(request))
                 inputs.check_sources({*fields.files, *fields.urls}, image_name="file")
                 options = options_of(fields.options)
                 work = self._predict(fields.files, fields.urls, options, kind, path, request_id)
@@ -295,6 +338,8 @@ class _Service:
             raise DeadlineError(f"the request took longer than {seconds:g} s: try again later") from None
         except SharpError as error:
             outcome = error.code
+            if isinstance(error, (BusyError, SlowClientError)):
+                self._metrics.refused(error.reason)
             raise
         except HTTPException:  # Starlette cannot parse the form.
             outcome = InputError.code
@@ -303,12 +348,10 @@ class _Service:
             return _refusal(error)
         finally:
             # A thread may write the file later; `Dispatcher.run` deletes it then.
+            elapsed_s = time.monotonic() - start
             if outcome != "ok":
                 path.unlink(missing_ok=True)
-            elapsed_s = time.monotonic() - start
-            self._metrics.request(outcome, elapsed_s)
-            # Not `request.url`, which raises if the query is not UTF-8.
-            _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, elapsed_s)
+                self._count(request, request_id, outcome, elapsed_s)
         self._metrics.stages(prediction.timings)
         headers = {"X-Request-Id": request_id, "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
         if prediction.assumptions:
@@ -317,14 +360,30 @@ class _Service:
             headers["X-Sharp-Assumptions"] = text
         if store is not None:
             path.unlink(missing_ok=True)
+            self._count(request, request_id, outcome, elapsed_s)
             return JSONResponse({"url": link, "metadata": answers.metadata(prediction)}, headers=headers)
-        if kind is _JSON and takes_gzip(request.headers):
-            path, headers["Content-Encoding"] = await asyncio.to_thread(gzipped, path), "gzip"
+        if kind is _GZIPPED_JSON:
+            headers["Content-Encoding"] = "gzip"
         if kind.is_download:
             sent_name = fields.files["file"].filename if "file" in fields.files else None
             name = answers.file_name(sent_name, kind.suffix)
             headers["Content-Disposition"] = answers.disposition(name, kind.suffix)
-        return TemporaryFileResponse(path, seconds=seconds, media_type=kind.media_type, headers=headers)
+        return TemporaryFileResponse(
+            path,
+            seconds=seconds,
+            transfers=self._transfers,
+            on_end=lambda outcome: self._count(request, request_id, outcome, elapsed_s),
+            media_type=kind.media_type,
+            headers=headers,
+        )
+
+    def _count(self, request: Request, request_id: str, outcome: str, elapsed_s: float) -> None:
+        """Count and log a request at its end; `elapsed_s` are its seconds until the answer was ready."""
+        if outcome == SlowClientError.code:
+            self._metrics.refused("slow_answer")
+        self._metrics.request(outcome, elapsed_s)
+        # Not `request.url`, which raises if the query is not UTF-8.
+        _LOG.info("%s %s: %s after %.2f s", request_id, plain(request.scope["path"]), outcome, elapsed_s)
 
     async def _predict(
         self,
@@ -335,26 +394,29 @@ class _Service:
         path: Path,
         request_id: str,
     ) -> Prediction:
-        # A URL is fetched only for a request with a place, so that a full service fetches nothing.
-        with self._dispatcher.admitted(request_id) as place:
-            fetched = {
-                name: await asyncio.to_thread(inputs.fetch_named, name, url, self._settings)
-                for name, url in urls.items()
-            }
+        # Fetched before the queue, so that a slow host keeps nobody from the device.
+        async with AsyncExitStack() as stack:
+            async with self._dispatcher.until_stopped():
+                fetched = await stack.enter_async_context(self._fetching.fetched(urls)) if urls else {}
+            place = stack.enter_context(self._dispatcher.admitted(request_id, is_expected=True))
 
             # Called in a thread of the conveyor, once there is room: a queued upload stays in its temporary file.
             def content(name: str) -> bytes | None:
-                if name not in files:
-                    return fetched.get(_URLS[name])
-                files[name].file.seek(0)
-                return files[name].file.read()
+                file = files[name].file if name in files else fetched.get(_URLS[name])
+                if file is None:
+                    return None
+                file.seek(0)
+                return file.read()
 
             def read() -> PredictionRequest:
                 return PredictionRequest(
                     image=content("file") or b"", depth=content("depth"), options=options, key=request_id
                 )
 
-            return await self._dispatcher.run(place, read, kind.write, path)
+            def measure() -> int:
+                return needed_bytes(content("file") or b"", content("depth"))
+
+            return await self._dispatcher.run(place, read, kind.write, path, measure=measure)
 
 
 def _options_of_arrays(form: dict[str, Any]) -> PredictOptions:
@@ -402,6 +464,8 @@ def _refusal(error: Exception) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, SlowClientError):
+        headers["Connection"] = "close"  # The rest of the body is not waited for.
     return JSONResponse(answers.error_body(error), answers.status_of(error), headers=headers)
 
 

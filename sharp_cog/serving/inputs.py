@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import IO, Any
 
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.parameters import parameters
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError
-from sharp_cog.serving.fetch import fetch
+from sharp_cog.serving.fetch import fetch_into
 
 IMAGE_NAMES = ("image", "image_base64", "image_b64")
 """Names of a field with the image as base64; they mean the same."""
@@ -108,6 +109,13 @@ def fetch_named(name: str, url: object, settings: ServiceSettings) -> bytes:
     Raises:
         InputError: The value is not text, or the file cannot be fetched.
     """
+    content = io.BytesIO()
+    fetch_named_into(name, url, settings, content)
+    return content.getvalue()
+
+
+def fetch_named_into(name: str, url: object, settings: ServiceSettings, file: IO[bytes]) -> None:
+    """Fetch the file behind a URL in a request, and write it to another one; see `fetch_named`."""
     if not isinstance(url, str):
         raise InputError(f"{name} is of type {type(url).__name__}: give an http or https address")
-    return fetch(url.strip(), settings)
+    fetch_into(url.strip(), settings, file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 
@@ -63,25 +63,29 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._refusals = Counter(
+            "sharp_refusals",
+            "Requests and connections that were refused or ended, by reason",
+            ("reason",),
+            registry=self._registry,
+        )
         ProcessCollector(registry=self._registry)
+
+    def gauge(self, name: str, help_: str, value: Callable[[], float]) -> None:
+        """Add a value that is looked up at each scrape."""
+        Gauge(name, help_, registry=self._registry).set_function(value)
 
     def watch(self, dispatcher: Dispatcher) -> None:
         """Add the values that are looked up at each scrape: the queue, the counters and the device's memory."""
-        queue = Gauge("sharp_queue_requests", "Requests waiting or under way", registry=self._registry)
-        queue.set_function(lambda: dispatcher.num_admitted)
-        ready = Gauge("sharp_ready", "1 once the model is loaded", registry=self._registry)
-        ready.set_function(lambda: dispatcher.state == "ready")
+        self.gauge("sharp_queue_requests", "Requests waiting or under way", lambda: dispatcher.num_admitted)
+        self.gauge("sharp_ready", "1 once the model is loaded", lambda: dispatcher.state == "ready")
         for field in fields(Counters):
             # Gauges, because a Counter of prometheus_client cannot be looked up at a scrape.
-            gauge = Gauge(f"sharp_{field.name}", _HELP[field.name], registry=self._registry)
-            gauge.set_function(partial(_counter, dispatcher, field.name))
+            self.gauge(f"sharp_{field.name}", _HELP[field.name], partial(_counter, dispatcher, field.name))
         if torch.cuda.is_available():
-            allocated = Gauge("sharp_gpu_allocated_bytes", "GPU memory of tensors", registry=self._registry)
-            allocated.set_function(torch.cuda.memory_allocated)
-            reserved = Gauge("sharp_gpu_reserved_bytes", "GPU memory that torch holds", registry=self._registry)
-            reserved.set_function(torch.cuda.memory_reserved)
-            peak = Gauge("sharp_gpu_peak_bytes", "Most GPU memory of tensors so far", registry=self._registry)
-            peak.set_function(torch.cuda.max_memory_allocated)
+            self.gauge("sharp_gpu_allocated_bytes", "GPU memory of tensors", torch.cuda.memory_allocated)
+            self.gauge("sharp_gpu_reserved_bytes", "GPU memory that torch holds", torch.cuda.memory_reserved)
+            self.gauge("sharp_gpu_peak_bytes", "Most GPU memory of tensors so far", torch.cuda.max_memory_allocated)
 
     def request(self, outcome: str, seconds: float) -> None:
         """Count a request that has ended.
@@ -92,6 +96,16 @@ class Metrics:
         """
         self._requests.labels(self._frontend, outcome).inc()
         self._seconds.labels(self._frontend).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal.
+
+        Args:
+            reason: `queue`, `uploads`, `fetches`, `disk`, `loading`, `stopping` or `failed` for a request that was
+                refused; `body` for one that is too large; `slow_upload` and `slow_answer` for one that was ended;
+                `connections`, `idle_connection` and `headers` for a connection.
+        """
+        self._refusals.labels(reason).inc()
 
     def stages(self, timings: Mapping[str, float]) -> None:
         """Count the seconds of a prediction's stages."""

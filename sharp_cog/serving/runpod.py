@@ -96,6 +96,10 @@ class _Worker:
         images = values["images"]
         if not isinstance(images, list) or not images:
             raise InputError("images is not a list with images: give a list of objects with image or image_url")
+        if len(images) > self.settings.runpod_max_images:
+            raise InputError(
+                f"images is a list of {len(images)}, the limit is {self.settings.runpod_max_images}: send several jobs"
+            )
         shared = {name: value for name, value in values.items() if name != "images"}
         if {*IMAGE_NAMES, "image_url", "upload_url"} & shared.keys():
             raise InputError("an image or upload_url stands beside images: put it into the list")

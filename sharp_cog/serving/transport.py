@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import tempfile
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,13 +18,18 @@ from starlette.datastructures import FormData, Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sharp_cog.errors import InputError, RequestTooLargeError, SharpError
-from sharp_cog.files.atomic import cannot_write, open_atomically
+from sharp_cog.errors import InputError, RequestTooLargeError, SharpError, SlowClientError
+from sharp_cog.files.atomic import cannot_write
 from sharp_cog.serving.access import Gate
+from sharp_cog.serving.transfers import Transfers
 from sharp_cog.text import quoted
 
 _T = TypeVar("_T")
 
+ABORT = "sharp_cog.abort"
+"""Name of the ASGI extension by which an answer cuts its connection; the value is a function."""
+_CHECKED_BYTES = 1 << 22
+"""Bytes of a body without declared length between two looks at the free space."""
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1")
 """Charsets of forms. Python has others that take minutes for a megabyte, or decode to text that cannot be sent back."""
 
@@ -37,6 +42,13 @@ class BodyLimit:
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, refuse: Callable[[Exception], Response]) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            max_bytes: Largest body.
+            refuse: Makes the answer to a body that is too large.
+        """
         self._app = app
         self._max_bytes = max_bytes
         self._refuse = refuse
@@ -49,9 +61,8 @@ class BodyLimit:
         error = RequestTooLargeError(
             f"the request has more than {self._max_bytes / 1e6:g} MB: send a smaller image or depth map"
         )
-        length = Headers(scope=scope).get("content-length", "").strip()
-        # Not `int` at once: Python refuses, or takes long for, a number of thousands of digits.
-        if length.isascii() and length.isdigit() and _is_above(length, self._max_bytes):
+        length = _declared_bytes(Headers(scope=scope))
+        if length is not None and length > self._max_bytes:
             await send_unread(self._refuse(error), scope, receive, send)
             return
         # A body in chunks declares no length, so its bytes are counted as they come.
@@ -102,26 +113,98 @@ async def send_unread(refusal: Response, scope: Scope, receive: Receive, send: S
     await refusal(scope, receive, send)
 
 
-def _is_above(digits: str, limit: int) -> bool:
-    digits = digits.lstrip("0")
-    return len(digits) > len(str(limit)) or int(digits or "0") > limit
+def _declared_bytes(headers: Headers) -> int | None:
+    """Return the Content-Length, or a number beyond every limit for one that is too long; None if it says nothing."""
+    digits = headers.get("content-length", "").strip()
+    if not digits.isascii() or not digits.isdigit():
+        return None
+    # Python refuses, or takes long for, a number of thousands of digits.
+    return int(digits) if len(digits.lstrip("0")) < 20 else sys.maxsize
+
+
+@asynccontextmanager
+async def bounded(request: Request, transfers: Transfers) -> AsyncIterator[Request]:
+    """Reserve a place and disk for the body of a request, and let the client send it no slower than is allowed.
+
+    Yields:
+        The request, whose body comes within these bounds. It has not been read yet.
+
+    Raises:
+        BusyError: There is no place, or no disk because of other requests.
+        NoSpaceError: There is no disk.
+        SlowClientError: The client sends too slowly. It is raised where the body is read.
+    """
+    declared, receive, is_whole, num_unchecked = _declared_bytes(request.headers), request.receive, False, 0
+
+    async def paced() -> Message:
+        nonlocal is_whole, num_unchecked
+        if is_whole:  # Nothing follows but the end of the connection.
+            return await receive()
+        message = await upload.wait(receive(), _body_bytes)
+        num_unchecked += _body_bytes(message)
+        if not message.get("more_body", False):
+            is_whole = True
+            transfers.arrived(upload)
+        elif declared is None and num_unchecked >= _CHECKED_BYTES:
+            num_unchecked = 0
+            transfers.check_space()
+        return message
+
+    async with transfers.reserved(declared or 0) as upload:
+        yield Request(request.scope, paced)
+
+
+def _body_bytes(message: Message) -> int:
+    return len(message.get("body", b""))
 
 
 class TemporaryFileResponse(FileResponse):
-    """Sends a file once, in bounded time, and deletes it whatever happens."""
+    """Sends a file once, no slower than is allowed, and deletes it whatever happens."""
 
-    def __init__(self, path: Path, *, seconds: float, **rest: Any) -> None:
+    def __init__(
+        self, path: Path, *, seconds: float, transfers: Transfers, on_end: Callable[[str], object], **rest: Any
+    ) -> None:
+        """Prepare the answer.
+
+        Args:
+            path: The file.
+            seconds: Time limit, for a client that is always just fast enough.
+            transfers: Transfers of the service, which this one is added to.
+            on_end: Called with the outcome: `ok`, `hung_up` for a client that has disconnected, or `too_slow`.
+            rest: Arguments of `FileResponse`.
+        """
         super().__init__(path, **rest)
         self._seconds = seconds
+        self._transfers = transfers
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
+        outcome = "hung_up"
+
+        async def paced(message: Message) -> None:
+            nonlocal outcome
+            num_bytes = _body_bytes(message)
+            await answer.wait(send(message), lambda _: num_bytes)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                outcome = "ok"
+                # At once, since the client may ask for the metrics before the file is closed.
+                self._on_end(outcome)
+
         try:
-            # A client that reads a byte at a time would keep the file on disk for ever.
-            async with asyncio.timeout(self._seconds):
-                await super().__call__(scope, receive, send)
+            with self._transfers.answering() as answer:
+                async with asyncio.timeout(self._seconds):
+                    await super().__call__(scope, receive, paced)
+        except (SlowClientError, TimeoutError):
+            outcome = SlowClientError.code
+            # An exception would be logged as a failure of the service, and an answer that ends early as one of its own.
+            abort = scope.get("extensions", {}).get(ABORT)
+            if abort is not None:
+                abort()
         finally:
             Path(self.path).unlink(missing_ok=True)
+            if outcome != "ok":
+                self._on_end(outcome)
 
 
 @asynccontextmanager
@@ -183,25 +266,3 @@ def takes_gzip(headers: Headers) -> bool:
         if coding.strip() == "gzip":
             return not re.fullmatch(r"\s*q=0(\.0*)?\s*", weight)
     return False
-
-
-def gzipped(path: Path) -> Path:
-    """Compress a file, fast rather than small, and delete the original.
-
-    Returns:
-        The compressed file, beside the original.
-
-    Raises:
-        OutputError: The compressed file cannot be written.
-    """
-    target = path.with_name(f"{path.name}.gz")
-    # 31 is 15, the largest window, plus 16 for gzip's header.
-    pack = zlib.compressobj(level=1, wbits=31)
-    try:
-        with open_atomically(target) as packed, path.open("rb") as plain:
-            while chunk := plain.read(1 << 20):
-                packed.write(pack.compress(chunk))
-            packed.write(pack.flush())
-    finally:
-        path.unlink(missing_ok=True)
-    return target

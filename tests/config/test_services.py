@@ -21,10 +21,21 @@ def test_every_setting_is_read_from_its_variable() -> None:
     environment = {
         "SHARP_QUEUE_SIZE": "3",
         "SHARP_REQUEST_SECONDS": "12.5",
+        "SHARP_MAX_UPLOADS": "8",
+        "SHARP_MIN_KILOBYTES_PER_SECOND": "2.5",
+        "SHARP_STALL_SECONDS": "9",
+        "SHARP_MIN_FREE_MEGABYTES": "0",
+        "SHARP_MEMORY_MEGABYTES": "4000",
+        "SHARP_HEADER_SECONDS": "6",
+        "SHARP_MAX_HEADER_KILOBYTES": "16",
+        "SHARP_MAX_CONNECTIONS": "50",
+        "SHARP_STOP_SECONDS": "0.5",
+        "SHARP_EXIT_ON_FAILURE": "yes",
         "SHARP_MAX_BODY_MEGABYTES": "7",
         "SHARP_KEPT_PREDICTIONS": "0",
         "SHARP_FETCH_MEGABYTES": "1.5",
         "SHARP_FETCH_SECONDS": "4",
+        "SHARP_MAX_FETCHES": "11",
         "SHARP_FETCH_PRIVATE": "on",
         "SHARP_API_KEY": "sesame-1, sesame-2",
         "SHARP_ALLOWED_HOSTS": "splats.example.com,*.example.org,::1",
@@ -32,6 +43,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_RATE_LIMIT": "30/minute",
         "SHARP_RUNPOD_SYNC_MEGABYTES": "15",
         "SHARP_RUNPOD_ASYNC_MEGABYTES": "5",
+        "SHARP_RUNPOD_MAX_IMAGES": "12",
         "RUNPOD_WEBHOOK_POST_OUTPUT": "https://runpod.example/done",
         **BUCKET,
         "BUCKET_REGION": "eu-central-1",
@@ -47,8 +59,9 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("https://app.example.com", "http://localhost:3000"),
         "30/minute",
     ]
-    runpod = [15, 5, "https://runpod.example/done", *BUCKET.values(), "eu-central-1"]
-    values = [3, 12.5, 7, 0, 1.5, 4, True, *access, *runpod, "T4", 60, 2, 90]
+    bounds = [8, 2.5, 9, 0, 4000, 6, 16, 50, 0.5, True]
+    runpod = [15, 5, 12, "https://runpod.example/done", *BUCKET.values(), "eu-central-1"]
+    values = [3, 12.5, *bounds, 7, 0, 1.5, 4, 11, True, *access, *runpod, "T4", 60, 2, 90]
     assert list(dataclasses.asdict(settings).values()) == values
     assert settings.has_bucket
     assert "sesame" not in repr(settings)
@@ -66,6 +79,8 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("SHARP_REQUEST_SECONDS", "1e300"),
         ("SHARP_MAX_BODY_MEGABYTES", "much"),
         ("SHARP_KEPT_PREDICTIONS", "-1"),
+        ("SHARP_KEPT_PREDICTIONS", "1_0"),
+        ("SHARP_KEPT_PREDICTIONS", "\u0664"),
         ("SHARP_FETCH_SECONDS", "1e10"),
         ("SHARP_FETCH_PRIVATE", "perhaps"),
         ("SHARP_MODAL_CONCURRENCY", "0"),

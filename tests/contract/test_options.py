@@ -168,7 +168,7 @@ def test_an_image_and_a_depth_map_are_read_from_every_field(
     frontend: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, settings = Recorder(), ServiceSettings()
-    monkeypatch.setattr(inputs, "fetch", lambda url, settings: url.partition("//")[2].encode())
+    monkeypatch.setattr(inputs, "fetch_into", lambda url, settings, file: file.write(url.partition("//")[2].encode()))
     values: dict[str, Any] = {source: f"http://{source}" if source.endswith("_url") else source.encode()}
     if source.startswith("depth"):
         values["file" if frontend == "http" else "image"] = b"photo"

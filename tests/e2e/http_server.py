@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -63,17 +64,27 @@ class HttpServer:
 
 
 @contextlib.contextmanager
-def started_http_server(folder: Path, *flags: str, **environment: str) -> Iterator[HttpServer]:
+def started_http_server(
+    folder: Path, *flags: str, descriptors: tuple[int, int] | None = None, **environment: str
+) -> Iterator[HttpServer]:
     """Start the command without waiting for it, and kill it at the end.
 
     Args:
         folder: A folder for the log and all temporary files.
         flags: Flags of `sharp-cog serve --http`.
+        descriptors: Soft and hard limit of its open descriptors.
         environment: More environment variables.
     """
     port = free_port()
     temporary, log_path = folder / "tmp", folder / "server.log"
     temporary.mkdir(parents=True)
+
+    def prepare() -> None:
+        # If the tests are a shell's background job, they ignore Ctrl-C, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "sharp_cog", "serve", "--http", "--port", str(port), *flags],
@@ -82,8 +93,7 @@ def started_http_server(folder: Path, *flags: str, **environment: str) -> Iterat
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # A Ctrl-C on the terminal is meant for the tests.
-            # If the tests are a shell's background job, they ignore Ctrl-C, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=prepare,
         )
     try:
         yield HttpServer(url=f"http://127.0.0.1:{port}", process=process, log_path=log_path, temporary=temporary)

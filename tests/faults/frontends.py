@@ -71,7 +71,7 @@ def by_cog(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
 @contextmanager
 def by_http(pipeline: SharpPipeline, folder: Path) -> Iterator[Frontend]:
     """Start the HTTP service on a socket."""
-    with serving(lambda: pipeline, ServiceSettings(kept_predictions=0)) as service:
+    with serving(lambda: pipeline, ServiceSettings(kept_predictions=0, min_free_megabytes=0)) as service:
 
         def ask() -> bytes | str:
             files = {"file": picture(), "depth": depth_map()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from sharp_cog.errors import InputError, OutputError, RequestTooLargeError
+from sharp_cog.config.services import ServiceSettings
+from sharp_cog.errors import InputError, RequestTooLargeError, SlowClientError
+from sharp_cog.serving.transfers import Transfers
 from sharp_cog.serving.transport import (
     BodyLimit,
     TemporaryFileResponse,
-    gzipped,
+    bounded,
     reading_form,
     takes_gzip,
     unless_gone,
@@ -93,25 +94,77 @@ def test_a_body_without_length_is_refused_as_soon_as_it_is_too_large() -> None:
         limited([b"x" * 500, b"y" * 501])
 
 
+def answered(path: Path, send: Send, *, receive: Receive = connected, seconds: float = 5, **settings: float) -> str:
+    """Send a file, and return the outcome."""
+    ends: list[str] = []
+
+    async def main() -> None:
+        transfers = Transfers(ServiceSettings(**settings))  # type: ignore[arg-type]
+        answer = TemporaryFileResponse(path, seconds=seconds, transfers=transfers, on_end=ends.append)
+        await answer(scope(), receive, send)
+        assert transfers.num_answers == 0
+
+    asyncio.run(main())
+    (end,) = ends
+    return end
+
+
 def test_a_temporary_file_is_sent_and_deleted(tmp_path: Path) -> None:
     path = tmp_path / "a.ply"
     path.write_bytes(b"splat")
     sent = Sent()
-    asyncio.run(TemporaryFileResponse(path, seconds=5)(scope(), connected, sent))
+    assert answered(path, sent) == "ok"
     assert (sent.status, sent.body) == (200, b"splat")
     assert not path.exists()
 
 
-def test_a_temporary_file_is_deleted_though_the_client_reads_too_slowly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [{"seconds": 0.05}, {"stall_seconds": 0.05}])
+def test_a_temporary_file_is_deleted_though_the_client_reads_too_slowly(tmp_path: Path, limit: dict[str, Any]) -> None:
     path = tmp_path / "a.ply"
     path.write_bytes(b"splat")
 
     async def slow(message: Message) -> None:
         await asyncio.sleep(20)
 
-    with pytest.raises(TimeoutError):
-        asyncio.run(TemporaryFileResponse(path, seconds=0.05)(scope(), connected, slow))
+    assert answered(path, slow, **limit) == "too_slow"
     assert not path.exists()
+
+
+def test_a_client_that_disconnects_during_its_answer_is_told_from_one_that_gets_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.ply"
+    path.write_bytes(bytes(1_000_000))
+
+    async def slow(message: Message) -> None:
+        await asyncio.sleep(0.01)
+
+    assert answered(path, slow, receive=receiving()) == "hung_up"
+
+
+def read_bounded(receive: Receive, **settings: float) -> bytes:
+    """Read a body within the bounds of the settings."""
+
+    async def main() -> bytes:
+        transfers = Transfers(ServiceSettings(**settings))  # type: ignore[arg-type]
+        async with bounded(Request(scope(content_length="1000"), receive), transfers) as request:
+            assert transfers.num_uploads == 1
+            body = await request.body()
+            assert transfers.num_uploads == 0, "the place is free once the body has come"
+            return body
+
+    return asyncio.run(main())
+
+
+def test_a_body_comes_whole_through_its_bounds() -> None:
+    assert read_bounded(receiving(b"x" * 600, b"y" * 400)) == b"x" * 600 + b"y" * 400
+
+
+def test_a_body_that_stops_coming_is_an_error() -> None:
+    async def stalled() -> Message:
+        await asyncio.sleep(20)
+        return {}
+
+    with pytest.raises(SlowClientError, match=r"the upload came at less than 10 kB a second for 0.05 s"):
+        read_bounded(stalled, stall_seconds=0.05)
 
 
 def form_of(body: bytes, content_type: str) -> dict[str, Any]:
@@ -172,26 +225,3 @@ def test_work_is_cancelled_if_the_client_disconnects() -> None:
 )
 def test_gzip_is_used_if_the_client_accepts_it(header: str, takes: bool) -> None:
     assert takes_gzip(Headers({"Accept-Encoding": header})) == takes
-
-
-def test_a_compressed_file_replaces_the_original(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_bytes(b"numbers" * 1000)
-    packed = gzipped(path)
-    assert gzip.decompress(packed.read_bytes()) == b"numbers" * 1000
-    assert list(tmp_path.iterdir()) == [packed]
-
-
-def test_the_original_is_deleted_though_it_cannot_be_compressed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.json"
-    path.write_bytes(b"numbers")
-
-    def full(path: Path) -> Any:
-        raise OutputError("the disk is full")
-
-    monkeypatch.setattr("sharp_cog.serving.transport.open_atomically", full)
-    with pytest.raises(OutputError):
-        gzipped(path)
-    assert not list(tmp_path.iterdir())
