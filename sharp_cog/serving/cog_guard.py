@@ -32,11 +32,13 @@ from starlette.types import Receive, Scope, Send
 
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, DeadlineError, ForbiddenError, InputError, SharpError
+from sharp_cog.files.atomic import cannot_write
 from sharp_cog.serving import inputs
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
-from sharp_cog.serving.coglet import ID, Answer, Coglet, Output, discard, object_of, store
+from sharp_cog.serving.coglet import ID, Answer, Coglet, Output, discard, input_name, object_of, store
 from sharp_cog.serving.fetch import post
 from sharp_cog.serving.refusals import error_body, headers_of, status_of
+from sharp_cog.serving.replicate_api import ReplicateApi
 from sharp_cog.serving.transport import BodyLimit, Guard, unless_gone
 from sharp_cog.text import plain, quoted, read_json
 
@@ -71,6 +73,7 @@ class Asked:
         events: Events that are sent there.
         fetched: URLs of its inputs by field, each with the file to fetch it to.
         echo: Its inputs without files, to show them to the client again.
+        named: Fields beside the input that clients of Replicate send, such as the version.
     """
 
     id: str
@@ -79,6 +82,7 @@ class Asked:
     events: tuple[str, ...]
     fetched: Mapping[str, tuple[str, Path]]
     echo: Mapping[str, Any]
+    named: Mapping[str, Any]
 
 
 class CogGuard:
@@ -123,6 +127,7 @@ class CogGuard:
         self._webhooks = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="webhook")
         self._reports: dict[str, asyncio.Task[None]] = {}
         self.coglet = connect(self.inside)
+        self._replicate = ReplicateApi(self, settings, folder)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,6 +146,7 @@ class CogGuard:
                 Route("/predictions/{prediction_id}", self._put, methods=["PUT"]),
                 Route("/predictions/{prediction_id}/cancel", self._cancel, methods=["POST"]),
                 Route("/shutdown", self._shut_down, methods=["POST"]),
+                *self._replicate.routes,
             ],
             middleware=self._middleware(),
             exception_handlers={
@@ -279,6 +285,17 @@ class CogGuard:
             BusyError: Too many uploads are under way, or the guard is stopping.
             OutputError: The disk is full.
         """
+        async with self.uploading():
+            await store(path, chunks)
+
+    @asynccontextmanager
+    async def uploading(self) -> AsyncIterator[None]:
+        """Count an upload during the block, and end it if it takes too long or the guard stops.
+
+        Raises:
+            DeadlineError: The client takes too long.
+            BusyError: Too many uploads are under way, or the guard is stopping.
+        """
         if len(self._uploads) > self._settings.queue_size:
             raise BusyError(f"{len(self._uploads)} requests are being received: try again later", retry_after_s=5)
         seconds = self._settings.request_seconds
@@ -286,7 +303,7 @@ class CogGuard:
         self._uploads.add(limit)
         try:
             async with limit:
-                await store(path, chunks)
+                yield
         except TimeoutError:
             if self.coglet.is_stopping:
                 raise BusyError("the server is stopping: try again later", retry_after_s=5) from None
@@ -316,10 +333,15 @@ class CogGuard:
         if isinstance(values.get("input"), dict):
             given = dict(values["input"])
             for name in self._file_fields & given.keys():
-                if isinstance(given[name], str) and _WEB.match(given[name]):
+                if not (isinstance(given[name], str) and _WEB.match(given[name])):
+                    continue
+                uploaded = self._replicate.file_of(given[name])
+                if uploaded is not None:
+                    given[name] = "/".join((self.inside, "inputs", *uploaded))
+                else:
                     token = secrets.token_hex(16)
                     fetched[name] = (given[name].strip(), self._folder / f"{token}.input")
-                    given[name] = f"{self.inside}/inputs/{token}/{_last_part(given[name])}"
+                    given[name] = f"{self.inside}/inputs/{token}/{input_name(unquote(urlsplit(given[name]).path))}"
             passed["input"] = given
             echo = {name: value for name, value in values["input"].items() if name not in self._file_fields}
         # The guard itself reports the end, since coglet does not know the address of the output.
@@ -332,7 +354,8 @@ class CogGuard:
             body.write_text(json.dumps(passed, allow_nan=False), encoding="ascii")
         except ValueError:
             raise InputError("the request has a number that JSON does not have: send finite numbers") from None
-        return Asked(id=found_id, body=body, webhook=webhook, events=events, fetched=fetched, echo=echo)
+        others = {name: values.get(name) for name in ("model", "version")}
+        return Asked(id=found_id, body=body, webhook=webhook, events=events, fetched=fetched, echo=echo, named=others)
 
     def start(self, asked: Asked, *, wait_s: float, has_begun: asyncio.Event) -> asyncio.Task[Answer]:
         """Run a prediction in a task, and delete its files at its end.
@@ -363,16 +386,11 @@ class CogGuard:
                 self._report(asked, event)
             has_begun.set()
 
-        try:
-            for name, (url, path) in asked.fetched.items():
-                await asyncio.get_running_loop().run_in_executor(self._fetches, self._fetch, name, url, path)
-        except InputError as error:
-            # In Cog's protocol, an input that cannot be fetched is a failed prediction.
-            body = {"id": asked.id, "status": "failed", "error": f"{error.code}: {error}", "logs": "", "metrics": {}}
-            return Answer(status=200, body=body)
         answer, ending = None, {"id": asked.id, "status": "canceled", "logs": "", "metrics": {}}
         try:
-            answer = await self.coglet.predict(asked.id, asked.body, wait_s=wait_s, on_event=on_event)
+            answer = await self._fetch(asked)
+            if answer is None:
+                answer = await self.coglet.predict(asked.id, asked.body, wait_s=wait_s, on_event=on_event)
             ending = object_of(answer.body)
         except SharpError as error:
             ending = {**ending, "status": "failed", "error": f"{error.code}: {error_body(error)['error']}"}
@@ -408,14 +426,38 @@ class CogGuard:
 
         self._reports[asked.id] = task = asyncio.create_task(report())
 
-    def _fetch(self, name: str, url: str, path: Path) -> None:
-        path.write_bytes(inputs.fetch_named(name, url, self._settings))
+    async def _fetch(self, asked: Asked) -> Answer | None:
+        """Fetch the inputs that are URLs, and return the answer if one cannot be fetched."""
+        loop = asyncio.get_running_loop()
+        for name, (url, path) in asked.fetched.items():
+            fetching = loop.run_in_executor(self._fetches, inputs.fetch_named, name, url, self._settings)
+            try:
+                path.write_bytes(await fetching)
+            except InputError as error:
+                # In Cog's protocol, an input that cannot be fetched is a failed prediction.
+                text = f"{error.code}: {error}"
+                body = {"id": asked.id, "status": "failed", "error": text, "logs": "", "metrics": {}}
+                return Answer(status=200, body=body)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+        return None
 
     def respond(self, answer: Answer) -> Response:
         """Return the response with an answer."""
         if answer.output is None:
             return JSONResponse(object_of(answer.body), answer.status)
-        return OutputResponse(object_of(answer.body), answer.output, seconds=self._settings.request_seconds)
+        return self.respond_with(object_of(answer.body), answer.output)
+
+    def respond_with(
+        self, body: Mapping[str, Any], output: Output, *, status: int = 200, is_kept: bool = False
+    ) -> Response:
+        """Return the response with an output, which is deleted afterwards unless it is to be kept."""
+        seconds = self._settings.request_seconds
+        return OutputResponse(body, output, seconds=seconds, status=status, is_kept=is_kept)
+
+    def refuse(self, error: Exception, status: int | None = None) -> Response:
+        """Return the response to a request that is refused."""
+        return refusal(error, status)
 
     async def _give_input(self, request: Request) -> Response:
         token = request.path_params["token"]
@@ -446,11 +488,14 @@ class _UnsupportedError(InputError):
 class OutputResponse(StreamingResponse):
     """Sends a JSON object whose output is a data URI of a file, in bounded time and memory, and deletes the file."""
 
-    def __init__(self, body: Mapping[str, Any], output: Output, *, seconds: float, status: int = 200) -> None:
+    def __init__(
+        self, body: Mapping[str, Any], output: Output, *, seconds: float, status: int = 200, is_kept: bool = False
+    ) -> None:
         chunks, num_bytes = encoded(body, output)
         super().__init__(chunks, status, {"Content-Length": str(num_bytes)}, media_type="application/json")
         self._output = output
         self._seconds = seconds
+        self._is_kept = is_kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
@@ -459,7 +504,8 @@ class OutputResponse(StreamingResponse):
             async with asyncio.timeout(self._seconds):
                 await super().__call__(scope, receive, send)
         finally:
-            discard(self._output)
+            if not self._is_kept:
+                discard(self._output)
 
 
 def encoded(body: Mapping[str, Any], output: Output | None) -> tuple[Iterator[bytes], int]:
@@ -504,12 +550,6 @@ def _webhook_of(values: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]
     if wanted is not None and not (isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)):
         raise InputError(f"webhook_events_filter is {quoted(wanted)}: give a list of start, output, logs, completed")
     return webhook, tuple(name for name in _EVENTS if webhook is not None and (wanted is None or name in wanted))
-
-
-def _last_part(url: str) -> str:
-    """Return the name in a URL, after which the predictor names its output, without special characters."""
-    name = unquote(urlsplit(url).path.rpartition("/")[2])
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-100:].lstrip(".") or "file"
 
 
 def refusal(error: Exception, status: int | None = None) -> JSONResponse:

@@ -335,8 +335,14 @@ async def store(path: Path, chunks: AsyncIterator[bytes]) -> None:
     """
     try:
         with path.open("wb") as file:
+            waiting = bytearray()
             async for chunk in chunks:
-                await asyncio.to_thread(file.write, chunk)
+                waiting += chunk
+                # A change of threads takes longer than to write the 64 kB that come at a time.
+                if len(waiting) >= _CHUNK_BYTES:
+                    await asyncio.to_thread(file.write, waiting)
+                    waiting = bytearray()
+            file.write(waiting)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -370,6 +376,12 @@ def _remove_folder(prediction_id: str) -> None:
     for folder in ("outputs", "inputs", "."):
         with contextlib.suppress(OSError):
             (PREDICTIONS / prediction_id / folder).rmdir()
+
+
+def input_name(path: str) -> str:
+    """Return the name of an input, after which the predictor names its output: no folders, no special characters."""
+    name = path.replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-100:].lstrip(".") or "file"
 
 
 def object_of(body: Mapping[str, Any] | str) -> dict[str, Any]:
