@@ -16,7 +16,6 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -35,7 +34,7 @@ from sharp_cog.errors import BusyError, DeadlineError, ForbiddenError, InputErro
 from sharp_cog.files.atomic import cannot_write
 from sharp_cog.serving import inputs
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
-from sharp_cog.serving.coglet import ID, Answer, Coglet, Output, discard, input_name, object_of, store
+from sharp_cog.serving.coglet import ID, Answer, Asked, Coglet, Output, discard, input_name, object_of, store
 from sharp_cog.serving.fetch import post
 from sharp_cog.serving.refusals import error_body, headers_of, status_of
 from sharp_cog.serving.replicate_api import ReplicateApi
@@ -60,29 +59,6 @@ _EVENTS = ("start", "output", "logs", "completed")
 _WEB = re.compile(r"\s*https?:", re.IGNORECASE)
 _BASE64_BYTES = 3 << 18
 """Bytes of an output that are encoded at a time; a multiple of 3, so that the parts join into one text."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A prediction that a client asks for.
-
-    Attributes:
-        id: Its id.
-        body: File with the request for coglet.
-        webhook: Address for its states; None if it has none.
-        events: Events that are sent there.
-        fetched: URLs of its inputs by field, each with the file to fetch it to.
-        echo: Its inputs without files, to show them to the client again.
-        named: Fields beside the input that clients of Replicate send, such as the version.
-    """
-
-    id: str
-    body: Path
-    webhook: str | None
-    events: tuple[str, ...]
-    fetched: Mapping[str, tuple[str, Path]]
-    echo: Mapping[str, Any]
-    named: Mapping[str, Any]
 
 
 class CogGuard:

@@ -41,6 +41,29 @@ _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A prediction that a client asks for.
+
+    Attributes:
+        id: Its id.
+        body: File with the request for coglet.
+        webhook: Address for its states; None if it has none.
+        events: Events that are sent there.
+        fetched: URLs of its inputs by field, each with the file to fetch it to.
+        echo: Its inputs without files, to show them to the client again.
+        named: Fields beside the input that clients of Replicate send, such as the version.
+    """
+
+    id: str
+    body: Path
+    webhook: str | None
+    events: tuple[str, ...]
+    fetched: Mapping[str, tuple[str, Path]]
+    echo: Mapping[str, Any]
+    named: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """File that a prediction has uploaded."""
 

@@ -13,10 +13,11 @@ import hashlib
 import re
 import secrets
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect, Request
@@ -25,12 +26,9 @@ from starlette.routing import Route
 
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, InputError
-from sharp_cog.serving.coglet import Answer, discard, input_name, object_of
+from sharp_cog.serving.coglet import Answer, Asked, Coglet, Output, discard, input_name, object_of
 from sharp_cog.serving.refusals import error_body
 from sharp_cog.serving.transport import reading_form, unless_gone
-
-if TYPE_CHECKING:
-    from sharp_cog.serving.cog_guard import Asked, CogGuard
 
 MAX_WAIT_SECONDS = 60.0
 """Longest time that `Prefer: wait` holds an answer, as at Replicate."""
@@ -45,6 +43,25 @@ LOCAL = "local"
 
 _FILE = re.compile(r"\s*https?://[^/]+/v1/files/([0-9a-f]{32})\s*", re.IGNORECASE)
 _PREFER = re.compile(r"\bwait(?:=([0-9]{1,4}))?\b")
+
+
+class Guard(Protocol):
+    """The part of `sharp_cog.serving.cog_guard.CogGuard` that the API needs; its methods are documented there."""
+
+    @property
+    def coglet(self) -> Coglet: ...
+
+    async def receive(self, request: Request, prediction_id: str | None) -> Asked: ...
+
+    def uploading(self) -> AbstractAsyncContextManager[None]: ...
+
+    def start(self, asked: Asked, *, wait_s: float, has_begun: asyncio.Event) -> asyncio.Task[Answer]: ...
+
+    def refuse(self, error: Exception, status: int | None = None) -> Response: ...
+
+    def respond_with(
+        self, body: Mapping[str, Any], output: Output, *, status: int = 200, is_kept: bool = False
+    ) -> Response: ...
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,7 +110,7 @@ class ReplicateApi:
         routes: Routes of the API.
     """
 
-    def __init__(self, guard: CogGuard, settings: ServiceSettings, folder: Path) -> None:
+    def __init__(self, guard: Guard, settings: ServiceSettings, folder: Path) -> None:
         """Create the API.
 
         Args:
