@@ -11,7 +11,7 @@ from sharp_cog.cli.splats import camera_of
 from sharp_cog.config.options import OutputOptions
 from sharp_cog.errors import InputError
 from sharp_cog.files.atomic import sweep
-from sharp_cog.geometry.simplify import prune
+from sharp_cog.geometry.simplify import simplify
 from sharp_cog.pipeline import output
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     splat = formats.read(source, axes=arguments.input_axes)
     # A missing camera matters only to the formats that need one.
     camera = camera_of(source, splat) if formats.FORMATS[output_format].needs_camera else splat.camera
-    kept = prune(splat.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity)
+    kept = simplify(splat.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity)
     output.write(target, kept, camera, options, viewer_dir=viewer_dir)
     print(f"{target}: {len(kept):,} of {len(splat.gaussians):,} Gaussians, {target.stat().st_size / 1e6:.1f} MB")
     return 0

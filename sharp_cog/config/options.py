@@ -75,7 +75,7 @@ class OutputOptions:
     )
     max_gaussians: int | None = parameter(
         None,
-        "keep at most this many of the 1,179,648 Gaussians, those that matter most to the image",
+        "merge neighbouring Gaussians until at most this many are left, so that the picture stays the same",
         limits=(1, 1_000_000_000),
         unit="Gaussians",
         metavar="N",

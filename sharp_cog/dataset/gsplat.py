@@ -27,7 +27,7 @@ from sharp_cog.dataset.photo import Photo
 from sharp_cog.errors import SettingError, SharpError
 from sharp_cog.files.read import read_capped
 from sharp_cog.files.retry import RetryPolicy, TransientError
-from sharp_cog.geometry.simplify import prune
+from sharp_cog.geometry.simplify import simplify
 from sharp_cog.text import plain, read_count, read_json, redact, trace
 
 _LOG = logging.getLogger(__name__)
@@ -181,10 +181,10 @@ class Gsplat:
         }
 
     def _small(self, photo: Photo, splats: Mapping[str, Path]) -> Path:
-        """Write the most visible Gaussians as a plain .ply."""
+        """Write a plain .ply of few Gaussians."""
         source = _first(splats, READABLE_FORMATS)
         splat = formats.read(source)
-        kept = prune(splat.gaussians, max_gaussians=self._num_gaussians)
+        kept = simplify(splat.gaussians, max_gaussians=self._num_gaussians)
         path = source.with_name(f"{photo.id}.small.gsplat.ply")
         return formats.write(path, kept, splat.camera, OutputOptions(output_format="ply"))
 

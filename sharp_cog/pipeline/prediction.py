@@ -17,7 +17,7 @@ from sharp_cog.errors import OptionError
 from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.geometry.camera import DEFAULT_FOCAL_LENGTH_MM, Camera
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.geometry.simplify import prune
+from sharp_cog.geometry.simplify import simplify
 from sharp_cog.pipeline import output
 from sharp_cog.runtime.device import translate_errors
 
@@ -62,7 +62,9 @@ class Prediction:
         """
         # Pruning and writing happen on the device too, after the pipeline has returned.
         with translate_errors(self.predicted.means.device):
-            return prune(self.predicted, max_gaussians=self.options.max_gaussians, min_opacity=self.options.min_opacity)
+            return simplify(
+                self.predicted, max_gaussians=self.options.max_gaussians, min_opacity=self.options.min_opacity
+            )
 
     def with_options(self, options: PredictOptions) -> Prediction:
         """Return the same splat with other options of its output."""

@@ -42,7 +42,7 @@ def largest_range_without_holes(
         NotInstalledError: The extra `preview` is not installed.
     """
     photograph = View.of_photograph(camera, width=_WIDTH)
-    # The splat may have holes even from the photograph's view, for example where it was pruned.
+    # The splat may have holes even from the photograph's view, for example where Gaussians were dropped.
     share_before = float((coverage(gaussians, photograph) < _OPEN_BELOW).mean())
 
     def share_of_holes(camera_range: float) -> float:

@@ -19,7 +19,7 @@ SPLATS: list[dict[str, Any]] = [
     {},
     {"output_format": "spz", "focal_length_px": 80.0},
     {"output_format": "splat", "focal_length_mm": 50.0, "max_gaussians": 400},
-    {"output_format": "sog", "axes": "opengl", "min_opacity": 0.9},
+    {"output_format": "sog", "axes": "opengl", "min_opacity": 0.4},
     {"output_format": "glb", "depth_mode": "fixed", "back_surface_factor": 1.5, "depth_scale": 2.0},
     {"output_format": "compressed_ply", "depth_offset": -0.25},
     {"output_format": "apple_ply", "depth_format": "relative"},

@@ -14,7 +14,7 @@ from PIL import Image
 from sharp_cog import formats
 from sharp_cog.errors import NotInstalledError
 from sharp_cog.geometry.gaussians import Gaussians
-from sharp_cog.geometry.simplify import prune
+from sharp_cog.geometry.simplify import simplify
 from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.preview.render import coverage, render
@@ -48,7 +48,7 @@ def from_aside(prediction: Prediction, gaussians: Gaussians) -> Pixels:
 @pytest.fixture(scope="module")
 def scene(prediction: Prediction) -> Gaussians:
     """A part of the example's Gaussians, enough to cover the image."""
-    return prune(prediction.gaussians, max_gaussians=200_000)
+    return simplify(prediction.gaussians, max_gaussians=200_000)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def test_formats_without_a_reader_look_the_same_when_decoded(
     assert psnr(from_aside(prediction, gaussians), original) >= 50
 
 
-def test_half_of_the_gaussians_look_like_all(prediction: Prediction) -> None:
-    """All Gaussians contribute about the same here, so no region may be pruned before the others."""
-    kept = prune(prediction.gaussians, max_gaussians=len(prediction.gaussians) // 2)
-    assert len(kept) == 589_824
+@pytest.mark.parametrize(("share", "decibels"), [(4, 45), (50, 29)])
+def test_few_merged_gaussians_look_like_all(share: int, decibels: float, prediction: Prediction) -> None:
+    kept = simplify(prediction.gaussians, max_gaussians=len(prediction.gaussians) // share)
+    assert len(kept) == len(prediction.gaussians) // share
     whole = from_photograph(prediction, prediction.gaussians)
-    assert psnr(from_photograph(prediction, kept), whole) > 35
+    assert psnr(from_photograph(prediction, kept), whole) > decibels
 
 
 def test_depth_and_coverage_belong_to_the_image() -> None:

@@ -11,15 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sharp_cog.geometry import principal_axes
 from sharp_cog.runtime.kernels import decompose
 
 _BLOCK = 256
 """Gaussians per program."""
 
-_NUM_SWEEPS = tl.constexpr(decompose.NUM_SWEEPS)
+_NUM_SWEEPS = tl.constexpr(principal_axes.NUM_SWEEPS)
 _GRID = tl.constexpr(decompose.GRID)
-_TINY = tl.constexpr(decompose.TINY)
-_LEAST_SQUARE = tl.constexpr(decompose.LEAST_SQUARE)
+_TINY = tl.constexpr(principal_axes.TINY)
+_LEAST_SQUARE = tl.constexpr(principal_axes.LEAST_SQUARE)
 _SMALL = tl.constexpr(decompose.SMALL)
 # The next five repeat constants of `sharp_cog.formats`, which this package must not import. Triton reads no global that
 # is not a constexpr.
