@@ -83,7 +83,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         ),
         max_gaussians: int | None = Input(
             default=None,
-            description="Merge neighbouring Gaussians until at most this many are left, so that the picture stays the same.",
+            description="Merge neighbouring Gaussians until at most this many are left; the picture stays the same.",
             ge=1,
             le=1000000000,
         ),

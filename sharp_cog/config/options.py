@@ -75,7 +75,7 @@ class OutputOptions:
     )
     max_gaussians: int | None = parameter(
         None,
-        "merge neighbouring Gaussians until at most this many are left, so that the picture stays the same",
+        "merge neighbouring Gaussians until at most this many are left; the picture stays the same",
         limits=(1, 1_000_000_000),
         unit="Gaussians",
         metavar="N",

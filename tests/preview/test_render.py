@@ -48,7 +48,8 @@ def from_aside(prediction: Prediction, gaussians: Gaussians) -> Pixels:
 @pytest.fixture(scope="module")
 def scene(prediction: Prediction) -> Gaussians:
     """A part of the example's Gaussians, enough to cover the image."""
-    return simplify(prediction.gaussians, max_gaussians=200_000)
+    # Every fifth: 768 columns are no multiple of five, so these lie in slanting rows.
+    return prediction.gaussians.map(lambda tensor: tensor[::5])
 
 
 @pytest.fixture(scope="module")
