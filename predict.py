@@ -74,7 +74,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
         output_format: str = Input(
             default="ply",
             description="File format: ply for any viewer, spz and sog are small, html is a web page, mp4 a video.",
-            choices=["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4"],
+            choices=["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "usdz", "html", "mp4"],
         ),
         axes: str = Input(
             default="auto",

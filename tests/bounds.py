@@ -26,6 +26,7 @@ SPZ_POSITION_LIMIT = 2**23 - 1
 SH_C0 = np.sqrt(1 / (4 * np.pi))
 
 _SCALE_RANGES = {
+    "usdz": (2.0**-14, 65504.0),
     "compressed_ply": (np.exp(-20), np.exp(20)),
     **dict.fromkeys(("spz", "spz4"), (np.exp(-10), np.exp(255 / 16 - 10))),
 }
@@ -34,6 +35,7 @@ _COLOR_RANGES = {
     **dict.fromkeys(("splat", "sog", "html"), (0.0, 1.0)),
     **dict.fromkeys(("spz", "spz4"), tuple(0.5 + SH_C0 / 0.15 * np.array([-0.5, 0.5]))),
     "compressed_ply": (-8.0, 8.0),
+    "usdz": tuple(0.5 + SH_C0 * np.array([-65504.0, 65504.0])),
 }
 """Ranges of sRGB values in the formats that cannot store all of them."""
 _LOG_ROUNDING = 2e-5
@@ -66,14 +68,17 @@ def assert_holds(case: str, seen: Decoded, splat: Gaussians) -> None:
         assert np.isfinite(values).all(), name
     assert (seen.scales > 0).all()
     lengths = np.linalg.norm(seen.wxyz, axis=1)
-    # In a .splat, each component is off by up to half a step of 1 / 128, and by a whole step where it is 1.
-    assert np.abs(lengths - 1).max() <= (1.5 / 128 if case == "splat" else 1e-4)
+    # In a .splat, each component is off by up to half a step of 1 / 128, and by a whole step where it is 1. In a .usdz,
+    # components are half floats.
+    assert np.abs(lengths - 1).max() <= {"splat": 1.5 / 128, "usdz": 1e-3}.get(case, 1e-4)
     log_scales = np.log(splat.scales.double().numpy().clip(*_SCALE_RANGES.get(case, (2.0**-126, 1e38))))
     wxyz = splat.quaternions_wxyz.double().numpy()
     cosines = (seen.wxyz / lengths[:, None]) @ (wxyz / np.linalg.norm(wxyz, axis=1, keepdims=True)).T
     srgb = srgb_of(splat.colors_linear).clip(*_COLOR_RANGES.get(case, (-np.inf, np.inf)))
     # Steps of a compressed .ply are fractions of a chunk's range.
     span = max(1.0, np.ptp(srgb)) if case == "compressed_ply" else 1.0
+    if case == "usdz":  # Steps of half floats grow with the harmonic, and so with the distance from grey.
+        span = max(1.0, 2 * np.abs(srgb - 0.5).max())
     near = {
         "positions": (_distances(seen.means, splat, case) <= 1.0).all(axis=2),
         "scales": _differences(np.log(seen.scales), log_scales).max(axis=2) <= _log_scale_bound(case, log_scales),
@@ -124,5 +129,6 @@ def _log_scale_bound(case: str, log_scales: Floats) -> float:
         "html": span / 62,
         "spz": 1 / 32,
         "spz4": 1 / 32,
+        "usdz": 1 / 2048,
     }
     return 1.001 * half_steps.get(case, 0.0) + _LOG_ROUNDING

@@ -17,6 +17,7 @@ import zstandard
 from numpy.typing import NDArray
 from PIL import Image
 from plyfile import PlyData
+from pxr import Usd, UsdGeom, UsdVol
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -185,6 +186,30 @@ def glb(content: bytes) -> Decoded:
     )
 
 
+def usdz(content: bytes) -> Decoded:
+    """Read a package with OpenUSD itself."""
+    with tempfile.NamedTemporaryFile(suffix=".usdz") as file:
+        file.write(content)
+        file.flush()
+        stage = Usd.Stage.Open(file.name)
+        field = UsdVol.ParticleField3DGaussianSplat.Get(stage, "/scene/splat")
+        assert (UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage)) == ("Y", 1.0)
+        assert Usd.ColorSpaceAPI(field.GetPrim()).GetColorSpaceNameAttr().Get() == "srgb_rec709_scene"
+        num_coefficients = (field.GetRadianceSphericalHarmonicsDegreeAttr().Get() + 1) ** 2
+
+        def values(attribute: Any, width: int) -> Floats:
+            return np.array(attribute.Get(), dtype=float).reshape(-1, width)
+
+        coefficients = values(field.GetRadianceSphericalHarmonicsCoefficientshAttr(), 3 * num_coefficients)
+        return Decoded(
+            means=values(field.GetPositionsAttr(), 3),
+            scales=values(field.GetScaleshAttr(), 3),
+            wxyz=values(field.GetOrientationshAttr(), 4)[:, [3, 0, 1, 2]],
+            srgb=coefficients[:, :3] * SH_C0 + 0.5,
+            opacities=values(field.GetOpacitieshAttr(), 1)[:, 0],
+        )
+
+
 DECODERS: dict[str, Callable[[bytes], Decoded]] = {
     "ply": ply,
     "apple_ply": ply,
@@ -193,6 +218,7 @@ DECODERS: dict[str, Callable[[bytes], Decoded]] = {
     "spz": spz,
     "sog": sog,
     "glb": glb,
+    "usdz": usdz,
 }
 
 

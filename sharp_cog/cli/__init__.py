@@ -60,7 +60,7 @@ class Command:
 _IMAGE = flag("image", metavar="IMAGE", help="an image")
 _IMAGES = flag("inputs", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
 _RECURSIVE = flag("-r", "--recursive", action="store_true", help="search subfolders too")
-_SPLAT_HELP = "a splat: .ply, .compressed.ply, .splat, .spz, .sog, .glb or .ksplat"
+_SPLAT_HELP = "a splat: .ply, .compressed.ply, .splat, .spz, .sog, .glb, .usdz or .ksplat"
 _INPUT_AXES = flag(
     "--input-axes", choices=tuple(AXES), default="auto", help="axes of the input (default: auto, as the file says)"
 )

@@ -100,6 +100,17 @@ OUTPUT_FORMATS = {
             viewing_hint="to view it, open it in a glTF viewer that supports KHR_gaussian_splatting",
         ),
         OutputFormat(
+            name="usdz",
+            suffix=".usdz",
+            description="OpenUSD's ParticleField3DGaussianSplat, for Vision Pro, Omniverse, Blender and USD tools",
+            media_type="model/vnd.usdz+zip",
+            axes="opengl",
+            has_fixed_axes=True,
+            is_readable=True,
+            megabytes=40,
+            viewing_hint="to view it, open it in a tool with OpenUSD 26.03 or newer",
+        ),
+        OutputFormat(
             name="html",
             suffix=".html",
             description="web page with the splat and a viewer inside, which also works offline",

@@ -23,6 +23,7 @@ from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.formats.sog import META, is_sog, read_sog, write_sog
 from sharp_cog.formats.splat import read_splat, write_splat
 from sharp_cog.formats.spz import read_spz, require_zstandard, write_spz
+from sharp_cog.formats.usdz import is_usdz, read_usdz, require_usd, write_usdz
 from sharp_cog.geometry import transform
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
@@ -77,6 +78,7 @@ CODECS = {
     "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
     "sog": Codec(write=write_sog, read=read_sog, matches=is_sog, names=(META,), has_parts=True),
     "glb": Codec(write=write_glb, read=read_glb, matches=is_glb, names=(".gltf",), has_parts=True),
+    "usdz": Codec(write=write_usdz, read=read_usdz, matches=is_usdz),
     "ksplat": Codec(read=read_ksplat, matches=is_ksplat),
     # Formats without a reader are matched too, so that `read` can name them in its refusal.
     "html": Codec(write=write_html, matches=_starts_with(b"<!do", b"<!DO")),
@@ -112,6 +114,8 @@ def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
         require_viewer(viewer_dir)
     elif options.output_format == "spz" and options.spz_version == 4:
         require_zstandard()
+    elif options.output_format == "usdz":
+        require_usd()
 
 
 def write(

@@ -25,6 +25,8 @@ _PIECE = 1 << 20
 _HEADER_BYTES = 30
 """Length of the header of a zip's member, before its name."""
 _NAME_LENGTH = struct.Struct("<26xH")
+_ENCRYPTED = 1
+"""Bit of a member's flags."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # A name with a folder, a drive or a host could lead anywhere.
 _PLAIN_NAME = re.compile(r"[^/\\:\0]+")
@@ -61,6 +63,16 @@ class Archive:
     def names(self) -> list[str]:
         """Names of all members."""
         return self._zip.namelist()
+
+    def require_stored(self, name: str) -> None:
+        """Check that a member is neither compressed nor larger than the zip.
+
+        Raises:
+            SplatError: The member is compressed or encrypted.
+        """
+        member = self._zip.getinfo(name)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
+            raise SplatError(f"{plain(name)} in the {self._suffix} is compressed or encrypted: pack it again")
 
     def read(self, name: str) -> bytes:
         """Return the content of a member.

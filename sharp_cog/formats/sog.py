@@ -189,6 +189,12 @@ def _fit_codebook(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], list[
     """
     if not values.size:
         return values.astype(np.uint8), [0.0] * CODEBOOK_SIZE
+    # What was read from a .sog has few values, all of which are kept.
+    if len(np.unique(values.ravel()[:_NUM_BINS])) <= CODEBOOK_SIZE:
+        distinct, codes = np.unique(values, return_inverse=True)
+        if len(distinct) <= CODEBOOK_SIZE:
+            padded = np.pad(distinct.astype(np.float64), (0, CODEBOOK_SIZE - len(distinct)), mode="edge")
+            return codes.reshape(values.shape).astype(np.uint8), padded.tolist()
     # A histogram, and the sum of the values in each bin. The largest value falls into the last bin.
     low, high = float(values.min()), float(values.max())
     bins_per_unit = (_NUM_BINS - 1) / (high - low) if high > low else 0.0

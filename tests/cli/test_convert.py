@@ -73,7 +73,10 @@ def test_errors_of_convert_name_the_cause_and_leave_the_source_alone(
         "has no suffix of .ply": [splat, tmp_path / "room.obj"],
         "cannot be read": [tmp_path / "none.ply", tmp_path / "out.sog"],
         "can be written but not read": [tmp_path / "room.html", tmp_path / "out.ply"],
-        "use .ply, .compressed.ply, .splat, .spz, .sog, .glb, .ksplat": [EXAMPLES / "room.jpg", tmp_path / "out.ply"],
+        "use .ply, .compressed.ply, .splat, .spz, .sog, .glb, .usdz, .ksplat": [
+            EXAMPLES / "room.jpg",
+            tmp_path / "out.ply",
+        ],
         "give a number from 1e-06": [splat, tmp_path / "out.ply", "--scale", "0"],
     }
     for message, arguments in cases.items():

@@ -21,6 +21,7 @@ SERVES = {
     "preview": ["sharp_cog/preview"],
     "raw": ["sharp_cog/imaging"],
     "spz": ["sharp_cog/formats"],
+    "usd": ["sharp_cog/formats"],
     "depth": ["sharp_cog/depth", "sharp_cog/estimators"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
     "guard": ["sharp_cog/serving"],

@@ -19,15 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 OURS = PROJECT["tool"]["sharp-cog"]
+
+
+def _lines_of(*extras: str) -> list[str]:
+    return [line for name in extras for line in EXTRAS[name]]
+
+
 FILES = {
-    "requirements.txt": [*EXTRAS["preview"], *OURS["image"]["ml-sharp"]],
-    "deploy/runpod/requirements.txt": [
-        *EXTRAS["preview"],
-        *EXTRAS["bucket"],
-        *EXTRAS["runpod"],
-        *EXTRAS["spz"],
-    ],
-    "deploy/modal/requirements.txt": [*EXTRAS["preview"], *EXTRAS["modal"], *EXTRAS["http"], *EXTRAS["spz"]],
+    "requirements.txt": [*OURS["image"]["ml-sharp"], *_lines_of("preview", "usd", "http", "guard")],
+    "deploy/runpod/requirements.txt": _lines_of("preview", "bucket", "runpod", "spz", "usd"),
+    "deploy/modal/requirements.txt": _lines_of("preview", "modal", "http", "spz", "usd"),
 }
 NUMPY = next(line for line in PROJECT["project"]["dependencies"] if line.startswith("numpy=="))
 

@@ -97,7 +97,7 @@ def test_each_format_is_downloaded_without_another_prediction(
 
 def test_every_format_is_offered(page: Page) -> None:
     offered = page.locator("#downloads button").evaluate_all("(all) => all.map((one) => one.dataset.format)")
-    assert offered == ["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "html", "mp4"]
+    assert offered == ["ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "usdz", "html", "mp4"]
 
 
 def test_a_text_file_is_refused_with_a_message(browser: Browser, service: Service) -> None:

@@ -26,7 +26,7 @@ from tests.splats import CAMERA, degrees_between, srgb_of
 
 CASES = [*DECODERS, "spz4"]
 """Formats that have a decoder; `spz4` is version 4 of spz."""
-READABLE = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb")
+READABLE = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "usdz")
 SORTING = ("compressed_ply", "splat")
 """Formats that change the order of the Gaussians."""
 FIELDS = ("means", "scales", "quaternions_wxyz", "colors_linear", "opacities")
@@ -82,6 +82,16 @@ TOLERANCES = {
     "ply": FLOAT,
     "apple_ply": FLOAT,
     "glb": FLOAT,
+    # Half floats have 11 bits: half a step is 1 / 4096 of the values from 1 / 2 to 1, twice that from 1 to 2.
+    "usdz": Tolerance(
+        metres=2e-6,
+        log_scale=1 / 2048 + 1e-5,
+        degrees=degrees_of(1 / 4096),
+        color=1 / 2048 * 0.2821 + 1e-6,
+        opacity=1 / 4096,
+        smallest_scale=2.0**-14,
+        largest_scale=65504.0,
+    ),
     # Relative to the range of a chunk, which is at most that of the splat: 11 bits, for y 10.
     "compressed_ply": Tolerance(
         metres=0.5 / 1023,
@@ -173,7 +183,7 @@ def decode_as_stored(case: str, content: bytes) -> Decoded:
 
 def as_opencv(case: str, decoded: Decoded) -> Decoded:
     """Rotate the Gaussians of formats whose default axes are OpenGL's."""
-    if case not in ("spz", "spz4", "glb"):
+    if case not in ("spz", "spz4", "glb", "usdz"):
         return decoded
     w, x, y, z = decoded.wxyz.T
     return replace(decoded, means=decoded.means * [1, -1, -1], wxyz=np.stack([-x, w, -z, y], axis=-1))

@@ -221,7 +221,7 @@ def test_formats_are_detected_by_their_content(case: str, tmp_path: Path) -> Non
 def test_formats_that_can_only_be_written_are_named() -> None:
     content = written("html", random_gaussians(3))
     assert formats.detect(content) is None
-    with pytest.raises(SplatError, match=r"\.html can be written but not read: use \.ply, .*\.splat, \.spz, \.sog"):
+    with pytest.raises(SplatError, match=r"\.html can be written but not read: use .*\.ply, .*\.splat, \.spz, \.sog"):
         read(content)
 
 
@@ -272,7 +272,7 @@ def test_truncated_files_are_refused(case: str, tmp_path: Path) -> None:
             read(path)
 
 
-WHOLE = {case: written(case, random_gaussians(300)) for case in (*set(READABLE) - {"apple_ply"}, "spz4")}
+WHOLE = {case: written(case, random_gaussians(300)) for case in (*sorted({*READABLE} - {"apple_ply", "usdz"}), "spz4")}
 
 
 @given(case=st.sampled_from(list(WHOLE)), edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255))))

@@ -121,6 +121,10 @@ def gltf_seeds() -> list[bytes]:
     return found
 
 
+def usdz_seeds() -> list[bytes]:
+    return [written("usdz", 3)]
+
+
 def ksplat_seeds() -> list[bytes]:
     return [sample(f"{name}.ksplat") for name in ("level0", "level1", "level2")]
 
@@ -135,6 +139,7 @@ _READERS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes], object]]]
     "splat-sog-meta": (sog_seeds, read_metadata),
     "splat-glb": (glb_seeds, read),
     "splat-gltf": (gltf_seeds, lambda content: sane(read_glb(content))),
+    "splat-usdz": (usdz_seeds, read),
     "splat-ksplat": (ksplat_seeds, lambda content: sane(read_ksplat(content))),
     "splat-spz-inside": (plain_spz_seeds, lambda content: read(gzip.compress(content, 1))),
 }
