@@ -211,6 +211,12 @@ class ServiceSettings:
         "SHARP_MODAL_TIMEOUT_SECONDS", 600, "time limit in seconds of a call at Modal", limits=_AT_LEAST_1
     )
 
+    modal_public: bool = setting(
+        "SHARP_MODAL_PUBLIC",
+        False,
+        "let everybody who knows the address use the HTTP service on Modal without a key, at your expense",
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         # Without the value, which is a secret.

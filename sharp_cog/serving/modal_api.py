@@ -15,6 +15,10 @@ SETTINGS = ServiceSettings.from_environment()
 
 app = modal.App("sharp-api")
 
+PROXY_AUTH = not SETTINGS.api_keys and not SETTINGS.modal_public
+"""Whether Modal itself asks for a token, so that no stranger starts a GPU. Browsers cannot send one: the page needs
+`SHARP_API_KEY` instead."""
+
 
 def load() -> SharpPipeline:
     """Load the pipeline, and store a downloaded checkpoint in the volume."""
@@ -27,7 +31,7 @@ def load() -> SharpPipeline:
 
 @app.function(**resources(SETTINGS))
 @modal.concurrent(max_inputs=SETTINGS.modal_concurrency)
-@modal.asgi_app()
+@modal.asgi_app(requires_proxy_auth=PROXY_AUTH)
 def api() -> FastAPI:
     """Return the ASGI application of `sharp_cog.serving.http`."""
     return create_app(load, SETTINGS, frontend="modal")

@@ -41,6 +41,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_ALLOWED_HOSTS": "splats.example.com,*.example.org,::1",
         "SHARP_ALLOWED_ORIGINS": "https://app.example.com,http://localhost:3000",
         "SHARP_RATE_LIMIT": "30/minute",
+        "SHARP_COG_WAIT_SECONDS": "2",
         "SHARP_RUNPOD_SYNC_MEGABYTES": "15",
         "SHARP_RUNPOD_ASYNC_MEGABYTES": "5",
         "SHARP_RUNPOD_MAX_IMAGES": "12",
@@ -51,6 +52,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         "SHARP_MODAL_IDLE_SECONDS": "60",
         "SHARP_MODAL_CONCURRENCY": "2",
         "SHARP_MODAL_TIMEOUT_SECONDS": "90",
+        "SHARP_MODAL_PUBLIC": "yes",
     }
     settings = ServiceSettings.from_environment(environment)
     access = [
@@ -58,10 +60,11 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("splats.example.com", "*.example.org", "::1"),
         ("https://app.example.com", "http://localhost:3000"),
         "30/minute",
+        2,
     ]
     bounds = [8, 2.5, 9, 0, 4000, 6, 16, 50, 0.5, True]
     runpod = [15, 5, 12, "https://runpod.example/done", *BUCKET.values(), "eu-central-1"]
-    values = [3, 12.5, *bounds, 7, 0, 1.5, 4, 11, True, *access, *runpod, "T4", 60, 2, 90]
+    values = [3, 12.5, *bounds, 7, 0, 1.5, 4, 11, True, *access, *runpod, "T4", 60, 2, 90, True]
     assert list(dataclasses.asdict(settings).values()) == values
     assert settings.has_bucket
     assert "sesame" not in repr(settings)

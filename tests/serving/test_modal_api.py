@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from typing import Any
+
 import modal
 import pytest
 import requests
@@ -27,3 +30,26 @@ def test_the_api_is_the_http_service(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.content.startswith(b"ply\n")
     assert 'filename="beach.ply"' in answer.headers["Content-Disposition"]
     assert 'door="modal",outcome="ok"' in metrics
+
+
+@pytest.mark.filterwarnings("ignore:.*executing locally and will not have access:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("variables", "is_asked_by_modal"),
+    [({}, True), ({"SHARP_API_KEY": "sesame"}, False), ({"SHARP_MODAL_PUBLIC": "true"}, False)],
+)
+def test_modal_asks_for_its_token_unless_the_service_has_a_key_or_is_public(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_asked_by_modal: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+    asgi_app = modal.asgi_app
+
+    def recorded(**given: Any) -> Any:
+        asked.append(given)
+        return asgi_app(**given)
+
+    monkeypatch.setattr(modal, "asgi_app", recorded)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_module("sharp_cog.serving.modal_api")
+    assert asked == [{"requires_proxy_auth": is_asked_by_modal}]
