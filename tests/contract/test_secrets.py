@@ -163,8 +163,26 @@ def test_settings_that_are_printed(check_output: Callable[..., str]) -> None:
             bucket_access_key_id=MARK,
             bucket_secret_access_key=MARK,
             bucket_name="a",
+            api_keys=(MARK,),
         ),
     )
+
+
+def test_keys_of_the_http_service(
+    check_output: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text(f"{MARK} {MARK}\n")
+    for line in (["--api-key", MARK], ["--api-key-file", "keys"], [f"--api-key={MARK}"]):
+        assert main(["serve", "--port", "0", *line]) == 1
+    seen = []
+    with serving(Gated, ServiceSettings(api_keys=(MARK,), rate_limit="2/hour")) as service:
+        for headers in ({"X-API-Key": MARK}, {"X-API-Key": f"{MARK}2"}, {"Authorization": f"Bearer {MARK}3"}) * 2:
+            answer = requests.post(f"{service.url}/predict", files={"file": b"1"}, headers=headers, timeout=60)
+            seen += [answer.text, str(answer.headers)]
+        seen.append(requests.get(f"{service.url}/openapi.json", timeout=10).text)
+        seen.append(requests.get(f"{service.url}/metrics", headers={"X-API-Key": MARK}, timeout=10).text)
+    assert "--api-key-file" in check_output(*seen)
 
 
 def test_images_behind_signed_urls_at_the_http_service(check_output: Callable[..., str], site: Site) -> None:
@@ -175,6 +193,9 @@ def test_images_behind_signed_urls_at_the_http_service(check_output: Callable[..
                 answer = requests.post(f"{service.url}/predict", data={**data, "format": "ply"}, timeout=60)
                 seen += [answer.text, str(answer.headers)]
                 assert answer.status_code in (200, 422)
+            for rest in ({"json": {"image_url": url}}, {"params": {"image_url": url}}):
+                answer = requests.post(f"{service.url}/predict/ply", timeout=60, **rest)  # type: ignore[arg-type]
+                seen += [answer.text[:1000], str(answer.headers)]
         answer = requests.get(f"{service.url}/metrics", timeout=10)
         check_output(*seen, answer.text)
 
