@@ -17,8 +17,6 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from sharp_cog.config.options import PredictOptions
-from sharp_cog.config.parameters import parameters
 from sharp_cog.errors import DepthError, ImageError, InputError, RequestTooLargeError
 from sharp_cog.files.atomic import cannot_write
 from sharp_cog.serving import inputs
@@ -38,7 +36,6 @@ _URLS = {"image_url": "file", "depth_url": "depth"}
 """Fields with an address, and the file that each stands for."""
 _FILES = {"file": "file", "depth": "depth", **dict.fromkeys(inputs.IMAGE_NAMES, "file")}
 """Fields with a file, and the name under which we have it."""
-_OPTIONS = {name for about in parameters(PredictOptions) for name in (about.name, *about.aliases)}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 """Names that a person may have given a field, even if it is unknown."""
 _PARSER = ThreadPoolExecutor(1, thread_name_prefix="json")
@@ -102,11 +99,6 @@ async def reading_fields(request: Request) -> AsyncIterator[Fields]:
             if isinstance(value, UploadFile):
                 stack.callback(value.file.close)
             _add(fields, name, value)
-        unknown = [name for name in fields.options if name not in _OPTIONS]
-        if unknown and "file" not in fields.files and "image_url" not in fields.urls:
-            raise InputError(
-                f"unknown field {plain(unknown[0]) or quoted(unknown[0])}: send the image as file or image_url"
-            )
         yield fields
 
 
@@ -122,7 +114,7 @@ def _add(fields: Fields, name: str, value: Any) -> None:
         return
     if name in fields.options or name in fields.urls or name in fields.names.values():
         raise InputError(f"{plain(name)} is given twice: give it once")
-    if name in _FILES or (name in _URLS and (is_file or _is_data(value))):
+    if name in _FILES or (name in _URLS and (is_file or inputs.is_data_uri(value))):
         ours = _FILES.get(name) or _URLS[name]
         if ours in fields.files:
             error = ImageError if ours == "file" else DepthError
@@ -139,7 +131,7 @@ def _add(fields: Fields, name: str, value: Any) -> None:
         fields.urls[name] = value
     elif not is_file:
         fields.options[name] = value
-    elif name in _OPTIONS:
+    elif name in inputs.OPTION_NAMES:
         raise InputError(f"{name} is given as a file: give it as text")
     else:
         raise InputError(f"unknown field {plain(name) or quoted(name)}: send the image as file, its depth map as depth")
@@ -195,16 +187,11 @@ def _parse(body: BinaryIO) -> list[tuple[str, Any]]:
         raise InputError(f"the body is not JSON ({plain(error)}): send an object with image or image_url") from None
     if not isinstance(values, dict):
         raise InputError(f"the body is of type {type(values).__name__}: send an object with image or image_url")
-    is_file = {name: name in _FILES or (name in _URLS and _is_data(value)) for name, value in values.items()}
+    is_file = {name: name in _FILES or (name in _URLS and inputs.is_data_uri(value)) for name, value in values.items()}
     return [
         (name, _file_of(inputs.decode_base64(name, value)) if is_file[name] and value not in (None, "") else value)
         for name, value in values.items()
     ]
-
-
-def _is_data(value: object) -> bool:
-    """Report whether a value is a data URI, which programs send in place of an address."""
-    return isinstance(value, str) and value[:5].lower() == "data:"
 
 
 def _file_of(content: bytes) -> UploadFile:

@@ -133,6 +133,7 @@ def create_app(
         # uvicorn comes here after the last answer, or at the end of its grace period.
         dispatcher.stop()
         fetching.close()
+        service.close()
         # `close` waits for threads, and must not block the event loop meanwhile. The thread is a daemon, since a stage
         # or the loading of the model may take longer than the system waits for a process that it has asked to end.
         closing = threading.Thread(target=dispatcher.close, daemon=True, name="close")
@@ -299,6 +300,10 @@ class _Service:
             self._store = store
         self._storing = ThreadPoolExecutor(_NUM_STORING, thread_name_prefix="store")
 
+    def close(self) -> None:
+        """Take no more results for the bucket. Those under way end by their own time limits."""
+        self._storing.shutdown(wait=False, cancel_futures=True)
+
     async def answer(
         self, request: Request, kind: _Kind, options_of: Callable[[dict[str, Any]], PredictOptions]
     ) -> Response:
@@ -318,7 +323,7 @@ class _Service:
                 async with self._dispatcher.until_stopped():
                     request = await stack.enter_async_context(bounded(request, self._transfers))
                     fields = await stack.enter_async_context(reading_fields(request))
-                inputs.check_sources({*fields.files, *fields.urls}, image_name="file")
+                inputs.check_sources({*fields.files, *fields.urls}, image_name="file", others=fields.options)
                 options = options_of(fields.options)
                 work = self._predict(fields.files, fields.urls, options, kind, path, request_id)
                 prediction = await unless_gone(request, work)

@@ -14,11 +14,15 @@ from sharp_cog.config.parameters import parameters
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import DepthError, ImageError, InputError, OptionError
 from sharp_cog.serving.fetch import fetch_into
+from sharp_cog.text import plain, quoted
 
 IMAGE_NAMES = ("image", "image_base64", "image_b64")
 """Names of a field with the image as base64; they mean the same."""
 ALIASES = {alias: about.name for about in parameters(PredictOptions) for alias in about.aliases}
 """Names of options at other services of SHARP, each with our name."""
+
+OPTION_NAMES = frozenset(name for about in parameters(PredictOptions) for name in (about.name, *about.aliases))
+"""Names under which requests may give options."""
 
 _ADDRESS = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
@@ -79,12 +83,18 @@ def decode_base64(name: str, text: object) -> bytes:
     return content
 
 
-def check_sources(given: Collection[str], *, image_name: str) -> None:
+def is_data_uri(value: object) -> bool:
+    """Report whether a value is a data URI, which programs send in place of an address."""
+    return isinstance(value, str) and value.lstrip()[:5].lower() == "data:"
+
+
+def check_sources(given: Collection[str], *, image_name: str, others: Collection[str] = ()) -> None:
     """Check that a request has one image, and at most one depth map.
 
     Args:
-        given: Names of the fields in the request.
+        given: Names of the fields with images and depth maps in the request.
         image_name: Name of the frontend's field for an image that is sent along; one behind a URL is `image_url`.
+        others: Names of the other fields, one of which may be the image under a wrong name.
 
     Raises:
         ImageError: There is no image, or there are two.
@@ -93,7 +103,9 @@ def check_sources(given: Collection[str], *, image_name: str) -> None:
     if image_name in given and "image_url" in given:
         raise ImageError(f"{image_name} and image_url are both given: give one")
     if image_name not in given and "image_url" not in given:
-        raise ImageError(f"the request has no image: give {image_name} or image_url")
+        unknown = [name for name in others if name not in OPTION_NAMES]
+        found = f"unknown field {plain(unknown[0]) or quoted(unknown[0])}" if unknown else "the request has no image"
+        raise ImageError(f"{found}: give {image_name} or image_url")
     if "depth" in given and "depth_url" in given:
         raise DepthError("depth and depth_url are both given: give one")
 

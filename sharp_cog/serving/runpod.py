@@ -151,9 +151,9 @@ class _Worker:
         if len(named) > 1:
             raise ImageError(f"{' and '.join(named)} are all given: they are the same, give one")
         # Messages call the image by the name that the caller has used.
-        inputs.check_sources(given.keys(), image_name=named[0] if named else "image")
         sources = {key: given.pop(key) for key in (*named, "image_url", "depth", "depth_url") if key in given}
         upload_url = given.pop("upload_url", None)
+        inputs.check_sources(sources.keys(), image_name=named[0] if named else "image", others=given)
         if upload_url is not None and not isinstance(upload_url, str):
             raise InputError(f"upload_url is of type {type(upload_url).__name__}: give a presigned address")
         # The rest are options, which are checked before anything is fetched.
@@ -163,7 +163,7 @@ class _Worker:
             raise OptionError("save_internal_depth is given, but the answer is one file: leave it out")
         content = {
             key: inputs.fetch_named(key, value, self.settings)
-            if key.endswith("_url")
+            if key.endswith("_url") and not inputs.is_data_uri(value)
             else inputs.decode_base64(key, value)
             for key, value in sources.items()
         }

@@ -51,6 +51,8 @@ class _Config(uvicorn.Config):
             http=_Protocol,
             ws="none",
             log_level=log_level,
+            # The service logs requests itself. uvicorn's log has their queries, in which addresses may be signed.
+            access_log=False,
             h11_max_incomplete_event_size=1000 * settings.max_header_kilobytes,
             # The last resort against a prediction that never ends: longer, no request may take.
             timeout_graceful_shutdown=int(settings.request_seconds) + 1,

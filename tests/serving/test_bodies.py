@@ -100,8 +100,8 @@ def test_urls_are_fetched_for_json_and_from_the_query(service: Service, site: Si
     ("query", "rest", "code", "message"),
     [
         ("", {"files": {"photo": IMAGE}}, "invalid_input", "unknown field photo: send the image as file"),
-        ("", {"json": {"photo": B64}}, "invalid_input", "unknown field photo: send the image as file or image_url"),
-        ("", {"data": {"picture": B64}}, "invalid_input", "unknown field picture"),
+        ("", {"json": {"photo": B64}}, "invalid_image", "unknown field photo: give file or image_url"),
+        ("", {"data": {"picture": B64}}, "invalid_image", "unknown field picture"),
         ("", {"files": {"file": IMAGE, "mask": b"1"}}, "invalid_input", "unknown field mask"),
         ("?colour=red", {"files": {"file": IMAGE}}, "invalid_option", "unknown option colour"),
         ("?f_px=wide", {"files": {"file": IMAGE}}, "invalid_option", "f_px|focal_length_px"),

@@ -61,6 +61,15 @@ def test_another_format_comes_under_its_own_name(format_name: str) -> None:
         assert "ply" not in answer or format_name == "ply"
 
 
+def test_a_data_uri_is_taken_in_place_of_a_url() -> None:
+    answer = ask({"image_url": f"data:image/jpeg;base64,{b64(b'abcdefg')}", "depth_url": "data:;base64,YQ=="})
+    assert answer["num_gaussians"] == 7
+
+
+def test_an_image_under_a_wrong_name_is_named() -> None:
+    assert ask({"photo": b64(b"abc")})["error"] == "unknown field photo: give image or image_url"
+
+
 def test_a_url_is_fetched(site: Site) -> None:
     answer = ask({"image_url": site.url("/a.jpg", says(b"abcdefg"))})
     assert answer["num_gaussians"] == 7
