@@ -1,8 +1,7 @@
-"""Answers that are the same at every frontend: metadata, arrays, errors, names of files."""
+"""Answers that are the same at every frontend: metadata, arrays, names of files."""
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 import zipfile
@@ -16,27 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharp_cog import formats
-from sharp_cog.errors import (
-    BusyError,
-    DeadlineError,
-    ForbiddenError,
-    InputError,
-    NoSpaceError,
-    NotInstalledError,
-    RateLimitError,
-    RequestTooLargeError,
-    SharpError,
-    SlowClientError,
-    UnauthorizedError,
-)
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.formats.limits import MAX_LENGTH_M, require_writable
 from sharp_cog.imaging.color import linear_to_srgb
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.runtime.device import translate_errors
-from sharp_cog.text import redact, trace
-
-_LOG = logging.getLogger(__name__)
 
 ROWS_AT_A_TIME = 1 << 15
 """Number of Gaussians that are turned into JSON at a time."""
@@ -149,42 +132,6 @@ def write_npz(path: Path, prediction: Prediction) -> None:
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
         archive.writestr(zipfile.ZipInfo("metadata.json"), orjson.dumps(metadata(prediction)))
-
-
-def error_body(error: BaseException) -> dict[str, str]:
-    """Return the description of an error for the caller: `error`, a message for people, and `code`, for programs."""
-    if isinstance(error, (InputError, BusyError, DeadlineError)):
-        # The message may repeat input with lone surrogates, which UTF-8 cannot encode.
-        return {"error": str(error).encode("utf-8", "backslashreplace").decode("utf-8"), "code": error.code}
-    # Its message holds a command for the operator, and the caller can do no more than choose another format.
-    if isinstance(error, NotInstalledError):
-        _LOG.warning("%s", error)
-        return {
-            "error": "this service lacks what that format or option needs: choose another",
-            "code": error.code,
-        }
-    # Any other message may hold paths and settings of the service, so it goes to the log alone.
-    code = error.code if isinstance(error, SharpError) else SharpError.code
-    _LOG.error("%s: %s\n%s", code, redact(str(error)), trace(error))
-    return {"error": "the service failed; its log says why", "code": code}
-
-
-def status_of(error: BaseException) -> int:
-    """Return the HTTP status of an error."""
-    # The first match counts, so a subclass comes before its base.
-    table = {
-        RequestTooLargeError: 413,
-        SlowClientError: 408,
-        UnauthorizedError: 401,
-        ForbiddenError: 403,
-        InputError: 422,
-        NotInstalledError: 422,
-        RateLimitError: 429,
-        NoSpaceError: 507,
-        BusyError: 503,
-        DeadlineError: 504,
-    }
-    return next((status for type_, status in table.items() if isinstance(error, type_)), 500)
 
 
 def file_name(name: str | None, suffix: str) -> str:

@@ -38,7 +38,6 @@ from sharp_cog.errors import (
     OptionError,
     SharpError,
     SlowClientError,
-    UnauthorizedError,
 )
 from sharp_cog.formats import FORMATS
 from sharp_cog.pipeline import output
@@ -52,6 +51,7 @@ from sharp_cog.serving.bodies import reading_fields
 from sharp_cog.serving.dispatch import Dispatcher
 from sharp_cog.serving.fetching import Fetching
 from sharp_cog.serving.metrics import Metrics
+from sharp_cog.serving.refusals import error_body, headers_of, status_of
 from sharp_cog.serving.transfers import Transfers
 from sharp_cog.serving.transport import (
     BodyLimit,
@@ -464,14 +464,7 @@ def _about(pipeline: SharpPipeline | None, settings: ServiceSettings) -> dict[st
 
 
 def _refusal(error: Exception) -> JSONResponse:
-    headers = {}
-    if isinstance(error, BusyError):
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, UnauthorizedError):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, SlowClientError):
-        headers["Connection"] = "close"  # The rest of the body is not waited for.
-    return JSONResponse(answers.error_body(error), answers.status_of(error), headers=headers)
+    return JSONResponse(error_body(error), status_of(error), headers=headers_of(error))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

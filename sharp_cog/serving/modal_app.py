@@ -24,7 +24,7 @@ from sharp_cog.formats import FORMATS, format_of
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.runtime import weights
-from sharp_cog.serving import answers, inputs
+from sharp_cog.serving import answers, inputs, refusals
 from sharp_cog.serving.modal_image import make_image, make_secret, resources, volume
 
 SETTINGS = ServiceSettings.from_environment()
@@ -104,7 +104,7 @@ class Sharp:
 
 def _plain_error(error: Exception) -> Exception:
     """Return an error that a caller without this package can unpickle."""
-    body = answers.error_body(error)
+    body = refusals.error_body(error)
     kind = ValueError if isinstance(error, InputError) else RuntimeError
     return kind(f"{body['code']}: {body['error']}")
 

@@ -12,10 +12,12 @@ from sharp_cog.errors import (
     DeadlineError,
     ForbiddenError,
     InputError,
+    NoSpaceError,
     NotInstalledError,
     RateLimitError,
     RequestTooLargeError,
     SharpError,
+    SlowClientError,
     UnauthorizedError,
 )
 from sharp_cog.text import redact, trace
@@ -46,11 +48,13 @@ def status_of(error: BaseException) -> int:
     # The first match counts, so a subclass comes before its base.
     table = {
         RequestTooLargeError: 413,
+        SlowClientError: 408,
         UnauthorizedError: 401,
         ForbiddenError: 403,
         InputError: 422,
         NotInstalledError: 422,
         RateLimitError: 429,
+        NoSpaceError: 507,
         BusyError: 503,
         DeadlineError: 504,
     }
@@ -59,6 +63,11 @@ def status_of(error: BaseException) -> int:
 
 def headers_of(error: BaseException) -> dict[str, str]:
     """Return the headers of the HTTP answer to an error."""
+    headers = {}
     if isinstance(error, BusyError):
-        return {"Retry-After": str(error.retry_after_s)}
-    return {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else {}
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, SlowClientError):
+        headers["Connection"] = "close"  # The rest of the body is not waited for.
+    return headers

@@ -28,7 +28,7 @@ from sharp_cog.formats import FORMATS
 from sharp_cog.formats.ply import PROPERTIES
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
-from sharp_cog.serving import answers, inputs
+from sharp_cog.serving import answers, inputs, refusals
 from sharp_cog.serving.fetch import notify, upload
 from sharp_cog.serving.inputs import IMAGE_NAMES
 from sharp_cog.text import plain
@@ -270,7 +270,7 @@ def _check_size(num_bytes: int, num_gaussians: int, format_name: str, budget: in
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
-    body: dict[str, Any] = answers.error_body(error)
+    body: dict[str, Any] = refusals.error_body(error)
     if isinstance(error, DeviceError):
         # The container's health check looks for the file, and fails from now on.
         READY.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from sharp_cog.dataset.hub import HubError
 from sharp_cog.errors import SettingError
 from sharp_cog.files.retry import RetryPolicy
 from sharp_cog.pipeline.pipeline import SharpPipeline
-from sharp_cog.serving import answers, runpod
+from sharp_cog.serving import refusals, runpod
 from sharp_cog.text import trace
 from tests.dataset.client import run_of
 from tests.dataset.gsplat_server import GsplatServer, RefusalError
@@ -240,7 +240,7 @@ def test_a_bucket_that_refuses_results(check_output: Callable[..., str], site: S
 
 def test_errors_of_libraries_in_the_log_of_a_service(check_output: Callable[..., str]) -> None:
     error = requests.ConnectionError(f"HTTPSConnectionPool(host='e.com'): url: /a{SIGNED} at https://u:{MARK}@e.com")
-    assert answers.error_body(error) == {"error": "the service failed; its log says why", "code": "internal_error"}
+    assert refusals.error_body(error) == {"error": "the service failed; its log says why", "code": "internal_error"}
     pipeline = Gated()
     pipeline.failure = error
     with serving(lambda: pipeline) as service:

@@ -1,9 +1,8 @@
-"""Answers that all frontends share: arrays, metadata, errors, names of files."""
+"""Answers that all frontends share: arrays, metadata, names of files."""
 
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.errors import (
-    BusyError,
-    DeadlineError,
-    ImageError,
-    NotInstalledError,
-    OutputError,
-    PredictionError,
-    RequestTooLargeError,
-    SharpError,
-)
+from sharp_cog.errors import PredictionError
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.serving import answers
@@ -116,32 +106,6 @@ def test_values_that_are_not_finite_are_not_sent(name: str, value: float, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [
-        (ImageError("bad image"), 422, "invalid_image"),
-        (RequestTooLargeError("too large"), 413, "request_too_large"),
-        (BusyError("busy"), 503, "busy"),
-        (DeadlineError("late"), 504, "deadline_exceeded"),
-        (NotInstalledError("no viewer in /secret/path"), 422, "not_installed"),
-        (OutputError("cannot write /secret/path"), 500, "cannot_write"),
-        (SharpError("/secret/path"), 500, "internal_error"),
-        (ZeroDivisionError("/secret/path"), 500, "internal_error"),
-    ],
-)
-def test_the_caller_gets_the_message_of_its_own_errors_alone(
-    error: Exception, status: int, code: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        body = answers.error_body(error)
-    assert (answers.status_of(error), body["code"]) == (status, code)
-    if "secret" in str(error):
-        assert "secret" not in body["error"]
-        assert "/secret/path" in caplog.text, "but the log has it"
-    else:
-        assert body["error"] == str(error)
-
-
-@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("beach.jpg", "beach.ply"),
@@ -160,7 +124,3 @@ def test_the_caller_gets_the_message_of_its_own_errors_alone(
 )
 def test_a_splat_is_named_after_its_image(name: str | None, expected: str) -> None:
     assert answers.file_name(name, ".ply") == expected
-
-
-def test_a_message_with_a_lone_surrogate_can_be_sent() -> None:
-    assert answers.error_body(ImageError("bad \ud800"))["error"] == "bad \\ud800"
