@@ -13,11 +13,12 @@ import json
 import logging
 import re
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from starlette.applications import Starlette
@@ -32,21 +33,22 @@ from starlette.types import Receive, Scope, Send
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import BusyError, DeadlineError, ForbiddenError, InputError, SharpError
 from sharp_cog.files.atomic import cannot_write
-from sharp_cog.serving import inputs
 from sharp_cog.serving.access import KEY_HEADERS, Access, Gate, RateLimit
-from sharp_cog.serving.coglet import ID, Answer, Asked, Coglet, Output, discard, input_name, object_of, store
+from sharp_cog.serving.coglet import ID, SLOT, Answer, Asked, Coglet, Output, discard, input_name, object_of, store
 from sharp_cog.serving.fetch import post
+from sharp_cog.serving.fetching import Fetching
 from sharp_cog.serving.refusals import error_body, headers_of, status_of
 from sharp_cog.serving.replicate_api import ReplicateApi
-from sharp_cog.serving.transport import BodyLimit, Guard, unless_gone
+from sharp_cog.serving.transfers import Transfers
+from sharp_cog.serving.transport import BodyLimit, Guard, bounded, send_paced, unless_gone
 from sharp_cog.text import plain, quoted, read_json
 
 _LOG = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/", "/health-check", "/openapi.json")
 """Paths that need no key."""
-NUM_FETCHES = 4
-"""Number of URLs that are fetched at once."""
+NUM_WEBHOOKS = 4
+"""Number of webhooks that are sent at once."""
 HUNG_UP = 499
 """Status for a client that has disconnected; nobody receives it."""
 
@@ -97,10 +99,10 @@ class CogGuard:
         self._file_fields = frozenset(file_fields)
         self._stop = stop
         self._reading = asyncio.Lock()
+        self._transfers, self._fetching = Transfers(settings), Fetching(settings)
         self._uploads = set[asyncio.Timeout]()
         self._jobs = set[asyncio.Task[Answer]]()
-        self._fetches = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="fetch")
-        self._webhooks = ThreadPoolExecutor(NUM_FETCHES, thread_name_prefix="webhook")
+        self._webhooks = ThreadPoolExecutor(NUM_WEBHOOKS, thread_name_prefix="webhook")
         self._reports: dict[str, asyncio.Task[None]] = {}
         self.coglet = connect(self.inside)
         self._replicate = ReplicateApi(self, settings, folder)
@@ -110,7 +112,7 @@ class CogGuard:
             watching = asyncio.create_task(self.coglet.watch())
             yield
             watching.cancel()
-            self._fetches.shutdown(wait=False, cancel_futures=True)
+            self._fetching.close()
             await self.coglet.close()
 
         self.app = Starlette(
@@ -132,6 +134,10 @@ class CogGuard:
             lifespan=lifespan,
         )
         self.app.router.redirect_slashes = False
+        # As `sharp_cog.serving.server.Server` needs it.
+        state = self.app.state
+        state.stop, state.idle, state.refused = self.stop, self._idle, lambda reason: None
+        state.has_failed, state.is_closed = lambda: False, True
         # Coglet has neither key nor origin, but its own address, whose path is secret.
         self.inside_app = Starlette(
             routes=[
@@ -164,6 +170,11 @@ class CogGuard:
         self.coglet.is_stopping = True
         for upload in self._uploads:
             upload.reschedule(asyncio.get_running_loop().time())
+
+    async def _idle(self) -> None:
+        """Wait until the running prediction has ended."""
+        while self.coglet.running is not None:
+            await asyncio.sleep(0.02)
 
     @property
     def has_key(self) -> bool:
@@ -200,7 +211,7 @@ class CogGuard:
         try:
             answer = await unless_gone(request, job)
         except BusyError as error:
-            return refusal(error, 503 if self.coglet.is_stopping else 409)
+            return refusal(error, 409 if error.reason == SLOT else None)
         return Response(status_code=HUNG_UP) if answer is None else self.respond(answer)
 
     async def _accepted(self, asked: Asked, job: asyncio.Task[Answer], has_begun: asyncio.Event) -> Response:
@@ -212,7 +223,7 @@ class CogGuard:
             try:
                 return self.respond(job.result())
             except BusyError as error:
-                return refusal(error, 503 if self.coglet.is_stopping else 409)
+                return refusal(error, 409 if error.reason == SLOT else None)
         job.add_done_callback(_discard_answer)
         return JSONResponse({"id": asked.id, "status": "starting"}, 202)
 
@@ -243,7 +254,8 @@ class CogGuard:
             raise _UnsupportedError("the request is not application/json: set Content-Type")
         received, body = (self._folder / f"{secrets.token_hex(16)}.{kind}" for kind in ("received", "body"))
         try:
-            await self.store_upload(received, request.stream())
+            async with self.uploading(request) as bounded_request:
+                await store(received, bounded_request.stream())
             # One body at a time in memory, of which the parser makes several times its size.
             async with self._reading:
                 return await asyncio.to_thread(self._read, received, body, prediction_id)
@@ -253,33 +265,25 @@ class CogGuard:
         finally:
             received.unlink(missing_ok=True)
 
-    async def store_upload(self, path: Path, chunks: AsyncIterator[bytes]) -> None:
-        """Store what a client sends.
-
-        Raises:
-            DeadlineError: The client takes too long.
-            BusyError: Too many uploads are under way, or the guard is stopping.
-            OutputError: The disk is full.
-        """
-        async with self.uploading():
-            await store(path, chunks)
-
     @asynccontextmanager
-    async def uploading(self) -> AsyncIterator[None]:
-        """Count an upload during the block, and end it if it takes too long or the guard stops.
+    async def uploading(self, request: Request) -> AsyncIterator[Request]:
+        """Let a client send a body within the bounds of the service, and drop it if the guard stops.
+
+        Yields:
+            The request, whose body comes within these bounds.
 
         Raises:
+            SlowClientError: The client sends too slowly.
+            NoSpaceError: There is no disk.
             DeadlineError: The client takes too long.
-            BusyError: Too many uploads are under way, or the guard is stopping.
+            BusyError: Too many bodies are being received, or the guard is stopping.
         """
-        if len(self._uploads) > self._settings.queue_size:
-            raise BusyError(f"{len(self._uploads)} requests are being received: try again later", retry_after_s=5)
         seconds = self._settings.request_seconds
         limit = asyncio.timeout(seconds)
         self._uploads.add(limit)
         try:
-            async with limit:
-                yield
+            async with limit, bounded(request, self._transfers) as bounded_request:
+                yield bounded_request
         except TimeoutError:
             if self.coglet.is_stopping:
                 raise BusyError("the server is stopping: try again later", retry_after_s=5) from None
@@ -404,18 +408,18 @@ class CogGuard:
 
     async def _fetch(self, asked: Asked) -> Answer | None:
         """Fetch the inputs that are URLs, and return the answer if one cannot be fetched."""
-        loop = asyncio.get_running_loop()
-        for name, (url, path) in asked.fetched.items():
-            fetching = loop.run_in_executor(self._fetches, inputs.fetch_named, name, url, self._settings)
-            try:
-                path.write_bytes(await fetching)
-            except InputError as error:
-                # In Cog's protocol, an input that cannot be fetched is a failed prediction.
-                text = f"{error.code}: {error}"
-                body = {"id": asked.id, "status": "failed", "error": text, "logs": "", "metrics": {}}
-                return Answer(status=200, body=body)
-            except OSError as error:
-                raise cannot_write(path, error) from error
+        if not asked.fetched:
+            return None
+        try:
+            async with self._fetching.fetched({name: url for name, (url, _) in asked.fetched.items()}) as files:
+                for name, (_, path) in asked.fetched.items():
+                    await asyncio.to_thread(_copy, files[name], path)
+        except InputError as error:
+            # In Cog's protocol, an input that cannot be fetched is a failed prediction.
+            text = f"{error.code}: {error}"
+            return Answer(
+                status=200, body={"id": asked.id, "status": "failed", "error": text, "logs": "", "metrics": {}}
+            )
         return None
 
     def respond(self, answer: Answer) -> Response:
@@ -429,7 +433,7 @@ class CogGuard:
     ) -> Response:
         """Return the response with an output, which is deleted afterwards unless it is to be kept."""
         seconds = self._settings.request_seconds
-        return OutputResponse(body, output, seconds=seconds, status=status, is_kept=is_kept)
+        return OutputResponse(body, output, transfers=self._transfers, seconds=seconds, status=status, is_kept=is_kept)
 
     def refuse(self, error: Exception, status: int | None = None) -> Response:
         """Return the response to a request that is refused."""
@@ -453,6 +457,15 @@ class CogGuard:
         return Response()
 
 
+def _copy(file: IO[bytes], path: Path) -> None:
+    try:
+        file.seek(0)
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 class _MalformedError(InputError):
     """The body is not JSON: 400, as coglet answers."""
 
@@ -465,20 +478,28 @@ class OutputResponse(StreamingResponse):
     """Sends a JSON object whose output is a data URI of a file, in bounded time and memory, and deletes the file."""
 
     def __init__(
-        self, body: Mapping[str, Any], output: Output, *, seconds: float, status: int = 200, is_kept: bool = False
+        self,
+        body: Mapping[str, Any],
+        output: Output,
+        *,
+        transfers: Transfers,
+        seconds: float,
+        status: int = 200,
+        is_kept: bool = False,
     ) -> None:
         chunks, num_bytes = encoded(body, output)
         super().__init__(chunks, status, {"Content-Length": str(num_bytes)}, media_type="application/json")
         self._output = output
         self._seconds = seconds
         self._is_kept = is_kept
+        self._transfers = transfers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
         try:
-            # A client that reads a byte at a time would keep the file on disk for ever.
-            async with asyncio.timeout(self._seconds):
-                await super().__call__(scope, receive, send)
+            await send_paced(
+                super().__call__, scope, receive, send, self._transfers, self._seconds, lambda outcome: None
+            )
         finally:
             if not self._is_kept:
                 discard(self._output)

@@ -29,6 +29,7 @@ from sharp_cog.serving.access import for_listener
 from sharp_cog.serving.cog_guard import CogGuard
 from sharp_cog.serving.cog_worker import GUARDED, check_folder
 from sharp_cog.serving.coglet import Coglet
+from sharp_cog.serving.server import Server
 from sharp_cog.text import read_json
 
 _LOG = logging.getLogger(__name__)
@@ -115,12 +116,21 @@ def hidden_address() -> tuple[str, int]:
     raise SettingError("no port of this machine is free: end other servers")
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without its own handlers of signals, after which it would end by the signal in place of an exit code."""
+class _WithoutSignals(uvicorn.Server):
+    """Uvicorn without its own handlers of signals, since two servers end in an order here."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
         yield
+
+
+class _Inner(_WithoutSignals):
+    """The server for coglet."""
+
+
+class _Outer(_WithoutSignals, Server):
+    """The server for clients."""
 
 
 async def serve(
@@ -169,17 +179,8 @@ async def serve(
         environment = process_environment() | {"PORT": str(port), "TMPDIR": str(temporary), GUARDED: "1"}
         child = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=_before_coglet)
         # Two servers, since coglet still needs its own when the one for clients takes no more connections.
-        outer, inner = (
-            _Server(
-                uvicorn.Config(
-                    app,
-                    log_level="warning",
-                    server_header=False,
-                    timeout_graceful_shutdown=int(settings.request_seconds) + 1,
-                )
-            )
-            for app in (guard.app, guard.inside_app)
-        )
+        outer = _Outer(guard.app, settings)
+        inner = _Inner(uvicorn.Config(guard.inside_app, log_level="warning"))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)

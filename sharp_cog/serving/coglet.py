@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Ids of predictions that are passed on; coglet makes a folder with this name."""
+SLOT = "slot"
+"""Reason of the refusal of a prediction that others precede, for which Cog's protocol has the status 409."""
 HEALTH_SECONDS = 10.0
 """Time limit of a health check."""
 _CHUNK_BYTES = 1 << 20
@@ -283,7 +285,9 @@ class Coglet:
 
     async def _take_slot(self, wait_s: float) -> None:
         if self._num_waiting >= self._settings.queue_size:
-            raise BusyError(f"{self._num_waiting} predictions wait already: try again later", retry_after_s=10)
+            raise BusyError(
+                f"{self._num_waiting} predictions wait already: try again later", retry_after_s=10, reason=SLOT
+            )
         self._num_waiting += 1
         try:
             async with asyncio.timeout(wait_s):
@@ -294,7 +298,7 @@ class Coglet:
                     self._slot.release()
                     raise
         except TimeoutError:
-            raise BusyError("another prediction is under way: try again", retry_after_s=5) from None
+            raise BusyError("another prediction is under way: try again", retry_after_s=5, reason=SLOT) from None
         finally:
             self._num_waiting -= 1
 

@@ -54,7 +54,7 @@ class Guard(Protocol):
 
     async def receive(self, request: Request, prediction_id: str | None) -> Asked: ...
 
-    def uploading(self) -> AbstractAsyncContextManager[None]: ...
+    def uploading(self, request: Request) -> AbstractAsyncContextManager[Request]: ...
 
     def start(self, asked: Asked, *, wait_s: float, has_begun: asyncio.Event) -> asyncio.Task[Answer]: ...
 
@@ -149,7 +149,7 @@ class ReplicateApi:
         file_id = secrets.token_hex(16)
         path = self._folder / f"{file_id}.input"
         try:
-            async with self._guard.uploading(), reading_form(request) as form:
+            async with self._guard.uploading(request) as bounded, reading_form(bounded) as form:
                 content = form.get("content")
                 if not isinstance(content, UploadFile):
                     raise InputError("the form has no file: send it as content")

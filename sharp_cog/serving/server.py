@@ -16,7 +16,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -44,7 +44,7 @@ _REFUSAL = (
 class _Config(uvicorn.Config):
     """uvicorn's configuration, with the settings that `_Protocol` needs."""
 
-    def __init__(self, app: FastAPI, settings: ServiceSettings, log_level: str) -> None:
+    def __init__(self, app: Starlette, settings: ServiceSettings, log_level: str) -> None:
         super().__init__(
             app,
             # uvicorn takes httptools where it is installed, which has no limit for headers.
@@ -66,14 +66,14 @@ class _Config(uvicorn.Config):
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `sharp_cog.serving.http.create_app`.
+    """Serves an application whose `state` is that of `sharp_cog.serving.http.create_app`.
 
     Attributes:
         has_failed: Whether the server has ended because the service has failed.
         has_threads: Whether a thread of the service was still at work when the server ended.
     """
 
-    def __init__(self, app: FastAPI, settings: ServiceSettings, *, log_level: str = "warning") -> None:
+    def __init__(self, app: Starlette, settings: ServiceSettings, *, log_level: str = "warning") -> None:
         super().__init__(_Config(app, settings, log_level))
         self._app = app
         self._settings = settings

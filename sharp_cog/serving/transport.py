@@ -180,31 +180,56 @@ class TemporaryFileResponse(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
-        outcome = "hung_up"
-
-        async def paced(message: Message) -> None:
-            nonlocal outcome
-            num_bytes = _body_bytes(message)
-            await answer.wait(send(message), lambda _: num_bytes)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                outcome = "ok"
-                # At once, since the client may ask for the metrics before the file is closed.
-                self._on_end(outcome)
-
         try:
-            with self._transfers.answering() as answer:
-                async with asyncio.timeout(self._seconds):
-                    await super().__call__(scope, receive, paced)
-        except (SlowClientError, TimeoutError):
-            outcome = SlowClientError.code
-            # An exception would be logged as a failure of the service, and an answer that ends early as one of its own.
-            abort = scope.get("extensions", {}).get(ABORT)
-            if abort is not None:
-                abort()
+            await send_paced(super().__call__, scope, receive, send, self._transfers, self._seconds, self._on_end)
         finally:
             Path(self.path).unlink(missing_ok=True)
-            if outcome != "ok":
-                self._on_end(outcome)
+
+
+async def send_paced(
+    respond: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    transfers: Transfers,
+    seconds: float,
+    on_end: Callable[[str], object],
+) -> None:
+    """Send an answer no slower than is allowed, and cut the connection of a client that reads it too slowly.
+
+    Args:
+        respond: Sends the answer.
+        scope: Scope of the request.
+        receive: Receives from the client.
+        send: Sends to the client.
+        transfers: Transfers of the service, which this one is added to.
+        seconds: Time limit, for a client that is always just fast enough.
+        on_end: Called with the outcome: `ok`, `hung_up` for a client that has disconnected, or `too_slow`.
+    """
+    outcome = "hung_up"
+
+    async def paced(message: Message) -> None:
+        nonlocal outcome
+        num_bytes = _body_bytes(message)
+        await answer.wait(send(message), lambda _: num_bytes)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            outcome = "ok"
+            # At once, since the client may ask for the metrics before the file is closed.
+            on_end(outcome)
+
+    try:
+        with transfers.answering() as answer:
+            async with asyncio.timeout(seconds):
+                await respond(scope, receive, paced)
+    except (SlowClientError, TimeoutError):
+        outcome = SlowClientError.code
+        # An exception would be logged as a failure of the service, and an answer that ends early as one of its own.
+        abort = scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort()
+    finally:
+        if outcome != "ok":
+            on_end(outcome)
 
 
 @asynccontextmanager
