@@ -136,7 +136,7 @@ class CogGuard:
         self.app.router.redirect_slashes = False
         # As `sharp_cog.serving.server.Server` needs it.
         state = self.app.state
-        state.stop, state.idle, state.refused = self.stop, self._idle, lambda reason: None
+        state.stop, state.idle, state.refused = self.stop, self.idle, lambda reason: None
         state.has_failed, state.is_closed = lambda: False, True
         # Coglet has neither key nor origin, but its own address, whose path is secret.
         self.inside_app = Starlette(
@@ -171,7 +171,7 @@ class CogGuard:
         for upload in self._uploads:
             upload.reschedule(asyncio.get_running_loop().time())
 
-    async def _idle(self) -> None:
+    async def idle(self) -> None:
         """Wait until the running prediction has ended."""
         while self.coglet.running is not None:
             await asyncio.sleep(0.02)

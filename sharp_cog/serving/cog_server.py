@@ -125,10 +125,6 @@ class _WithoutSignals(uvicorn.Server):
         yield
 
 
-class _Inner(_WithoutSignals):
-    """The server for coglet."""
-
-
 class _Outer(_WithoutSignals, Server):
     """The server for clients."""
 
@@ -180,7 +176,7 @@ async def serve(
         child = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=_before_coglet)
         # Two servers, since coglet still needs its own when the one for clients takes no more connections.
         outer = _Outer(guard.app, settings)
-        inner = _Inner(uvicorn.Config(guard.inside_app, log_level="warning"))
+        inner = _WithoutSignals(uvicorn.Config(guard.inside_app, log_level="warning"))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -194,8 +190,13 @@ async def serve(
             _LOG.error("Cog's server has ended with code %d", code)
         guard.stop()
         outer.should_exit = True
-        await serving
-        await _end(child)
+
+        async def end() -> None:
+            # It takes 5 s, while clients may still read their answers.
+            await guard.idle()
+            await _end(child)
+
+        await asyncio.gather(serving, end())
         inner.should_exit = True
         await inside
         asked_to_stop.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import threading
@@ -372,3 +373,37 @@ def test_the_longest_prediction_is_cancelled_and_a_lost_slot_becomes_unhealthy(t
             assert "Cog's server is UNHEALTHY: busy for more than 1.5 s" in server.log()
     finally:
         (PREDICTIONS / taken).unlink()
+
+
+def test_clients_that_stall_or_do_not_read_leave_the_server_to_others(tmp_path: Path) -> None:
+    settings = {"SHARP_STALL_SECONDS": "1", "SHARP_HEADER_SECONDS": "1", "SHARP_MAX_UPLOADS": "4"}
+    with contextlib.ExitStack() as stack:
+        environment: dict[str, Any] = settings
+        server = stack.enter_context(guarded_cog(tmp_path / "server", **environment))
+        host, _, port = server.url.removeprefix("http://").partition(":")
+
+        def connection(start: bytes) -> socket.socket:
+            opened = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            opened.sendall(start)
+            return opened
+
+        post = (
+            b"POST /predictions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+        )
+        stalled = [connection(post % 100_000_000 + b"\r\n{") for _ in range(6)]
+        half_open = connection(b"POST /predictions HTTP/1.1\r\nHost:")
+        body = json.dumps({"input": {"image": IMAGE, "times": 10_000_000}}).encode()
+        unread = connection(post % len(body) + b"\r\n" + body)
+        assert output_of(server.predict()) == HELLO
+        assert half_open.recv(100) == b""
+        assert all(each.recv(100).startswith(b"HTTP/1.1 408") for each in stalled[:1])
+        long_header = connection(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            long_header.sendall(b"x" * 1_000_000)
+            assert long_header.recv(100).startswith((b"HTTP/1.1 4", b""))
+        deadline = time.monotonic() + 20
+        while [name for name in server.files() if not name.endswith(".bin")]:
+            assert time.monotonic() < deadline, server.files()
+            time.sleep(0.1)
+        assert unread.fileno() > 0
+        assert output_of(server.predict()) == HELLO
