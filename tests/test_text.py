@@ -11,7 +11,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharp_cog.text import first_line, plain, quoted, read_count, read_json, reason_of, redact, trace
+from sharp_cog.text import first_line, plain, quoted, read_count, read_json, read_number, reason_of, redact, trace
 
 
 def nested(depth: int) -> Any:
@@ -143,3 +143,19 @@ def test_a_traceback_names_the_place_but_not_the_address() -> None:
     assert "xyzzy" not in shown
     assert "ConnectionError" in shown
     assert __file__ in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), ("-2.50", -2.5), ("+.5", 0.5), ("4.", 4), ("1e3", 1000), (" 7\n", 7), ("1E-2", 0.01)],
+)
+def test_numbers_are_read_as_people_write_them(text: str, number: float) -> None:
+    assert read_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "1_000", "\u0661\u0662", "\uff11", "1\u00a0", "0x10", "1,5", "1 000", "e5", ".", "--1", "1e"]
+)
+def test_other_spellings_of_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number"):
+        read_number(text)

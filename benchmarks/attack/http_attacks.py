@@ -47,7 +47,7 @@ def slow_urls(address: Address, silent_url: str) -> Attack:
 
 def half_open(address: Address, silent_url: str) -> Attack:
     """1,100 connections, which send half a header, and are made again once they are cut."""
-    return Attack(name="half-open connections", clients=[sockets.half_open(address, num=1100)], seconds=25, quiet_s=3)
+    return Attack(name="half-open connections", clients=[sockets.half_open(address, num=1100)], seconds=30, quiet_s=8)
 
 
 def long_headers(address: Address, silent_url: str) -> Attack:

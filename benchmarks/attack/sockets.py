@@ -81,7 +81,7 @@ def attacking(clients: list[Client]) -> Iterator[Outcomes]:
 def head(path: str, length: int, *, content_type: str = f"multipart/form-data; boundary={BOUNDARY}") -> bytes:
     """Return the head of a POST."""
     return (
-        f"POST {path} HTTP/1.1\r\nHost: attack\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
 
 
@@ -194,10 +194,10 @@ def half_open(address: Address, *, num: int) -> Client:
         try:
             while not is_over.is_set():
                 # Some at a time, so that connections that are cut at once do not keep this process busy.
-                for _ in range(min(50, num - len(held.get_map()))):
+                for _ in range(min(10, num - len(held.get_map()))):
                     try:
                         sock = address.connect(seconds=1)
-                        sock.sendall(b"POST /predict/ply HTTP/1.1\r\nHost: a\r\n")
+                        sock.sendall(b"POST /predict/ply HTTP/1.1\r\nHost: 127.0.0.1\r\n")
                     except OSError:
                         outcomes.add("not connected")
                         break
@@ -220,7 +220,7 @@ def long_headers(address: Address, *, num_bytes: int) -> Client:
 
     def client(is_over: threading.Event, outcomes: Outcomes) -> None:
         with address.connect() as sock:
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n")
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
             line = b"X-Filler: " + b"a" * 65_000 + b"\r\n"
             try:
                 for _ in range(num_bytes // len(line)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,6 +184,10 @@ class _Protocol(H11Protocol):
     def abort(self) -> None:
         """Cut the connection, whatever is still to be sent."""
         self._end_idleness()
+        sock = self._real.get_extra_info("socket")
+        if sock is not None:
+            # By a reset: the system would otherwise keep what a client does not read, and try to send it for minutes.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # Before the transport reports it, so that uvicorn does not miss the rest of an answer.
         if self.cycle is not None:
             self.cycle.disconnected = True

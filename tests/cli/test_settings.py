@@ -84,3 +84,10 @@ def test_the_flags_of_fixed_folders_are_hidden(capsys: pytest.CaptureFixture[str
 def test_messages_name_flags_and_leave_files_alone() -> None:
     said = in_flags("a/depth_format.npy: set depth_format to metric, or output_format='ply'")
     assert said == "a/depth_format.npy: set --depth-format to metric, or --format='ply'"
+
+
+@pytest.mark.parametrize("flags", [("--max-gaussians", "1_000"), ("--scale", "\u0661"), ("--max-gaussians", "\uff11")])
+def test_flags_have_ascii_digits_alone(flags: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["predict", "a.png", *flags])
+    assert f"argument {flags[0]}: invalid" in capsys.readouterr().err

@@ -9,9 +9,17 @@ import pytest
 import requests
 import torch
 
+from benchmarks.attack.http_attacks import stop_under_attack
 from tests.e2e.http_server import HttpServer, started_http_server
 from tests.images import png
 from tests.parity import small_state
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_service_in_time_with_success_whatever_clients_do(tmp_path: Path) -> None:
+    seconds, code = stop_under_attack(tmp_path)
+    assert code == 0
+    assert seconds < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -37,6 +45,15 @@ def test_the_service_runs_until_it_is_stopped_and_leaves_nothing(tmp_path: Path,
 def log_of_the_end(server: HttpServer) -> str:
     server.process.wait(timeout=60)
     return server.log()
+
+
+def test_a_service_that_cannot_load_its_model_ends_if_it_is_told_to(tmp_path: Path) -> None:
+    flags = ("--checkpoint", str(tmp_path / "none.pt"))
+    with started_http_server(tmp_path, *flags, SHARP_EXIT_ON_FAILURE="true") as server:
+        log = log_of_the_end(server)
+    assert server.process.returncode == 1, log
+    assert "Traceback" not in log
+    assert not list(server.temporary.iterdir())
 
 
 @pytest.mark.slow

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from sharp_cog.config.services import ServiceSettings
-from sharp_cog.errors import BusyError, CheckpointError, DeviceError, ImageError, PredictionError
+from sharp_cog.errors import BusyError, CheckpointError, DeviceError, ImageError, PredictionError, RequestTooLargeError
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from sharp_cog.pipeline.request import Request
@@ -130,6 +132,122 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
         assert await ask(dispatcher, 4) == 4
 
     run(pipeline, work, queue_size=2)
+
+
+def test_the_time_to_try_again_follows_from_the_requests_that_have_ended() -> None:
+    async def work(dispatcher: Dispatcher) -> None:
+        for _ in range(50):
+            dispatcher._interval.add(0.6)
+        with contextlib.ExitStack() as stack:
+            for number in range(5):
+                stack.enter_context(dispatcher.admitted(str(number), is_expected=True))
+            with pytest.raises(BusyError) as caught:
+                dispatcher.check()
+        # All five must end, each 0.6 s after the one before.
+        assert (caught.value.retry_after_s, caught.value.reason) == (3, "queue")
+
+    run(Gated(), work, queue_size=0)
+
+
+def test_a_request_that_waits_for_the_time_to_try_again_is_admitted() -> None:
+    pipeline = Gated(is_open=False)
+
+    async def work(dispatcher: Dispatcher) -> None:
+        async def slowly(number: int) -> None:
+            await start(dispatcher, str(number), image(number), lambda path, _: time.sleep(0.3))
+
+        pipeline.gate.set()
+        await slowly(1)
+        tasks = [asyncio.create_task(slowly(number)) for number in (2, 3)]
+        await until(lambda: dispatcher.num_admitted == 2)
+        with pytest.raises(BusyError) as caught:
+            dispatcher.check()
+        await asyncio.sleep(caught.value.retry_after_s)
+        dispatcher.check()
+        await asyncio.gather(*tasks)
+
+    run(pipeline, work, queue_size=1)
+
+
+def test_a_request_that_was_let_in_keeps_its_place_though_the_queue_is_full_by_then() -> None:
+    pipeline = Gated(is_open=False)
+
+    async def work(dispatcher: Dispatcher) -> None:
+        task = asyncio.create_task(ask(dispatcher, 1))
+        await until(lambda: dispatcher.num_admitted == 1)
+        with pytest.raises(BusyError), dispatcher.admitted("2"):
+            pass
+        with dispatcher.admitted("2", is_expected=True):
+            assert dispatcher.num_admitted == 2
+        pipeline.gate.set()
+        await task
+
+    run(pipeline, work, queue_size=0)
+
+
+def test_requests_wait_for_the_memory_that_their_images_need() -> None:
+    pipeline, read = Gated(is_open=False), list[int]()
+
+    async def work(dispatcher: Dispatcher) -> None:
+        async def needing(megabytes: int) -> None:
+            def take() -> Request:
+                read.append(megabytes)
+                return Request(image=bytes(megabytes))
+
+            with dispatcher.admitted(str(megabytes)) as place:
+                path = dispatcher.new_path(".txt")
+                await dispatcher.run(place, take, write, path, measure=lambda: megabytes * 1_000_000)
+
+        tasks = [asyncio.create_task(needing(megabytes)) for megabytes in (60, 50, 30)]
+        await until(lambda: pipeline.at_once == 1)
+        await asyncio.sleep(0.05)
+        assert read == [60], "the others wait though there are threads for them"
+        with pytest.raises(RequestTooLargeError, match="need some 101 MB of memory, and the service has 100 MB"):
+            await needing(101)
+        pipeline.gate.set()
+        await asyncio.gather(*tasks)
+
+    run(pipeline, work, memory_megabytes=100)
+    assert sorted(read) == [30, 50, 60]
+
+
+def test_stopping_drops_requests_before_the_device_and_waits_for_no_one_else() -> None:
+    pipeline, reading, go_on = Gated(is_open=False), threading.Event(), threading.Event()
+
+    def slow_read() -> Request:
+        reading.set()
+        assert go_on.wait(30)
+        return image(2)()
+
+    async def work(dispatcher: Dispatcher) -> None:
+        first = asyncio.create_task(ask(dispatcher, 1))
+        await until(lambda: dispatcher.progress("1") == {"stage": "predict"})
+        decoded = asyncio.create_task(start(dispatcher, "2", slow_read))
+        queued = [asyncio.create_task(ask(dispatcher, number)) for number in (3, 4, 5, 6, 7)]
+
+        async def uploading() -> None:
+            async with dispatcher.until_stopped():
+                await asyncio.sleep(30)
+
+        upload = asyncio.create_task(uploading())
+        await asyncio.to_thread(reading.wait, 30)
+        dispatcher.stop()
+        for task in (decoded, *queued, upload):
+            with pytest.raises(BusyError, match="the service is stopping"):
+                await task
+        with pytest.raises(BusyError, match="the service is stopping"):
+            await uploading()
+        assert not first.done()
+        idle = asyncio.create_task(dispatcher.idle())
+        await asyncio.sleep(0.05)
+        assert not idle.done()
+        pipeline.gate.set()
+        go_on.set()
+        assert await first == 1
+        await idle
+
+    run(pipeline, work)
+    assert pipeline.predicted == [1]
 
 
 def test_a_client_that_leaves_the_queue_frees_its_place_and_never_comes_to_the_device() -> None:
@@ -314,6 +432,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_without_details_for_callers(
         with pytest.raises(BusyError, match="has failed") as caught:
             dispatcher.check()
         assert "/models" not in str(caught.value)
+        assert caught.value.code == "invalid_checkpoint"
         dispatcher.close()
 
     asyncio.run(main())

@@ -299,7 +299,13 @@ def test_health_reports_a_model_that_cannot_be_loaded() -> None:
             time.sleep(0.02)
         assert health.status_code == 503
         assert health.json()["code"] == "invalid_checkpoint"
-        assert post(failed, "/predict/ply", {"file": b"abc"}).status_code == 503
+        answer = post(failed, "/predict/ply", {"file": b"abc"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "invalid_checkpoint")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "/models" not in answer.text
+        head = requests.head(f"{failed.url}/health", timeout=10)
+        assert (head.status_code, head.content) == (503, b"")
+        assert 'sharp_refusals_total{reason="failed"} 1.0' in requests.get(f"{failed.url}/metrics", timeout=10).text
 
 
 def test_a_full_queue_answers_when_to_try_again() -> None:

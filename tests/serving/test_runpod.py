@@ -100,6 +100,7 @@ def test_a_url_is_fetched(site: Site) -> None:
         ({"image": "aGFsbG8=", "upload_url": "file:///tmp/a"}, "upload_failed"),
         ({"images": []}, "invalid_input"),
         ({"images": "aGFsbG8="}, "invalid_input"),
+        ({"images": [{"image": "aGFsbG8="}] * 101}, "invalid_input"),
         ({"images": [{"image": "aGFsbG8="}], "image": "aGFsbG8="}, "invalid_input"),
     ],
 )
