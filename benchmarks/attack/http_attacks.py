@@ -24,7 +24,7 @@ Make = Callable[[Address, str], Attack]
 def stalled_uploads(address: Address, silent_url: str) -> Attack:
     """24 clients declare 190 MB, send 100 MB, and stall."""
     client = sockets.stalling_upload(address, "/predict/ply", declared=190_000_000, sent=100_000_000)
-    return Attack(name="stalled uploads", clients=[client] * 24, seconds=25, quiet_s=2)
+    return Attack(name="stalled uploads", clients=[client] * 24, seconds=45, quiet_s=2)
 
 
 def slow_uploads(address: Address, silent_url: str) -> Attack:
