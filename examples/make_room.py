@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from examples.room_scene import LAMP, build_room
-from examples.room_shapes import LEFT_X, RIGHT_X, WINDOW, Floats, Shape, unit
+from sharp_cog.evaluation.room import LAMP, LEFT_X, RIGHT_X, WINDOW, build_room
+from sharp_cog.evaluation.shapes import Floats, Shape, unit
+from sharp_cog.evaluation.trace import trace
 
 WIDTH, HEIGHT = 1200, 800
 FOCAL_LENGTH_MM = 28.0
@@ -41,41 +41,6 @@ SUNLIGHT = np.array([9.0, 7.0, 4.8])
 """Linear RGB of the sun's light on a surface that faces the sun."""
 LAMPLIGHT = np.array([1.0, 0.62, 0.30])
 """Linear RGB of the lamp's light."""
-
-_RUN = 8
-"""Number of shapes that share a bounding sphere."""
-
-
-def trace(shapes: list[Shape], origin: Floats, direction: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the distance to the first surface along each ray, and the index of its shape (-1 for none)."""
-    nearest = np.full(len(origin), np.inf)
-    which = np.full(len(origin), -1)
-    for rays, members in _near(shapes, origin, direction):
-        for index in members:
-            distance = shapes[index].hit(origin[rays], direction[rays])
-            closer = distance < nearest[rays]
-            nearest[rays[closer]] = distance[closer]
-            which[rays[closer]] = index
-    return nearest, which
-
-
-def _near(shapes: list[Shape], origin: Floats, direction: Floats) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
-    """Yield pairs of rays and shapes that may meet: small shapes next to each other share a bounding sphere."""
-    every = np.arange(len(origin))
-    for first in range(0, len(shapes), _RUN):
-        members = list(range(first, min(first + _RUN, len(shapes))))
-        bounds = [shapes[index].bounds() for index in members]
-        large = [index for index, bound in zip(members, bounds, strict=True) if bound is None]
-        if large:
-            yield every, large
-        small = [(index, bound) for index, bound in zip(members, bounds, strict=True) if bound is not None]
-        if small:
-            centre = np.mean([bound[0] for _, bound in small], axis=0)
-            radius = max(float(np.linalg.norm(bound[0] - centre)) + bound[1] for _, bound in small)
-            offset = centre - origin
-            along = (offset * direction).sum(1) / (direction * direction).sum(1)
-            miss = offset - along[:, None] * direction
-            yield np.flatnonzero((miss * miss).sum(1) <= radius * radius), [index for index, _ in small]
 
 
 def blocked(shapes: list[Shape], origin: Floats, direction: Floats, limit: Floats | float) -> NDArray[np.bool_]:

@@ -8,11 +8,12 @@ from sharp_cog import Settings, SharpPipeline
 from sharp_cog.runtime.lift import LiftPredictor
 
 CPU = torch.device("cpu")
-NUM_GAUSSIANS = 2 * 32 * 32
+NUM_VISIBLE = 32 * 32
+"""Number of Gaussians on the visible surface; a margin around the image comes after them."""
 
 
 class SmallLift(LiftPredictor):
-    """Lift for images of 64 x 64 pixels, which has two Gaussians for each cell of 2 x 2 pixels."""
+    """Lift for images of 64 x 64 pixels, which has a Gaussian for each cell of 2 x 2 pixels."""
 
     def __init__(self) -> None:
         super().__init__(device=CPU, image_size=64)

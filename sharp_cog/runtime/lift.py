@@ -16,7 +16,7 @@ from sharp_cog.runtime.preprocess import ModelInput
 
 @dataclass(kw_only=True)
 class LiftPredictor:
-    """Lifts each pixel to the depth of an external map; see `sharp_cog.runtime.predictor.Predictor`."""
+    """Lifts an image to the depth of an external map; see `sharp_cog.runtime.predictor.Predictor`."""
 
     device: torch.device
     image_size: int = IMAGE_SIZE
@@ -34,7 +34,14 @@ class LiftPredictor:
             raise DepthError("the model 'lift' needs a depth map: give one as depth, or choose the model 'sharp'")
         if model_input.use.mode == "align":
             raise DepthError("depth_mode is 'align', but the model 'lift' has no monodepth: choose ratio or fixed")
-        return Predicted(gaussians=lift(model_input.image, model_input.depth_m, model_input.use))
+        gaussians = lift(
+            model_input.image,
+            model_input.depth_m,
+            model_input.use,
+            disparity_factor=float(model_input.disparity_factor),
+            aspect=model_input.aspect,
+        )
+        return Predicted(gaussians=gaussians)
 
     def warm_up(self) -> NDCGaussians:
         """Lift a grey image."""

@@ -23,6 +23,7 @@ class ModelInput:
     Attributes:
         image: (1, 3, S, S), float32 RGB in [0, 1].
         disparity_factor: (1,), focal length over width of the original image, both in pixels.
+        aspect: Width over height of the original image.
         depth_m: (1, 1, S, S), external depth in metres, NaN where unknown; or None.
         use: Use of the external depth in place of monodepth.
         image_hash: Hash of the image, by which its encoding can be reused; None means that it is not reused.
@@ -33,6 +34,7 @@ class ModelInput:
 
     image: Tensor
     disparity_factor: Tensor
+    aspect: float = 1.0
     depth_m: Tensor | None = None
     use: DepthUse = DEFAULT_USE
     image_hash: str | None = None
@@ -73,6 +75,7 @@ def preprocess(
     return ModelInput(
         image=image,
         disparity_factor=torch.tensor([source.camera.disparity_factor], dtype=torch.float32, device=device),
+        aspect=source.camera.width / source.camera.height,
         depth_m=depth_m,
         use=use,
         image_hash=image_hash,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 ORDER = (
     *("errors", "text", "config", "files", "geometry", "imaging", "depth", "model", "runtime", "estimators", "formats"),
-    *("preview", "pipeline", "serving", "dataset", "cli", "camera", "images", "__main__"),
+    *("preview", "pipeline", "evaluation", "serving", "dataset", "cli", "camera", "images", "__main__"),
 )
 """Packages and modules of sharp_cog, from the bottom up; `predict.py` stands above all of them."""
 

@@ -46,7 +46,7 @@ from sharp_cog.runtime.unproject import unproject
 from sharp_cog.runtime.weights import Weights
 from tests.gated import Gated, write
 from tests.images import npy, png
-from tests.lift import CPU, NUM_GAUSSIANS, SmallLift, small_lift
+from tests.lift import CPU, NUM_VISIBLE, SmallLift, small_lift
 from tests.parity import Reference, small_state, state
 
 ROOT = Path(__file__).parents[2]
@@ -71,14 +71,17 @@ def lift() -> SharpPipeline:
 def test_lift_puts_a_flat_depth_map_on_a_plane_in_front_of_the_camera(lift: SharpPipeline, tmp_path: Path) -> None:
     prediction = lift(png(), PredictOptions(focal_length_px=80), depth=FLAT)
     means = prediction.gaussians.means
-    torch.testing.assert_close(means[:, 2], torch.full_like(means[:, 2], 2.0), rtol=2e-3, atol=0)
+    torch.testing.assert_close(means[:, 2], torch.full_like(means[:, 2], 2.0), rtol=6e-3, atol=0)
     # At 2 m, 96 px of width at a focal length of 80 px are 2.4 m, less half of one of 32 cells on each side.
-    assert means[:, 0].max().item() == pytest.approx(1.2 * 31 / 32, rel=0.01)
-    assert means[:, 1].max().item() == pytest.approx(0.8 * 31 / 32, rel=0.01)
+    visible, margin = means[:NUM_VISIBLE], means[NUM_VISIBLE:]
+    assert visible[:, 0].max().item() == pytest.approx(1.2 * 31 / 32, rel=0.01)
+    assert visible[:, 1].max().item() == pytest.approx(0.8 * 31 / 32, rel=0.01)
+    # The camera may move by a quarter of the depth, and a margin of one cell of 8 pixels more.
+    assert 1.2 + 0.25 * 2.0 < margin[:, 0].max().item() + 0.3 < 1.2 + 0.25 * 2.0 + 0.6
     assert prediction.camera.focal_length_source == "caller"
     assert list(prediction.timings) == ["decode", "preprocess", "network", "unproject"]
     path = prediction.write(str(tmp_path / "splat.ply"))
-    assert PlyData.read(path)["vertex"].count == NUM_GAUSSIANS
+    assert PlyData.read(path)["vertex"].count == len(prediction.gaussians)
 
 
 def test_scaling_the_depth_scales_the_scene(lift: SharpPipeline) -> None:
@@ -186,7 +189,7 @@ def test_a_prediction_is_written_in_many_ways(lift: SharpPipeline, tmp_path: Pat
     for options in (PredictOptions(max_gaussians=100), PredictOptions(output_format="splat", min_opacity=0.2)):
         alone = lift(png(), options, depth=FLAT).write(tmp_path / "alone")
         assert whole.with_options(options).write(tmp_path / "again").read_bytes() == alone.read_bytes()
-    assert len(whole.gaussians) == NUM_GAUSSIANS
+    assert len(whole.gaussians) > NUM_VISIBLE
 
 
 def test_a_kept_prediction_answers_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +205,7 @@ def test_a_kept_prediction_answers_without_decoding(monkeypatch: pytest.MonkeyPa
     again = pipeline.predict(decoded)
     assert again.predicted is first.predicted
     assert (len(again.gaussians), again.options, again.key, again.timings) == (7, request.options, "b", {})
-    assert (len(first.gaussians), first.key) == (NUM_GAUSSIANS, "")
+    assert (len(first.gaussians) > NUM_VISIBLE, first.key) == (True, "")
 
 
 def test_nothing_is_kept_by_default(lift: SharpPipeline) -> None:
@@ -330,7 +333,7 @@ def test_out_of_memory_is_an_error_of_ours_and_the_next_prediction_works(
         patch.setattr(lift.predictor, "predict", fails)
         with pytest.raises(PredictionError, match="ran out of memory"):
             lift(png(), depth=FLAT)
-    assert len(lift(png(), depth=FLAT).gaussians) == NUM_GAUSSIANS
+    assert len(lift(png(), depth=FLAT).gaussians) > NUM_VISIBLE
 
 
 def test_a_failed_device_is_a_device_error(lift: SharpPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +356,8 @@ def test_warm_up_runs_the_model_and_post_processing(lift: SharpPipeline, monkeyp
 
     monkeypatch.setattr(pipeline_module, "vertex_block", counted)
     assert lift.warm_up() > 0
-    assert counts == [NUM_GAUSSIANS]
+    assert len(counts) == 1
+    assert counts[0] > NUM_VISIBLE
 
 
 # ---- map

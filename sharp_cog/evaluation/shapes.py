@@ -1,4 +1,4 @@
-"""The shapes of the example room: their intersections with rays, and their normals."""
+"""Shapes of the traced scenes: their intersections with rays, and their normals."""
 
 from __future__ import annotations
 
@@ -14,16 +14,8 @@ Texture = Callable[[Floats], Floats]
 """Function from points (n, 3) to linear RGB (n, 3)."""
 
 
-# The planes of the room, in metres.
-FLOOR_Y = 1.15
-CEILING_Y = -1.45
-LEFT_X = -2.1
-RIGHT_X = 2.3
-BACK_Z = 5.2
-BEHIND_Z = -1.0
-ROOM = np.array([[LEFT_X, CEILING_Y, BEHIND_Z], [RIGHT_X, FLOOR_Y, BACK_Z]])
-WINDOW = (-0.75, 0.35, 2.3, 3.9)
-"""Extent of the opening in the left wall: lowest and highest y, then z."""
+Point = tuple[float, float, float]
+"""A place in metres."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +39,25 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Plane(Shape):
-    """The plane axis = offset, seen from the side of `facing` (+1 or -1 along the axis)."""
+    """The plane axis = offset, seen from the side of `facing` (+1 or -1 along the axis).
+
+    It ends at `within`, the lowest and the highest corner of a box, unless that is None, and has a hole at `window`:
+    lowest and highest y, then z.
+    """
 
     axis: int
     offset: float
     facing: float
+    within: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     window: tuple[float, float, float, float] | None = None
 
     def hit(self, origin: Floats, direction: Floats) -> Floats:
         distance = (self.offset - origin[:, self.axis]) / _nonzero(direction[:, self.axis])
         point = origin + distance[:, None] * direction
-        # Walls end at the corners of the room: rays through the window must not hit one outside.
-        is_hit = (distance > 1e-6) & (point > ROOM[0] - 1e-6).all(axis=1) & (point < ROOM[1] + 1e-6).all(axis=1)
+        is_hit = distance > 1e-6
+        if self.within is not None:
+            low, high = np.array(self.within)
+            is_hit &= (point > low - 1e-6).all(axis=1) & (point < high + 1e-6).all(axis=1)
         if self.window is not None:
             y0, y1, z0, z1 = self.window
             is_hit &= ~((point[:, 1] > y0) & (point[:, 1] < y1) & (point[:, 2] > z0) & (point[:, 2] < z1))
@@ -181,3 +180,8 @@ def unit(vectors: Floats) -> Floats:
     """Return the vectors (n, 3), normalised."""
     lengths: Floats = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
+
+
+def as_point(vector: Floats) -> Point:
+    """Return a vector (3,) as a tuple."""
+    return float(vector[0]), float(vector[1]), float(vector[2])

@@ -7,69 +7,32 @@ import math
 
 import numpy as np
 
-from examples.room_shapes import (
-    BACK_Z,
-    BEHIND_Z,
-    CEILING_Y,
-    FLOOR_Y,
-    LEFT_X,
-    RIGHT_X,
-    WINDOW,
-    Box,
-    Ellipsoid,
-    Floats,
-    Plane,
-    Rod,
-    Shape,
-    Texture,
-)
+from sharp_cog.evaluation.shapes import Box, Ellipsoid, Floats, Plane, Rod, Shape, as_point
+from sharp_cog.evaluation.textures import cell_noise, cloud, noise, plain
 
+# The planes of the room, in metres.
+FLOOR_Y = 1.15
+CEILING_Y = -1.45
+LEFT_X = -2.1
+RIGHT_X = 2.3
+BACK_Z = 5.2
+BEHIND_Z = -1.0
+CORNERS = ((LEFT_X, CEILING_Y, BEHIND_Z), (RIGHT_X, FLOOR_Y, BACK_Z))
+"""Corners of the room: rays through the window must not hit a wall outside."""
+WINDOW = (-0.75, 0.35, 2.3, 3.9)
+"""Extent of the opening in the left wall: lowest and highest y, then z."""
 LAMP = np.array([1.62, -0.42, 4.35])
 """Position of the lamp's bulb."""
-
-
-def _hash(cells: Floats) -> Floats:
-    """Return reproducible noise in [0, 1) for cells (n, d)."""
-    weights = np.array([127.1, 311.7, 74.7])[: cells.shape[1]]
-    noise: Floats = np.mod(np.abs(np.sin(cells @ weights) * 43758.5453), 1.0)
-    return noise
-
-
-def _noise(points: Floats) -> Floats:
-    """Return smooth noise in [0, 1] at points (n, 2)."""
-    cell = np.floor(points)
-    fraction = points - cell
-    blend = fraction * fraction * (3 - 2 * fraction)
-    corners = [_hash(cell + np.array(corner)) for corner in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    top = corners[0] + (corners[1] - corners[0]) * blend[:, 0]
-    bottom = corners[2] + (corners[3] - corners[2]) * blend[:, 0]
-    value: Floats = top + (bottom - top) * blend[:, 1]
-    return value
-
-
-def _cloud(points: Floats) -> Floats:
-    value: Floats = sum((_noise(points * 2.0**octave) / 2.0**octave for octave in range(4)), np.zeros(len(points)))
-    return value / 1.875
-
-
-def plain(red: float, green: float, blue: float, *, grain: float = 0.06, size: float = 0.02) -> Texture:
-    """Return a texture of one colour with a fine grain."""
-
-    def texture(points: Floats) -> Floats:
-        grains = _cloud(points[:, :2] / size + points[:, 2:] / size * np.array([0.7, 0.4]))
-        return np.array([red, green, blue]) * (1 - grain + 2 * grain * grains)[:, None]
-
-    return texture
 
 
 def planks(points: Floats) -> Floats:
     """Return the colours of an oak floor: boards along z with joints, grain and different shades."""
     width, length = 0.14, 1.3
     row = np.floor(points[:, 0] / width)
-    z = points[:, 2] + length * _hash(row[:, None])
+    z = points[:, 2] + length * cell_noise(row[:, None])
     board = np.stack([row, np.floor(z / length)], axis=1)
-    tone = _hash(board)
-    grain = _cloud(np.stack([points[:, 0] * 55 + 30 * tone, points[:, 2] * 3.5 + 9 * tone], axis=1))
+    tone = cell_noise(board)
+    grain = cloud(np.stack([points[:, 0] * 55 + 30 * tone, points[:, 2] * 3.5 + 9 * tone], axis=1))
     rings = 0.5 + 0.5 * np.sin(60 * (points[:, 0] + 0.05 * grain) + 40 * tone + 6 * grain)
     across, ahead = np.mod(points[:, 0], width), np.mod(z, length)
     joint = (across < 0.004) | (ahead < 0.004)
@@ -79,7 +42,7 @@ def planks(points: Floats) -> Floats:
 
 def wood(points: Floats) -> Floats:
     """Return the colours of walnut."""
-    grain = _cloud(np.stack([points[:, 0] * 9 + points[:, 1] * 40, points[:, 2] * 34 + points[:, 1] * 10], axis=1))
+    grain = cloud(np.stack([points[:, 0] * 9 + points[:, 1] * 40, points[:, 2] * 34 + points[:, 1] * 10], axis=1))
     return np.array([0.20, 0.105, 0.055]) * (0.6 + 0.9 * grain)[:, None]
 
 
@@ -92,7 +55,7 @@ def rug(points: Floats) -> Floats:
     color = _mix(color, [0.21, 0.11, 0.11], _soft(np.cos(math.pi * across) - 0.75, 0.12))
     color = _mix(color, [0.46, 0.33, 0.24], _soft(0.03 - np.abs(edge - 0.87), 0.01))
     color = _mix(color, [0.17, 0.11, 0.12], _soft(edge - 0.9, 0.01))
-    weave = 0.92 + 0.10 * _noise(points[:, [0, 2]] * 240) + 0.08 * _cloud(points[:, [0, 2]] * 14)
+    weave = 0.92 + 0.10 * noise(points[:, [0, 2]] * 240) + 0.08 * cloud(points[:, [0, 2]] * 14)
     woven: Floats = color * weave[:, None]
     return woven
 
@@ -111,30 +74,30 @@ def _mix(color: Floats, other: list[float], share: Floats) -> Floats:
 
 def wall(points: Floats) -> Floats:
     """Return the colours of plaster, which is slightly uneven."""
-    uneven = _cloud(points[:, [0, 1]] * 3 + points[:, [2, 2]] * 2.3)
-    fine = _noise(points[:, [0, 1]] * 130 + points[:, [2, 2]] * 97)
+    uneven = cloud(points[:, [0, 1]] * 3 + points[:, [2, 2]] * 2.3)
+    fine = noise(points[:, [0, 1]] * 130 + points[:, [2, 2]] * 97)
     return np.array([0.60, 0.575, 0.52]) * (0.93 + 0.08 * uneven + 0.035 * fine)[:, None]
 
 
 def painting(points: Floats) -> Floats:
     """Return the colours of a small landscape: sky, hills and water."""
     u, v = (points[:, 0] + 0.42) / 0.5, (points[:, 1] + 0.36) / 0.36
-    ridge = -0.1 + 0.35 * (_cloud(np.stack([u * 1.7 + 4, np.zeros_like(u)], axis=1)) - 0.5)
-    nearer = 0.25 + 0.3 * (_cloud(np.stack([u * 2.3 + 11, np.ones_like(u)], axis=1)) - 0.5)
+    ridge = -0.1 + 0.35 * (cloud(np.stack([u * 1.7 + 4, np.zeros_like(u)], axis=1)) - 0.5)
+    nearer = 0.25 + 0.3 * (cloud(np.stack([u * 2.3 + 11, np.ones_like(u)], axis=1)) - 0.5)
     color = np.array([0.75, 0.52, 0.32]) + (v[:, None] + 0.4) * np.array([-0.30, -0.18, 0.12])
     color = np.where((v > ridge)[:, None], [0.13, 0.20, 0.26], color)
     color = np.where((v > nearer)[:, None], [0.10, 0.16, 0.08], color)
-    water = 0.6 + 0.5 * _noise(np.stack([u * 4, v * 60], axis=1))
+    water = 0.6 + 0.5 * noise(np.stack([u * 4, v * 60], axis=1))
     color = np.where((v > 0.62)[:, None], np.array([0.30, 0.27, 0.24]) * water[:, None], color)
-    framed: Floats = np.clip(color, 0.02, 1) * (0.85 + 0.3 * _cloud(points[:, :2] * 40))[:, None]
+    framed: Floats = np.clip(color, 0.02, 1) * (0.85 + 0.3 * cloud(points[:, :2] * 40))[:, None]
     return framed
 
 
 def stripes(points: Floats) -> Floats:
     """Return the colours of a ceramic glaze in bands."""
-    bands = np.mod(points[:, 1] * 26 + 0.4 * _noise(points[:, [0, 2]] * 20), 2.0)
+    bands = np.mod(points[:, 1] * 26 + 0.4 * noise(points[:, [0, 2]] * 20), 2.0)
     base = np.where((bands < 1.0)[:, None], [0.05, 0.14, 0.22], [0.62, 0.60, 0.54])
-    glazed: Floats = base * (0.9 + 0.2 * _cloud(points[:, :2] * 60))[:, None]
+    glazed: Floats = base * (0.9 + 0.2 * cloud(points[:, :2] * 60))[:, None]
     return glazed
 
 
@@ -143,15 +106,15 @@ def ball(points: Floats) -> Floats:
     angle = np.arctan2(points[:, 2] - 2.75, points[:, 0] + 0.86)
     segment = np.floor(np.mod(angle / math.pi * 3 + points[:, 1] * 0.6, 6)).astype(int)
     colors = np.array([[0.70, 0.06, 0.05], [0.75, 0.72, 0.66], [0.06, 0.20, 0.50]] * 2)
-    color: Floats = colors[segment] * (0.92 + 0.12 * _noise(points[:, :2] * 70))[:, None]
+    color: Floats = colors[segment] * (0.92 + 0.12 * noise(points[:, :2] * 70))[:, None]
     return color
 
 
 def garden(points: Floats) -> Floats:
     """Return the colours of the view outside: a hedge below a bright sky."""
-    leaves = _cloud(points[:, [2, 1]] * 2.5)
+    leaves = cloud(points[:, [2, 1]] * 2.5)
     hedge = np.array([0.10, 0.22, 0.05]) * (0.4 + 1.5 * leaves)[:, None]
-    is_hedge = points[:, 1] > -0.5 + 0.8 * (_cloud(points[:, [2, 2]] * 0.9) - 0.5)
+    is_hedge = points[:, 1] > -0.5 + 0.8 * (cloud(points[:, [2, 2]] * 0.9) - 0.5)
     color: Floats = np.where(is_hedge[:, None], hedge, [0.85, 0.97, 1.15])
     return color
 
@@ -160,12 +123,12 @@ def build_room() -> list[Shape]:
     """Return all shapes of the scene."""
     white, steel = plain(0.72, 0.70, 0.66), plain(0.10, 0.10, 0.105)
     shapes: list[Shape] = [
-        Plane(axis=1, offset=FLOOR_Y, facing=-1, color=planks, shine=0.18),
-        Plane(axis=1, offset=CEILING_Y, facing=1, color=plain(0.68, 0.67, 0.64, grain=0.02)),
-        Plane(axis=0, offset=LEFT_X, facing=1, color=wall, window=WINDOW),
-        Plane(axis=0, offset=RIGHT_X, facing=-1, color=wall),
-        Plane(axis=2, offset=BACK_Z, facing=-1, color=wall),
-        Plane(axis=2, offset=BEHIND_Z, facing=1, color=wall),
+        Plane(axis=1, offset=FLOOR_Y, within=CORNERS, facing=-1, color=planks, shine=0.18),
+        Plane(axis=1, offset=CEILING_Y, within=CORNERS, facing=1, color=plain(0.68, 0.67, 0.64, grain=0.02)),
+        Plane(axis=0, offset=LEFT_X, within=CORNERS, facing=1, color=wall, window=WINDOW),
+        Plane(axis=0, offset=RIGHT_X, within=CORNERS, facing=-1, color=wall),
+        Plane(axis=2, offset=BACK_Z, within=CORNERS, facing=-1, color=wall),
+        Plane(axis=2, offset=BEHIND_Z, within=CORNERS, facing=1, color=wall),
         Box(centre=(0.05, FLOOR_Y - 0.006, 3.1), half=(1.15, 0.006, 0.85), color=rug),
         Box(centre=(0.1, FLOOR_Y - 0.05, BACK_Z - 0.01), half=(2.2, 0.05, 0.01), color=white),
         # A painting on the wall.
@@ -208,11 +171,13 @@ def build_room() -> list[Shape]:
             offset = np.array([math.cos(angle), 0, math.sin(angle)]) * lean * share**1.4
             joints.append(np.array([0.12, 0.40 - height * share, 3.22]) + offset)
         for start, end in itertools.pairwise(joints):
-            shapes.append(Rod(start=_point(start), end=_point(end), radius=0.005, end_radius=0.0035, color=bark))
+            shapes.append(Rod(start=as_point(start), end=as_point(end), radius=0.005, end_radius=0.0035, color=bark))
             for side in (-1, 1):
                 spread = side * np.array([-math.sin(angle), 0.1, math.cos(angle)]) * rng.uniform(0.03, 0.05)
                 radii = (rng.uniform(0.022, 0.034), 0.010, rng.uniform(0.020, 0.03))
-                shapes.append(Ellipsoid(centre=_point((start + end) / 2 + spread), radii=radii, color=leaf, shine=0.15))
+                shapes.append(
+                    Ellipsoid(centre=as_point((start + end) / 2 + spread), radii=radii, color=leaf, shine=0.15)
+                )
     # An armchair at the left, a stool in front at the right.
     cloth, seat = plain(0.13, 0.20, 0.185, grain=0.25, size=0.006), plain(0.42, 0.24, 0.10, grain=0.2)
     shapes += [
@@ -257,7 +222,3 @@ def build_room() -> list[Shape]:
         left += 2 * thick
     shapes.append(Ellipsoid(centre=(1.42, -0.27, BACK_Z - 0.11), radii=(0.075, 0.075, 0.075), color=stripes, shine=0.4))
     return shapes
-
-
-def _point(vector: Floats) -> tuple[float, float, float]:
-    return float(vector[0]), float(vector[1]), float(vector[2])
