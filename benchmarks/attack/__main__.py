@@ -20,10 +20,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.attack.http_attacks import ATTACKS, stop_under_attack
+from benchmarks.attack import cog_attacks, http_attacks
+from benchmarks.attack.http_attacks import stop_under_attack
 from benchmarks.attack.measure import HEADER, Result, measure
-from benchmarks.attack.target import http_target
+from benchmarks.attack.target import cog_target, http_target
 
+ATTACKS = {**http_attacks.ATTACKS, **cog_attacks.ATTACKS}
+"""All attacks by name; those whose names begin with `cog-` are on Cog's server, the rest on the HTTP service."""
 MAX_STOP_SECONDS = 10.0
 """Maximum number of seconds from SIGTERM to the end of a service without a prediction under way."""
 
@@ -60,9 +63,12 @@ def main() -> int:
 
 def attacked(name: str, folder: Path) -> Result:
     """Start the service, and attack it."""
+    if name in cog_attacks.ATTACKS:
+        with silent_url() as url, cog_target(folder) as target:
+            return measure(target, ATTACKS[name](target.address, url))
     limits = (1024, 1024) if name == "half-open" else None
-    with silent_url() as url, http_target(folder, descriptors=limits, SHARP_FETCH_PRIVATE="true") as target:
-        return measure(target, ATTACKS[name](target.address, url))
+    with silent_url() as url, http_target(folder, descriptors=limits, SHARP_FETCH_PRIVATE="true") as service:
+        return measure(service, ATTACKS[name](service.address, url))
 
 
 @contextmanager

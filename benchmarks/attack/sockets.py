@@ -20,10 +20,17 @@ _CHUNK = bytes(1 << 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Address of a server under attack."""
+    """Address of a server under attack.
+
+    Attributes:
+        host: Host; the server answers to its name.
+        port: Port.
+        content_type: Type of the bodies that it takes.
+    """
 
     host: str
     port: int
+    content_type: str = f"multipart/form-data; boundary={BOUNDARY}"
 
     def connect(self, *, receive_bytes: int | None = None, seconds: float = 30.0) -> socket.socket:
         """Connect, with a small receive buffer if a client is not going to read."""
@@ -78,11 +85,11 @@ def attacking(clients: list[Client]) -> Iterator[Outcomes]:
             thread.join(60)
 
 
-def head(path: str, length: int, *, content_type: str = f"multipart/form-data; boundary={BOUNDARY}") -> bytes:
-    """Return the head of a POST."""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()
+def head(address: Address, path: str, length: int, *, method: str = "POST", **headers: str) -> bytes:
+    """Return the head of a request with a body."""
+    named = {"Host": address.host, "Content-Type": address.content_type, "Content-Length": str(length)}
+    named |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return (f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {named[name]}\r\n" for name in named) + "\r\n").encode()
 
 
 def form(files: dict[str, bytes], **fields: str) -> bytes:
@@ -139,7 +146,7 @@ def stalling_upload(address: Address, path: str, *, declared: int, sent: int, ra
         with address.connect() as sock:
             begin = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode()
             try:
-                sock.sendall(head(path, declared) + begin)
+                sock.sendall(head(address, path, declared) + begin)
                 left = sent
                 while left > 0 and not is_over.is_set():
                     left -= sock.send(_CHUNK[: min(left, len(_CHUNK))])
@@ -158,7 +165,7 @@ def unread_answer(address: Address, path: str, body: bytes) -> Client:
 
     def client(is_over: threading.Event, outcomes: Outcomes) -> None:
         with address.connect(receive_bytes=4096, seconds=300) as sock:
-            sock.sendall(head(path, len(body)) + body)
+            sock.sendall(head(address, path, len(body)) + body)
             first = sock.recv(12)
             if first[9:12] != b"200":
                 outcomes.add(first[9:12].decode("latin-1") or "closed")
@@ -180,8 +187,20 @@ def asking(address: Address, path: str, body: bytes) -> Client:
 
     def client(is_over: threading.Event, outcomes: Outcomes) -> None:
         with address.connect(seconds=600) as sock:
-            sock.sendall(head(path, len(body)) + body)
+            sock.sendall(head(address, path, len(body)) + body)
             until_closed(sock, is_over, outcomes)
+
+    return client
+
+
+def repeating(address: Address, request: bytes, *, leaves: bool = False) -> Client:
+    """Return a client that sends a request again and again, and reads each answer or leaves at once."""
+
+    def client(is_over: threading.Event, outcomes: Outcomes) -> None:
+        while not is_over.wait(0.05):
+            with address.connect() as sock:
+                sock.sendall(request)
+                outcomes.add("left" if leaves else read_outcome(sock))
 
     return client
 
@@ -197,7 +216,7 @@ def half_open(address: Address, *, num: int) -> Client:
                 for _ in range(min(10, num - len(held.get_map()))):
                     try:
                         sock = address.connect(seconds=1)
-                        sock.sendall(b"POST /predict/ply HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+                        sock.sendall(f"POST / HTTP/1.1\r\nHost: {address.host}\r\n".encode())
                     except OSError:
                         outcomes.add("not connected")
                         break
@@ -220,7 +239,7 @@ def long_headers(address: Address, *, num_bytes: int) -> Client:
 
     def client(is_over: threading.Event, outcomes: Outcomes) -> None:
         with address.connect() as sock:
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: {address.host}\r\n".encode())
             line = b"X-Filler: " + b"a" * 65_000 + b"\r\n"
             try:
                 for _ in range(num_bytes // len(line)):

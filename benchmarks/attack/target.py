@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import requests
 
 from benchmarks.attack.sockets import Address
 from benchmarks.soak.images import npy, slope
+from tests.e2e.cog_server import CogServer, data_uri, started_cog_server
 from tests.e2e.http_server import HttpServer, started_http_server
 from tests.e2e.processes import anonymous_bytes, ask_all, processes_of
 from tests.images import png
@@ -118,6 +120,68 @@ def http_target(
             assert target.ask() == "right"
         time.sleep(0.5)
         yield target
+
+
+@dataclass(kw_only=True)
+class CogTarget:
+    """`scripts/serve`, Cog's server behind the guard, without a key, with the model `lift`."""
+
+    server: CogServer
+    expected: str = ""
+
+    @property
+    def address(self) -> Address:
+        """Address of the server."""
+        host, _, port = self.server.url.removeprefix("http://").partition(":")
+        return Address(host=host, port=int(port), content_type="application/json")
+
+    def ask(self) -> str:
+        """Send a good request of a small photograph and its depth map, and compare the output with the first one."""
+        try:
+            answer = self.server.send("POST", "/predictions", data=cog_request(max_gaussians=5000), headers=_AS_JSON)
+        except requests.RequestException as error:
+            return type(error).__name__
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text[:100]}"
+        digest = hashlib.sha256(str(answer.json().get("output")).encode()).hexdigest()
+        self.expected = self.expected or digest
+        return "right" if digest == self.expected else "wrong output"
+
+    def memory(self) -> int:
+        """Return the anonymous memory of the guard, coglet and its worker."""
+        return anonymous_bytes(self.server.process.pid)
+
+    def disk(self) -> int:
+        """Return the bytes of all temporary files."""
+        total = 0
+        for path in self.server.temporary.rglob("*"):
+            with contextlib.suppress(OSError):  # It was deleted meanwhile.
+                total += path.stat().st_blocks * 512
+        return total
+
+    def num_fds(self) -> int:
+        """Return the number of open descriptors."""
+        return sum(ask_all(processes_of(self.server.process.pid), lambda process: process.num_fds()))
+
+
+_AS_JSON = {"Content-Type": "application/json", "Connection": "close"}
+
+
+@contextlib.contextmanager
+def cog_target(folder: Path) -> Iterator[CogTarget]:
+    """Start Cog's server, and make some good requests, so that everything is loaded."""
+    with started_cog_server(folder, "--model", "lift", SHARP_API_KEY="", SHARP_FETCH_PRIVATE="") as server:
+        server.wait_until_ready()
+        target = CogTarget(server=server)
+        for _ in range(3):
+            assert target.ask() == "right"
+        yield target
+
+
+def cog_request(**inputs: object) -> bytes:
+    """Return the body of a prediction; without options its answer is a whole splat of 66 MB."""
+    files = {"image": data_uri(png(320, 240)), "depth": data_uri(npy(slope(320, 240)))}
+    return json.dumps({"input": {**files, **inputs}}).encode()
 
 
 def whole_files() -> dict[str, bytes]:
