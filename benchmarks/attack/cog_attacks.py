@@ -15,7 +15,7 @@ PATH = "/predictions"
 
 def bad_ids(address: Address, silent_url: str) -> Attack:
     """4 clients send predictions whose ids are too long for a folder, or lead elsewhere."""
-    body = cog_request(max_gaussians=5000)
+    body = cog_request(times=100)
     clients = [
         sockets.repeating(address, sockets.head(address, f"{PATH}/{name}", len(body), method="PUT") + body)
         for name in ("a" * 300, "..%2f..%2fattack", "%2ftmp%2fattack", "x%00y")
@@ -25,7 +25,7 @@ def bad_ids(address: Address, silent_url: str) -> Attack:
 
 def pages(address: Address, silent_url: str) -> Attack:
     """3 pages of other sites stop the server, ask it for predictions, and reach it by a name of their own."""
-    body = cog_request(max_gaussians=5000)
+    body = cog_request(times=100)
     requests = [
         sockets.head(address, "/shutdown", 1, Origin="https://evil.example", Content_Type="text/plain") + b"x",
         sockets.head(address, PATH, len(body), Origin="https://evil.example") + body,
@@ -37,7 +37,7 @@ def pages(address: Address, silent_url: str) -> Attack:
 
 def webhooks(address: Address, silent_url: str) -> Attack:
     """3 clients let the server send webhooks and outputs, and fetch, inside of its network."""
-    whole = json.loads(cog_request(max_gaussians=5000))
+    whole = json.loads(cog_request(times=100))
     inside: list[dict[str, object]] = [
         {"webhook": silent_url},
         {"output_file_prefix": silent_url},
@@ -50,7 +50,7 @@ def webhooks(address: Address, silent_url: str) -> Attack:
 
 def leaving(address: Address, silent_url: str) -> Attack:
     """2 clients send predictions, and leave at once."""
-    body = cog_request(max_gaussians=5000)
+    body = cog_request(times=100)
     client = sockets.repeating(address, sockets.head(address, PATH, len(body)) + body, leaves=True)
     return Attack(name="Cog: clients that leave", clients=[client] * 2, seconds=15)
 
@@ -62,8 +62,8 @@ def stalled_uploads(address: Address, silent_url: str) -> Attack:
 
 
 def unread_answers(address: Address, silent_url: str) -> Attack:
-    """2 clients ask for a whole splat and do not read it."""
-    client = sockets.unread_answer(address, PATH, cog_request())
+    """2 clients ask for an output of 65 MB, as large as a splat, and do not read it."""
+    client = sockets.unread_answer(address, PATH, cog_request(times=13_000_000))
     return Attack(name="Cog: unread answers", clients=[client] * 2, seconds=30, quiet_s=8)
 
 
