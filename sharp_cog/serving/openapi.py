@@ -83,9 +83,9 @@ def body() -> dict[str, Any]:
     """Return the request body of a prediction: a form, JSON with the same fields, or the image as it is."""
     image = "The photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF."
     depth = "Depth map of the same view: .npy, .npz, PNG, TIFF, .exr or .pfm."
-    names = "`image` is another name of `file`."
     form = {
-        "file": {**FILE, "description": f"{image} {names}"},
+        "file": {**FILE, "description": image},
+        "image": {**FILE, "description": "Another name of `file`."},
         **_addresses("file"),
         "depth": {**FILE, "description": depth},
         **_options(),

@@ -165,10 +165,10 @@ def test_every_option_is_described_as_it_is(url: str) -> None:
     document = requests.get(f"{url}/openapi.json", timeout=10).json()
     for path in ("/predict", "/predict/{output_format}"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
-        for media_type, image in (("multipart/form-data", "file"), ("application/json", "image")):
+        for media_type, images in (("multipart/form-data", {"file", "image"}), ("application/json", {"image"})):
             properties = content[media_type]["schema"]["properties"]
             options = {about.name: about for about in parameters(PredictOptions)}
-            assert properties.keys() == options.keys() | {image, "image_url", "depth", "depth_url", "f_px"}
+            assert properties.keys() == options.keys() | images | {"image_url", "depth", "depth_url", "f_px"}
             for name, about in options.items():
                 found = properties[name]
                 assert found["description"]

@@ -121,6 +121,17 @@ def test_the_documented_client_gets_a_splat(worker: tuple[str, Path], tmp_path: 
     assert (tmp_path / "photo.spz").read_bytes().startswith(b"\x1f\x8b")
 
 
+def test_the_documented_program_with_runpods_own_client_gets_a_splat(worker: tuple[str, Path], tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "runpod.md").read_text(encoding="utf-8")
+    program = page.partition("<!-- runpod's own client -->\n```python\n")[2].partition("```")[0]
+    assert '"ENDPOINT"' in program
+    program = program.replace("ENDPOINT", worker[0].removeprefix("http://"))
+    program = program.replace('"photo.jpg"', repr(str(ROOT / "examples" / "room.jpg")))
+    environment = {**os.environ, "RUNPOD_ENDPOINT_BASE_URL": "http:/"}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=120, env=environment)
+    assert PlyData.read(tmp_path / "photo.ply")["vertex"].count == 131_072
+
+
 def test_a_broken_image_fails_the_job(worker: tuple[str, Path]) -> None:
     answer = run(worker[0], image=b64(b"text"))
     assert answer["status"] == "FAILED"
