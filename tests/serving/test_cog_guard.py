@@ -29,7 +29,7 @@ HELLO = base64.b64decode(IMAGE.partition(",")[2])
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCog]:
     folder = tmp_path_factory.mktemp("cog") / "server"
-    with guarded_cog(folder, SHARP_MAX_BODY_MEGABYTES=str(LIMIT_MB), SHARP_COG_WAIT_SECONDS="1.5") as server:
+    with guarded_cog(folder, SHARP_MAX_BODY_MEGABYTES=str(LIMIT_MB), SHARP_COG_WAIT_SECONDS="2.5") as server:
         yield server
 
 
@@ -235,7 +235,7 @@ def test_a_second_client_waits_a_moment_and_then_gets_409(server: GuardedCog) ->
     answers: dict[str, requests.Response] = {}
     first, second, third = (
         threading.Thread(target=lambda name=name, s=s: answers.update({name: server.predict({"seconds": s})}))
-        for name, s in (("first", 0.8), ("second", 0.0), ("long", 3.0))
+        for name, s in (("first", 0.4), ("second", 0.0), ("long", 5.0))
     )
     first.start()
     time.sleep(0.2)
@@ -358,7 +358,7 @@ def test_the_longest_prediction_is_cancelled_and_a_lost_slot_becomes_unhealthy(t
     taken = f"taken-{uuid.uuid4().hex}"
     (PREDICTIONS / taken).touch()
     try:
-        with guarded_cog(tmp_path / "server", SHARP_REQUEST_SECONDS="1.5", SHARP_COG_WAIT_SECONDS="0.2") as server:
+        with guarded_cog(tmp_path / "server", SHARP_REQUEST_SECONDS="2.5", SHARP_COG_WAIT_SECONDS="0.2") as server:
             answer = server.predict({"seconds": 60.0})
             assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
             server.wait_for("READY", 10)
@@ -370,7 +370,7 @@ def test_the_longest_prediction_is_cancelled_and_a_lost_slot_becomes_unhealthy(t
             server.wait_for("UNHEALTHY", 10)
             assert "restart the server" in server.health()["user_healthcheck_error"]
             assert server.predict().status_code == 503
-            assert "Cog's server is UNHEALTHY: busy for more than 1.5 s" in server.log()
+            assert "Cog's server is UNHEALTHY: busy for more than 2.5 s" in server.log()
     finally:
         (PREDICTIONS / taken).unlink()
 
