@@ -32,7 +32,7 @@ from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.quaternions import drop_largest, restore_largest, to_unit
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat, camera_fields, camera_from_fields, pose_from_fields
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import NUM_BANDS, Gaussians
 from sharp_cog.geometry.transform import FAR_SHARE, FOCUS_SHARE, NEAR_SHARE, depths_ahead
 from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.imaging.pixels import DECODER_ERRORS
@@ -61,6 +61,10 @@ _MIN_LIMIT_PX = 1 << 21
 """Number of pixels that an image may have whatever the number of Gaussians: a palette may be larger than they are."""
 _MAX_NUMBER = 1e30
 """Largest number in the metadata: its differences and products are finite in float32."""
+MAX_PALETTE = 1 << 16
+"""Maximum number of entries of a palette of spherical harmonics: labels have 16 bits."""
+_NUM_COMPONENTS = 8
+"""Principal components of spherical harmonics by which a palette is found."""
 _PALETTE_COLUMNS = 64
 """Entries of a palette of spherical harmonics in a row of its image; each has a pixel for each harmonic."""
 _PALETTE_BANDS = (3, 8, 15)
@@ -79,7 +83,8 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
 
     Colours are exact to 8 bits of sRGB, opacities to 8 bits, positions to 16 bits of their symmetric logarithm over
     the scene's extent, rotations to 1.1 degrees. Scales have a codebook of 256 logarithms fitted to them: they are
-    exact to 1 / 62 of the range of the logarithms, and most of them are much closer.
+    exact to 1 / 62 of the range of the logarithms, and most of them are much closer. Spherical harmonics up to degree 3
+    are entries of a palette of up to 65,536.
 
     Raises:
         PredictionError: A value is not finite.
@@ -100,6 +105,7 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
     scales, meta["scales"] = _pack_scales(block[:, 7:10])
     colors, meta["sh0"] = _pack_colors(torch.from_numpy(block[:, 3:7]))
     quaternions, meta["quats"] = _pack_quaternions(torch.from_numpy(block[:, 10:14]))
+    harmonics = _pack_harmonics(gaussians.harmonics) if gaussians.harmonics is not None and len(block) else None
     # The slowest images come first, so that no thread starts late on a long job.
     images = {
         "means_l.webp": low,
@@ -108,8 +114,13 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         "scales.webp": scales,
         "means_u.webp": high,
     }
+    sizes = dict.fromkeys(images, (width, height))
+    if harmonics is not None:
+        entries, labels, meta["shN"] = harmonics
+        images |= {"shN_centroids.webp": entries.reshape(-1, 3), "shN_labels.webp": labels}
+        sizes |= {"shN_centroids.webp": (entries.shape[1], len(entries)), "shN_labels.webp": (width, height)}
     with ThreadPoolExecutor(len(images)) as executor:  # Pillow releases the GIL while it encodes.
-        encoded = executor.map(lambda pixels: _encode(pixels, width, height), images.values())
+        encoded = executor.map(lambda name: _encode(images[name], *sizes[name]), images)
         # WebP leaves nothing to compress. `map` yields in the order of `images`, whichever thread ends first.
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             _add(archive, "meta.json", json.dumps(meta, separators=(",", ":")).encode("ascii"))
@@ -229,6 +240,59 @@ def _pack_quaternions(quaternions_wxyz: Tensor) -> tuple[NDArray[np.uint8], dict
     codes = others.mul_(math.sqrt(0.5)).add_(0.5).mul_(255.0).round_().clamp_(0.0, 255.0)
     packed = torch.cat([codes, largest.unsqueeze(0) + QUATERNION_MODE]).t().to(torch.uint8).numpy()
     return packed, {"files": ["quats.webp"]}
+
+
+def _pack_harmonics(harmonics: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]:
+    """Return the palette's image (rows, columns, 3), the labels' pixels, and their metadata; degree 4 is left out."""
+    num_bands = min(harmonics.shape[1], _PALETTE_BANDS[-1])
+    values = harmonics[:, :num_bands].cpu().reshape(len(harmonics), -1).numpy()
+    labels, palette = _fit_palette(values)
+    codes, codebook = _fit_codebook(palette)
+    num_rows = -(-len(palette) // _PALETTE_COLUMNS)
+    entries = np.zeros((num_rows * _PALETTE_COLUMNS, num_bands * 3), dtype=np.uint8)
+    entries[: len(palette)] = codes
+    pixels = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=-1).astype(np.uint8)
+    meta = {
+        "count": len(palette),
+        "bands": NUM_BANDS.index(num_bands),
+        "codebook": codebook,
+        "files": ["shN_centroids.webp", "shN_labels.webp"],
+    }
+    return entries.reshape(num_rows, _PALETTE_COLUMNS * num_bands, 3), pixels, meta
+
+
+def _fit_palette(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Cluster vectors (N, D) into a palette: all cells are halved at their mean, along the axis of largest variance.
+
+    Up to `MAX_PALETTE` vectors are all kept. Cells are found among the principal components, which are few.
+
+    Returns:
+        The index (N,) of each vector's entry, and the entries (P, D), which are the means of their cells.
+    """
+    count = len(values)
+    if count <= MAX_PALETTE:
+        return np.arange(count), values
+    centered = values - values.mean(axis=0)
+    axes = np.linalg.eigh(centered.T @ centered).eigenvectors[:, -_NUM_COMPONENTS:]
+    components = centered @ axes
+    order, starts = np.arange(count), np.zeros(1, dtype=np.intp)
+    for _ in range(MAX_PALETTE.bit_length() - 1):
+        sizes = np.diff(starts, append=count)
+        sorted_components = components[order]
+        means = np.add.reduceat(sorted_components, starts) / sizes[:, None]
+        variances = np.add.reduceat(sorted_components**2, starts) / sizes[:, None] - means**2
+        axis = variances.argmax(axis=1)
+        cells = np.repeat(np.arange(len(starts)), sizes)
+        is_above = sorted_components[np.arange(count), axis[cells]] > means[cells, axis[cells]]
+        halves = 2 * cells + is_above
+        ranks = halves.argsort(kind="stable")
+        order, halves = order[ranks], halves[ranks]
+        starts = np.flatnonzero(np.diff(halves, prepend=-1))
+    sizes = np.diff(starts, append=count)
+    labels = np.empty(count, dtype=np.int64)
+    labels[order] = np.repeat(np.arange(len(starts)), sizes)
+    palette = np.add.reduceat(values[order], starts) / sizes[:, None]
+    return labels, palette.astype(np.float32)
 
 
 def _encode(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:

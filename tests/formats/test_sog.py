@@ -24,7 +24,7 @@ from sharp_cog.geometry.gaussians import Gaussians
 from tests.decoders import SH_C0
 from tests.formats.cases import decode, written
 from tests.formats.samples import ply_sample, sample
-from tests.splats import CAMERA, degrees_between, random_gaussians, srgb_of
+from tests.splats import CAMERA, degrees_between, random_gaussians, srgb_of, with_harmonics
 
 
 def test_rare_scales_far_from_the_others_are_kept() -> None:
@@ -271,3 +271,31 @@ def test_an_unknown_index_of_a_quaternion_is_no_rotation() -> None:
     files["quats.webp"] = file.getvalue()
     quaternions = formats.read(zipped(files)).gaussians.quaternions_wxyz
     np.testing.assert_allclose(quaternions.abs(), [[1, 0, 0, 0], [0, 0, 0, 1]], atol=0.01)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_spherical_harmonics_of_few_gaussians_are_all_in_the_palette(degree: int) -> None:
+    gaussians = with_harmonics(random_gaussians(300), degree)
+    content = written("sog", gaussians)
+    meta = json.loads(members(content)["meta.json"])
+    assert (meta["shN"]["count"], meta["shN"]["bands"]) == (300, min(degree, 3))
+    seen = formats.read(content).gaussians.harmonics
+    assert gaussians.harmonics is not None
+    assert seen is not None
+    errors = (seen - gaussians.harmonics[:, :15]).abs()
+    # No level of a codebook covers more than 1 / 62 of the range.
+    assert errors.max() < np.ptp(gaussians.harmonics.numpy()) / 62
+    assert errors.median() < 0.005
+
+
+def test_a_palette_has_the_means_of_near_harmonics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen kinds of harmonics with a little noise are found by 16 entries."""
+    monkeypatch.setattr(sog, "MAX_PALETTE", 16)
+    generator = np.random.default_rng(0)
+    kinds = generator.normal(size=(16, 24)).astype(np.float32)
+    kind = generator.integers(0, 16, 5000)
+    values = kinds[kind] + generator.normal(size=(5000, 24)).astype(np.float32) * 0.01
+    labels, palette = sog._fit_palette(values)
+    assert len(palette) <= 16
+    assert np.sqrt(((palette[labels] - values) ** 2).mean()) < 0.5 * values.std()
+    np.testing.assert_allclose(palette[3], values[labels == 3].mean(axis=0), atol=1e-5)

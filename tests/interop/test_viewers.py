@@ -63,6 +63,8 @@ CASES = [
     *(Case(page="spark", format_=name, arguments=("isTurned",)) for name in ("ply", "compressed_ply", "splat", "sog")),
     *(Case(page="gaussian-splats-3d", format_=name) for name in ("ply", "splat")),
     *(Case(page="babylon", format_=name, arguments=("isAhead",)) for name in ("ply", "compressed_ply", "splat")),
+    # Babylon.js mirrors z, so that a camera of glTF still looks along -z.
+    Case(page="babylon", format_="glb"),
     *(Case(page="supersplat", format_=name) for name in ("ply", "compressed_ply", "sog")),
 ]
 
