@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.attack import cog_attacks, http_attacks
-from benchmarks.attack.http_attacks import stop_under_attack
+from benchmarks.attack.http_attacks import silent_url, stop_under_attack
 from benchmarks.attack.measure import HEADER, Result, measure
 from benchmarks.attack.target import cog_target, http_target
 
@@ -69,13 +66,6 @@ def attacked(name: str, folder: Path) -> Result:
     limits = (1024, 1024) if name == "half-open" else None
     with silent_url() as url, http_target(folder, descriptors=limits, SHARP_FETCH_PRIVATE="true") as service:
         return measure(service, ATTACKS[name](service.address, url))
-
-
-@contextmanager
-def silent_url() -> Iterator[str]:
-    """Listen, and answer nothing."""
-    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.jpg"
 
 
 if __name__ == "__main__":

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import socket
 import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.attack import sockets
 from benchmarks.attack.measure import Attack
-from benchmarks.attack.sockets import Address, attacking
+from benchmarks.attack.sockets import Address, Client, attacking
 from benchmarks.attack.target import http_target, whole_files
 
 Make = Callable[[Address, str], Attack]
@@ -62,6 +64,18 @@ def large_images(address: Address, silent_url: str) -> Attack:
     return Attack(name="large images", clients=[sockets.asking(address, "/predict/ply", body)] * 2, seconds=40)
 
 
+def mixed(address: Address, silent_url: str) -> list[Client]:
+    """Return clients of all kinds that attack for as long as they may, and leave the service most of its time."""
+    upload = sockets.stalling_upload(address, "/predict/ply", declared=45_000_000, sent=1_000_000)
+    return [
+        *[sockets.repeated(upload)] * 12,
+        *[sockets.repeated(sockets.asking(address, "/predict/ply", sockets.form({}, image_url=silent_url)))] * 4,
+        sockets.repeated(sockets.unread_answer(address, "/predict/ply", sockets.form(whole_files()))),
+        sockets.repeated(sockets.long_headers(address, num_bytes=1_000_000)),
+        sockets.half_open(address, num=200),
+    ]
+
+
 ATTACKS: dict[str, Make] = {
     "stalled-uploads": stalled_uploads,
     "slow-uploads": slow_uploads,
@@ -94,6 +108,13 @@ def stop_under_attack(folder: Path) -> tuple[float, int | None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = target.server.process.wait(120)
             return time.monotonic() - start, code
+
+
+@contextmanager
+def silent_url() -> Iterator[str]:
+    """Listen, and answer nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/a.jpg"
 
 
 def flat_png(width: int, height: int, *, mode: str) -> bytes:

@@ -85,6 +85,20 @@ def attacking(clients: list[Client]) -> Iterator[Outcomes]:
             thread.join(60)
 
 
+def repeated(client: Client) -> Client:
+    """Return a client that begins again as soon as it has ended."""
+
+    def clients(is_over: threading.Event, outcomes: Outcomes) -> None:
+        while not is_over.is_set():
+            try:
+                client(is_over, outcomes)
+            except OSError as error:
+                outcomes.add(type(error).__name__)
+            is_over.wait(0.05)
+
+    return clients
+
+
 def head(address: Address, path: str, length: int, *, method: str = "POST", **headers: str) -> bytes:
     """Return the head of a request with a body."""
     named = {"Host": address.host, "Content-Type": address.content_type, "Content-Length": str(length)}

@@ -2,6 +2,7 @@
 
     scripts/benchmark --soak
     scripts/benchmark --soak http --requests 300 --clients 8
+    scripts/benchmark --soak http --attackers
     scripts/benchmark --soak cog --json soak.json
 
 Each server runs as a person starts it, in its own process, with the model `lift`. Of a thousand requests, 10 % are bad
@@ -41,6 +42,9 @@ def main() -> int:
     parser.add_argument(
         "--clients", type=int, default=4, metavar="N", help="clients of HTTP (default: 4); Cog takes one"
     )
+    parser.add_argument(
+        "--attackers", action="store_true", help="attackers beside the clients of HTTP, as --attack has them"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the mix (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
@@ -61,6 +65,7 @@ def main() -> int:
                 num_clients=arguments.clients,
                 seed=arguments.seed,
                 on_done=bar.update,
+                is_attacked=arguments.attackers and frontend == "http",
             )
         reports.append(report)
         print(report.table(), flush=True)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 from benchmarks.soak.mix import Case
 from benchmarks.soak.report import WARM_UP, Record, Report
@@ -24,6 +25,7 @@ def soak(
     *,
     num_clients: int,
     on_done: Callable[[], object] = lambda: None,
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Report:
     """Send all requests, and compare the server's state before and after; Ctrl-C ends it early.
 
@@ -33,6 +35,7 @@ def soak(
         right: Digests of the right answers, by recipe.
         num_clients: Number of clients at once.
         on_done: Called after every request.
+        beside: Returns a block in which the requests are sent, such as one that attacks the server meanwhile.
     """
     report = Report(server=server.name, num_clients=num_clients, num_requests=len(cases))
     probe = next(case for case in cases if case.kind == "good")
@@ -41,9 +44,11 @@ def soak(
     try:
         _check_probe(server, probe, right)
         report.before = _quiet_state(server)
-        _drive(server, cases[:warm_up], right, num_clients, report, on_done)
+        with beside():
+            _drive(server, cases[:warm_up], right, num_clients, report, on_done)
         report.warm = _quiet_state(server, report.before)
-        _drive(server, cases[warm_up:], right, num_clients, report, on_done)
+        with beside():
+            _drive(server, cases[warm_up:], right, num_clients, report, on_done)
         report.total_s = time.monotonic() - start
         if _num_silent(report) < MAX_SILENT:
             _check_probe(server, probe, right)

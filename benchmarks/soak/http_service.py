@@ -16,6 +16,8 @@ from pathlib import Path
 
 import requests
 
+from benchmarks.attack.http_attacks import mixed, silent_url
+from benchmarks.attack.sockets import Address, attacking
 from benchmarks.soak.faults import faults
 from benchmarks.soak.mix import ARRAYS, Case, Fault, Raw, Request
 from benchmarks.soak.right import digest_of
@@ -39,6 +41,15 @@ class SoakedHttp(Started):
         self._host = server.url.removeprefix("http://")
         self._sessions = threading.local()
         self._addresses: dict[bytes, str] = {}
+        self._is_attacked = False
+
+    @contextlib.contextmanager
+    def attackers(self) -> Iterator[None]:
+        """Let attackers of all kinds work in the block."""
+        self._is_attacked = True
+        with silent_url() as url, attacking(mixed(Address(host="127.0.0.1", port=self._server.port), url)) as ends:
+            yield
+        print(f"ends of the attackers' requests: {dict(sorted(ends.counts.items()))}", flush=True)
 
     def faults(self) -> list[Fault]:
         """Return all faults of requests to this server."""
@@ -148,8 +159,10 @@ class SoakedHttp(Started):
         found = [
             f"the service counted {counted[code]} requests as {code}, of {number} that were sent"
             for code, number in refused.items()
-            if counted[code] != number
+            if (counted[code] < number if self._is_attacked else counted[code] != number)
         ]
+        if self._is_attacked:  # The attackers' requests are counted as well.
+            return found + complaints_in(self._server.log())
         # A client may disconnect too late for the service to notice.
         served, asked = counted["ok"] + counted["hung_up"], sum(case.kind != "bad" for case in cases)
         if served != asked:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.soak.cog_server import soaked_cog
 from benchmarks.soak.drive import soak
-from benchmarks.soak.http_service import soaked_http
+from benchmarks.soak.http_service import SoakedHttp, soaked_http
 from benchmarks.soak.mix import Request, mix
 from benchmarks.soak.report import Report
 from benchmarks.soak.server import Server
@@ -28,6 +29,7 @@ def run(
     cancelled_share: float = 0.1,
     seed: int = 0,
     on_done: Callable[[], object] = lambda: None,
+    is_attacked: bool = False,
 ) -> Report:
     """Start a server, soak it, and stop it.
 
@@ -42,6 +44,7 @@ def run(
         cancelled_share: Share of cancelled requests.
         seed: Seed of the mix.
         on_done: Called after every request.
+        is_attacked: Whether attackers of all kinds work beside the clients; for the HTTP service alone.
     """
     with SERVERS[frontend](folder, good[0]) as server:
         cases = mix(
@@ -53,4 +56,8 @@ def run(
             cancelled_share=cancelled_share,
             seed=seed,
         )
-        return soak(server, cases, right, num_clients=1 if frontend == "cog" else num_clients, on_done=on_done)
+        more: dict[str, Any] = {}
+        if is_attacked:
+            assert isinstance(server, SoakedHttp)
+            more["beside"] = server.attackers
+        return soak(server, cases, right, num_clients=1 if frontend == "cog" else num_clients, on_done=on_done, **more)
