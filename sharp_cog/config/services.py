@@ -89,7 +89,7 @@ class ServiceSettings:
     )
     stop_seconds: float = setting(
         "SHARP_STOP_SECONDS",
-        5.0,
+        4.0,
         "seconds that clients have for reading their answers after SIGTERM, once the last prediction has ended",
         limits=_AT_LEAST_0,
     )

@@ -72,6 +72,8 @@ OPEN_PATHS = ("/", "/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/open
 """Paths that need no key: health checks have none, and the page must load before it can ask for one."""
 _OCTETS = "application/octet-stream"
 """Media type by which a client asks for the file itself, whatever its format."""
+CLOSE_SECONDS = 1.0
+"""Seconds for which the end of the service waits for its threads."""
 NPZ = "application/x-npz"
 """Media type of numpy's arrays."""
 
@@ -138,7 +140,7 @@ def create_app(
         # or the loading of the model may take longer than the system waits for a process that it has asked to end.
         closing = threading.Thread(target=dispatcher.close, daemon=True, name="close")
         closing.start()
-        deadline = time.monotonic() + settings.stop_seconds
+        deadline = time.monotonic() + CLOSE_SECONDS
         while closing.is_alive() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         app.state.is_closed = not closing.is_alive()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import shutil
 import sqlite3
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import requests
 from PIL import Image
 
+from benchmarks.attack.sockets import Address, attacking, stalling_upload
 from sharp_cog.config.dataset import DatasetSettings
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.dataset.folder_store import FolderStore, FolderView
@@ -28,6 +32,7 @@ from tests.dataset.photographs import photographs
 from tests.faults.disks import KINDS, disk, tree, unchanged
 from tests.faults.failing_device import small_pipeline
 from tests.faults.frontends import FRONTENDS, OPTIONS
+from tests.gated import Gated
 from tests.images import npy as depth_map
 from tests.images import png as picture
 from tests.service import serving
@@ -78,6 +83,31 @@ def test_a_request_body_that_finds_no_room_is_an_error(
             expected = {"file system": (507, "no_space"), "limit on files": (500, "cannot_write")}
             assert (answer.status_code, answer.json()["code"]) == expected[kind]
             assert requests.post(where, files=files, data=OPTIONS, timeout=60).status_code == 200
+
+
+@pytest.mark.skipif("file system" not in KINDS, reason="a limit on files leaves the disk its free space")
+def test_uploads_that_stall_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them declares a third of the disk and sends most of it; a good request is answered all the same."""
+    settings = ServiceSettings(min_free_megabytes=10, stall_seconds=3)
+    with disk("file system", tmp_path) as full, contextlib.ExitStack() as stack:
+        monkeypatch.setattr("tempfile.tempdir", str(full.path))
+        with serving(Gated, settings) as service, unchanged(full.path):
+            attack = stalling_upload(
+                Address(host="127.0.0.1", port=service.port), "/predict/splat", declared=20_000_000, sent=18_000_000
+            )
+            outcomes = stack.enter_context(attacking([attack] * 8))
+            deadline = time.monotonic() + 20
+            while shutil.disk_usage(full.path).free > 32_000_000:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            files = {"file": bytes(1000), "depth": bytes(20_000_000)}
+            answer = requests.post(f"{service.url}/predict/splat", files=files, timeout=60)
+            assert answer.status_code == 200, answer.text
+            assert shutil.disk_usage(full.path).free > 10_000_000
+            while sum(outcomes.counts.values()) < 8:
+                assert time.monotonic() < deadline + 20
+                time.sleep(0.01)
+            assert outcomes.counts.keys() <= {"408 too_slow", "503 busy"}
 
 
 @pytest.mark.parametrize("kind", KINDS[-1:])
