@@ -97,6 +97,11 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
             default=None,
             description="Depth map of the same view: .npy, .npz, 16-bit PNG in millimetres, float TIFF, .exr or .pfm.",
         ),
+        depth_from: str = Input(
+            default="auto",
+            description="Source of the depth if no map is given.",
+            choices=["auto", "embedded"],
+        ),
         depth_format: str = Input(
             default="auto",
             description="Meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity.",
@@ -150,6 +155,7 @@ class Predictor(BaseRunner):  # type: ignore[misc]  # cog carries no types
                     "axes": axes,
                     "max_gaussians": max_gaussians,
                     "min_opacity": min_opacity,
+                    "depth_from": depth_from,
                     "depth_format": depth_format,
                     "depth_unit": depth_unit,
                     "depth_mode": depth_mode,

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +85,14 @@ COMMANDS = {
             flag(
                 "--depth",
                 metavar="PATH",
-                help="depth map (.npy, .npz, 16-bit PNG, float TIFF, .exr, .pfm), or a folder of maps that are named "
-                "like the images",
+                help="depth map (.npy, .npz, 16-bit PNG, float TIFF, .exr, .pfm), a folder of maps that are named like "
+                "the images, or `embedded` for the depth that the photographs carry",
             ),
-            flag("--depth-from", choices=ESTIMATORS, help="estimate the depth map with this network"),
+            flag(
+                "--depth-from",
+                choices=("embedded", *ESTIMATORS),
+                help="take the depth that the photographs carry (embedded), or estimate it with this network",
+            ),
             _ESTIMATOR_CHECKPOINT,
             flag("--preview", action="store_true", help="also write a short animation of the splat (.preview.webp)"),
             format_flag(),
@@ -268,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger = logging.getLogger("sharp_cog")
     # In place of the handler of an earlier call in the same process, or every line would come twice.
     logger.handlers[:] = [handler]
+    # Pillow warns of headers that are broken, before the error that says so.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
     logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         with _interrupted_by_sigterm():

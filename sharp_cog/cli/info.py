@@ -10,6 +10,7 @@ import torch
 
 from sharp_cog import formats
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.depth import embedded
 from sharp_cog.errors import InputError
 from sharp_cog.files.read import read_bytes
 from sharp_cog.formats import Splat
@@ -31,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         source = images.decode(content, max_pixels=settings_from(arguments).max_pixels)
         report = {"format": source.image_format, **_camera(source.camera)}
         report["focal_length_source"] = source.camera.focal_length_source
+        depth = embedded.describe(content)
+        if depth:
+            report["embedded_depth"] = depth
     report = {"file": str(path), "bytes": len(content), **report}
     print(json.dumps(report, indent=2) if arguments.json else _as_text(report))
     return 0

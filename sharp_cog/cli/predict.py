@@ -19,6 +19,7 @@ from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import in_flags, options_from, settings_from
 from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.options import PredictOptions
+from sharp_cog.depth import embedded
 from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
@@ -27,7 +28,7 @@ from sharp_cog.imaging import images
 from sharp_cog.pipeline import output
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
-from sharp_cog.pipeline.request import Request
+from sharp_cog.pipeline.request import EMBEDDED, Request
 from sharp_cog.preview import movie
 from sharp_cog.runtime import checkpoint
 from sharp_cog.runtime.device import find_device
@@ -47,9 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     settings = settings_from(arguments)
     output_format = arguments.format or _format_of_output(arguments.output)
-    options = options_from(arguments, PredictOptions, output_format=output_format)
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
+    is_embedded = EMBEDDED in (arguments.depth, arguments.depth_from)
+    options = options_from(
+        arguments, PredictOptions, output_format=output_format, depth_from=EMBEDDED if is_embedded else "auto"
+    )
+    depth = None if arguments.depth in (None, EMBEDDED) else Path(arguments.depth)
+    estimator_name = None if is_embedded else arguments.depth_from
     # All checks come before anything is loaded or written, and the cheap ones first.
     require_licence(SPLAT_MODELS[settings.model], commercial=settings.commercial)
     output.check(options, viewer_dir=settings.viewer_dir)
@@ -58,23 +64,25 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = plan(
         [Path(path) for path in arguments.inputs],
         output=arguments.output,
-        depth=None if arguments.depth is None else Path(arguments.depth),
+        depth=depth,
         suffix=FORMATS[options.output_format].suffix,
         recursive=arguments.recursive,
     )
-    if settings.model == "lift" and arguments.depth is None and arguments.depth_from is None:
+    needs_depth = settings.model == "lift" and depth is None and arguments.depth_from is None and not is_embedded
+    if len(jobs) == 1 and needs_depth and embedded.find(read_bytes(jobs[0].image, ImageError)) is None:
         raise DepthError(
-            "the model 'lift' needs a depth map: add --depth FILE or --depth-from NAME, or choose --model sharp"
+            f"the model 'lift' needs a depth map, and {jobs[0].image.name} carries none: add --depth FILE or "
+            "--depth-from NAME, or choose --model sharp"
         )
     if len(jobs) == 1 and settings.model != "lift" and checkpoint.locate(settings) is None:
         # Loading would download gigabytes. An image that cannot be used should be reported before that.
         images.decode(read_bytes(jobs[0].image, ImageError), options, max_pixels=settings.max_pixels)
     # The estimator comes first: a missing package or checkpoint is reported before gigabytes are loaded.
     estimator = None
-    if arguments.depth_from is not None:
+    if estimator_name is not None:
         device = find_device(settings.device)
         estimator = estimators.load(
-            arguments.depth_from,
+            estimator_name,
             checkpoint=arguments.estimator_checkpoint,
             device=device,
             commercial=settings.commercial,

@@ -18,6 +18,9 @@ Flag = tuple[tuple[str, ...], dict[str, Any]]
 """Arguments of one call of `argparse.ArgumentParser.add_argument`, positional and named."""
 Options = TypeVar("Options", bound=OutputOptions)
 
+_OWN_FLAGS = ("output_format", "depth_from")
+"""Options whose flags and values commands describe themselves."""
+
 
 def as_int(text: str) -> int:
     """Convert the value of a flag to a whole number; see `read_number`."""
@@ -46,12 +49,13 @@ def flag(*names: str, **facts: Any) -> Flag:
 def option_flags(cls: type[OutputOptions], *names: str) -> list[Flag]:
     """Return the flags of the options of a class, or of those that are named.
 
-    The format has a flag of its own, since its default depends on the output file.
+    The format has a flag of its own, since its default depends on the output file, and so has the source of the depth,
+    which may be a network on the command line.
     """
     return [
         _option_flag(about)
         for about in parameters(cls)
-        if about.name != "output_format" and (not names or about.name in names)
+        if about.name not in _OWN_FLAGS and (not names or about.name in names)
     ]
 
 
@@ -117,7 +121,8 @@ def options_from(arguments: argparse.Namespace, cls: type[Options], **given: Any
     Raises:
         OptionError: A value is out of its range, or two options exclude each other.
     """
-    names = [about.name for about in parameters(cls) if about.name not in given and hasattr(arguments, about.name)]
+    names = [about.name for about in parameters(cls) if about.name not in (*given, *_OWN_FLAGS)]
+    names = [name for name in names if hasattr(arguments, name)]
     return cls(**{name: getattr(arguments, name) for name in names}, **given)
 
 

@@ -52,7 +52,11 @@ SPLAT_MODELS = {
             licence_url="https://github.com/apple/ml-sharp/blob/main/LICENSE_MODEL",
             megabytes=2809,
         ),
-        ModelFacts(name="lift", purpose="no weights, but it needs a depth map", allows_commercial=True),
+        ModelFacts(
+            name="lift",
+            purpose="no weights, but it needs a depth map, or a photograph that carries depth",
+            allows_commercial=True,
+        ),
         ModelFacts(
             name="ml-sharp",
             purpose="Apple's own package",

@@ -176,6 +176,14 @@ class PredictOptions(OutputOptions):
         unit="degrees",
         metavar="DEGREES",
     )
+    depth_from: str = parameter(
+        "auto",
+        "source of the depth if no map is given",
+        choices={
+            "auto": "the photograph itself for the model lift, none for SHARP",
+            "embedded": "the photograph itself, such as a portrait of a phone or a stereo pair",
+        },
+    )
     depth_format: str = parameter(
         "auto", "meaning of the depth map's values: metres, 0 (near) to 1 (far), or disparity", choices=_DEPTH_FORMATS
     )

@@ -16,6 +16,7 @@ from sharp_cog.dataset.photo import Photo, RateLimitError, Source
 from sharp_cog.errors import SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.imaging import images
+from sharp_cog.imaging.raws import RAW_SUFFIXES
 from sharp_cog.text import redact, trace
 
 _LOG = logging.getLogger(__name__)
@@ -214,6 +215,9 @@ class Fetcher:
             ImageError: The content is not an image, or a broken one.
         """
         image_format = images.decode(content, PredictOptions(), max_pixels=self._max_pixels).image_format
+        raw_suffix = f".{image_format.rpartition(' ')[2].lower()}"  # Such as `Canon CR2`.
+        if raw_suffix in RAW_SUFFIXES:
+            return raw_suffix
         # What is left of the formats that can be decoded is HEIC, whose name depends on the decoder.
         return _SUFFIXES.get(image_format.upper(), ".heic")
 

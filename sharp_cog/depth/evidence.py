@@ -29,12 +29,32 @@ MAX_16_BIT = 65_535
 
 _UNITS = {"m": 1.0, "meter": 1.0, "meters": 1.0, "metre": 1.0, "metres": 1.0, "metric": 1.0}
 _UNITS |= {"mm": MILLIMETRE, "millimeters": MILLIMETRE, "millimetres": MILLIMETRE, "cm": 0.01}
+_UNITS |= {"millimeter": MILLIMETRE, "millimetre": MILLIMETRE} | dict.fromkeys(("centimeter", "centimetre"), 0.01)
+_UNITS |= dict.fromkeys(("centimeters", "centimetres"), 0.01)
 _DISPARITY = ("disparity", "disparities", "disp", "inversedepth", "invdepth", "idepth", "invz")
 _METRIC = ("depth", "depths", "z", "zdepth", "depthmap", "zbuffer")
 _NO_METRES = (
     *("relative", "rel", "norm", "normalized", "normalised", "inverse", "inv", "color", "vis", "mist", "mask", "conf"),
     *("confidence", "denoising", "uncertainty", "variance", "std", "min", "max", "valid"),
 )
+
+_SENSORS = ("lidar", "realsense", "kinect", "orbbec", "tof")
+_DATASET_UNITS_M = {"kitti": 1 / 256, "zoedepth": 1 / 256, "vkitti": 0.01, "tum": 1 / 5000, "freiburg": 1 / 5000}
+"""Metres in the unit of 16-bit maps of data sets and programs that are named in file names."""
+_PICTURES = (
+    *("vis", "visualization", "visualisation", "colored", "coloured", "colormap", "relative", "rel"),
+    *("norm", "normalized", "normalised"),
+)
+"""Words of file names that say that a map is no metres, but not in which order it is."""
+
+_UNIT = r"(mm|cm|m|(?:milli|centi)?met(?:er|re)s?)(?![a-z])"
+_FILE_UNIT = re.compile(rf"(?:depth|distance)[ _.-]?{_UNIT}", re.IGNORECASE)
+_TEXT_UNITS = (
+    re.compile(rf"unit(?:s|[ _-]?type)?[\"']?\s*(?:[:=>]|is|are)+\s*[\"']?{_UNIT}", re.IGNORECASE),
+    re.compile(rf"\b(?:depth|distance|range|z)\b[^.;\n]{{0,20}}?\b(?:in|as)\s+{_UNIT}", re.IGNORECASE),
+)
+_TEXT_DISPARITY = re.compile(r"\b(disparity|inverse[ -]depth)\b", re.IGNORECASE)
+_MAX_TEXT_CHARS = 10_000
 
 _MAX_NAME_CHARS = 200
 """Number of characters of a name that are looked at."""
@@ -105,7 +125,7 @@ class Statement:
     """What a depth file says about its own numbers.
 
     Attributes:
-        format: `metric` or `inverse-relative`.
+        format: `metric`, `inverse-relative`, or empty for numbers that are no metres and of unknown order.
         reason: Phrase that says where the file says so.
         unit_m: Metres in the unit of a metric map.
         is_certain: Whether it holds even if the numbers look different. The name `depth` alone is also given to
@@ -125,7 +145,7 @@ def from_name(name: str, kind: str) -> Statement | None:
         name: Such as `depth_mm`, `invDepth` or `ViewLayer.Depth.Z`.
         kind: Word for the bearer of the name: `array`, `field` or `channel`.
     """
-    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name[:_MAX_NAME_CHARS])]
+    words = _words(name)
     reason = f"by the name of its {kind} {plain(name)!r}"
     pairs = {first + second for first, second in itertools.pairwise(words)}
     if any(word in _DISPARITY for word in (*words, *pairs)):
@@ -134,6 +154,58 @@ def from_name(name: str, kind: str) -> Statement | None:
         return None
     units = [_UNITS[word] for word in words if word in _UNITS]
     return Statement(format="metric", reason=reason, unit_m=units[0] if units else 1.0, is_certain=bool(units))
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name[:_MAX_NAME_CHARS])]
+
+
+def from_file_name(name: str, *, is_integer: bool) -> Statement | None:
+    """Return what the name of a depth file says; None for a name that says nothing, such as `photo.depth.png`.
+
+    The word `depth` alone says nothing, since files of every kind are called so.
+
+    Args:
+        name: Name of the file, perhaps with that of its folder before it: `disp_occ_0/000000_10.png`.
+        is_integer: Whether the file holds integers of more than 8 bits.
+    """
+    name = name[-_MAX_NAME_CHARS:]
+    words = _words(name)
+    pairs = {first + second for first, second in itertools.pairwise(words)}
+    reason = f"by the file name {plain(name)!r}"
+    if any(word in _DISPARITY for word in (*words, *pairs)):
+        return Statement(format="inverse-relative", reason=reason, is_certain=True)
+    if any(word in _PICTURES for word in words):
+        return Statement(format="", reason=reason)
+    unit = _FILE_UNIT.search(name)
+    if unit is not None:
+        return Statement(format="metric", reason=reason, unit_m=_UNITS[unit[1].lower()], is_certain=True)
+    if is_integer and (named := [_DATASET_UNITS_M[word] for word in words if word in _DATASET_UNITS_M]):
+        return Statement(format="metric", reason=reason, unit_m=named[0], is_certain=True)
+    if "metricdepth" in pairs or any(word in _SENSORS for word in words):
+        unit_m = MILLIMETRE if is_integer else 1.0
+        return Statement(format="metric", reason=reason, unit_m=unit_m, is_certain=True)
+    return None
+
+
+def from_text(text: str) -> Statement | None:
+    """Return what the texts in a file's header say, such as `depth in mm` or `units=m`; None if they say nothing."""
+    text = text[:_MAX_TEXT_CHARS]
+    if found := _TEXT_DISPARITY.search(text):
+        reason = f"by {plain(found[0])!r} in its header"
+        return Statement(format="inverse-relative", reason=reason, is_certain=True)
+    found = next((match for expression in _TEXT_UNITS if (match := expression.search(text))), None)
+    if found is None:
+        return None
+    reason = f"by {plain(found[0])!r} in its header"
+    return Statement(format="metric", reason=reason, unit_m=_UNITS[found[1].lower()], is_certain=True)
+
+
+def stronger(first: Statement | None, second: Statement | None) -> Statement | None:
+    """Return the statement that is certain, or else the first of two."""
+    if first is None or (second is not None and second.is_certain and not first.is_certain):
+        return second
+    return first
 
 
 def unit_of_integers(values: Values) -> float:
@@ -159,7 +231,10 @@ def decide(values: Values, stated: Statement | None, *, is_integer: bool) -> Sta
     high = float(np.max(values, where=is_known, initial=-np.inf))
     if is_integer and high <= _LARGEST_8_BIT:
         raise _refusal(low, high, "are integers of 8 bits")
-    if is_integer:
+    if stated is not None and not stated.format:
+        raise _refusal(low, high, f"are no metres {stated.reason}")
+    is_named = stated is not None
+    if is_integer and (stated is None or stated.format == "metric"):
         reason = (
             "as integers of a depth camera, in millimetres" if stated is None else f"{stated.reason}, in millimetres"
         )
@@ -171,8 +246,13 @@ def decide(values: Values, stated: Statement | None, *, is_integer: bool) -> Sta
     if _has_negative(sample):
         raise _refusal(low, high, "are negative in places, which metres are not")
     numbers = _Numbers.of(sample if stated is None else sample * np.float32(stated.unit_m))
-    if stated is not None and numbers.contradict_metres:
+    if stated is not None and stated.format == "metric" and numbers.contradict_metres:
         raise _refusal(low, high, f"look like disparity, though the map would be metric {stated.reason}")
+    if stated is not None and stated.format != "metric" and numbers.planes == "metric":
+        raise _refusal(low, high, f"look like metres, though the map would be disparity {stated.reason}")
+    # Stereo cameras write disparity into the same integers as depth cameras write millimetres.
+    if is_integer and not is_named and not numbers.support_metres:
+        raise _refusal(low, high, "may be millimetres, or disparity of 16 bits")
     found = stated or numbers.statement()
     if found is None:
         raise _refusal(low, high, "may be metres or disparity")
@@ -186,7 +266,8 @@ def decide(values: Values, stated: Statement | None, *, is_integer: bool) -> Sta
 
 def _refusal(low: float, high: float, problem: str) -> DepthError:
     return DepthError(
-        f"the values of the depth map ({low:.4g} to {high:.4g}) {problem}: set depth_format to metric (metres), "
+        f"the values of the depth map ({low:.4g} to {high:.4g}) {problem}: set depth_format to metric (metres; "
+        "integers are millimetres unless depth_unit is set), "
         "relative (0 is near, 1 is far) or inverse-relative (disparity, larger is nearer)"
     )
 
@@ -261,6 +342,11 @@ class _Numbers:
         if self.planes == "inverse-relative":
             return self.rest > _EXACT_RAMP
         return not self.planes and not self.has_sky and self.nearer == "top"
+
+    @property
+    def support_metres(self) -> bool:
+        """Whether numbers that may be millimetres look like them: they are flat, or surfaces are planar in metres."""
+        return self.is_flat or (self.planes == "metric" and not self.is_upside_down and self.nearer != "top")
 
     def statement(self) -> Statement | None:
         """Return what the numbers clearly are; None where they are not clear."""

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import re
 import tokenize
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageChops, PngImagePlugin, TiffImagePlugin
 
 from sharp_cog.config.options import DEPTH_FORMATS, FOCAL_LENGTH_PX_RANGE
 from sharp_cog.depth import evidence
@@ -38,13 +39,14 @@ MAX_PIXELS = 100_000_000
 FORMATS = "give a .npy, .npz, 16-bit PNG, float TIFF, .exr or .pfm"
 """Advice that ends messages about files that cannot be read."""
 
-SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm")
+SUFFIXES = (".npy", ".npz", ".png", ".tif", ".tiff", ".exr", ".pfm", ".geometric.bin", ".photometric.bin")
 """Suffixes under which a depth map is searched in a folder, in this order."""
 
 METRIC_FIELD = "depth_m"
 """Name of the field in structured .npy files of metres, which version 0.1 wrote."""
 
 _NPY_MAGIC, _PNG_MAGIC, _EXR_MAGIC = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", b"\x76\x2f\x31\x01"
+_COLMAP_HEADER = re.compile(rb"(\d{1,6})&(\d{1,6})&(\d{1,2})&")
 _ZIP_MAGIC, _TIFF_MAGICS, _PFM_MAGICS = b"PK\x03\x04", (b"II*\0", b"MM\0*"), (b"Pf", b"PF")
 # Exceptions of numpy's header parser on broken text. It documents the first, fuzzing found the others.
 _NPY_ERRORS = (
@@ -62,6 +64,15 @@ _NPY_ERRORS = (
 
 _MAX_NPY_HEADER_BYTES = 1 << 20
 """Number of bytes in which the header of a .npy must end."""
+
+_PNG_BITS_AT = 24
+"""Place of the bits of a channel in the header of a PNG."""
+
+_TIFF_DESCRIPTION, _GDAL_METADATA, _GDAL_NODATA = 270, 42112, 42113
+"""Tags of TIFF whose texts may name a unit, and the value that GDAL writes for unknown pixels."""
+
+_MIDDLEBURY_SCALE = 1 / 255
+"""Scale in the header of .pfm files of disparity from the Middlebury benchmark."""
 
 _STRIP_PX = 1 << 20
 """Number of pixels that are copied out of an image at once."""
@@ -110,6 +121,8 @@ def read(depth_bytes: bytes) -> RawDepth:
     """
     if not depth_bytes:
         raise DepthError(f"the depth map has zero bytes: {FORMATS}")
+    if _COLMAP_HEADER.match(depth_bytes):
+        return _read_colmap(depth_bytes)
     for magic, reader in _READERS:
         if depth_bytes.startswith(magic):
             raw = reader(depth_bytes)
@@ -232,14 +245,31 @@ def _read_png(depth_bytes: bytes) -> RawDepth:
     try:
         image = PngImagePlugin.PngImageFile(MeteredFile(depth_bytes))
         is_grey = image.mode.startswith("I;16") or image.mode == "L"
-        if is_grey and image.width * image.height <= MAX_PIXELS:
+        # Pillow cuts colours of 16 bits down to 8.
+        is_small = depth_bytes[_PNG_BITS_AT : _PNG_BITS_AT + 1] == b"\x08"
+        is_readable = is_grey or (image.mode in ("RGB", "RGBA") and is_small)
+        if is_readable and image.width * image.height <= MAX_PIXELS:
             image.load()
     except DECODER_ERRORS as error:
         raise DepthError(f"the depth map is broken or truncated ({reason_of(error)}): export it again") from error
-    if not is_grey:
+    if not is_readable:
         raise DepthError(f"the depth map is a PNG of mode {image.mode}, not of 16-bit grey: {FORMATS}")
     _check_size(image.width, image.height)
-    return RawDepth(values=_numbers_of(image), is_integer=True)
+    grey = image if is_grey else _equal_channels(image)
+    text = "\n".join(f"{key}: {value}" for key, value in image.text.items())
+    return RawDepth(values=_numbers_of(grey), stated=evidence.from_text(text), is_integer=True)
+
+
+def _equal_channels(image: Image.Image) -> Image.Image:
+    """Return the grey of an image in colours whose channels are the same.
+
+    Raises:
+        DepthError: They are not.
+    """
+    red, green, blue = image.convert("RGB").split()
+    if ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox():
+        raise DepthError(f"the depth map is a PNG in colours, not of 16-bit grey: {FORMATS}")
+    return red
 
 
 def _numbers_of(image: Image.Image) -> Values:
@@ -320,7 +350,13 @@ def _read_tiff(depth_bytes: bytes) -> RawDepth:
     _check_size(image.width, image.height)
     if mode not in _TIFF_MODES:
         raise DepthError(f"the depth map is a TIFF of mode {mode}, not of one channel of floats: {FORMATS}")
-    return RawDepth(values=_numbers_of(image), is_integer=mode != "F")
+    values, tags = _numbers_of(image), image.tag_v2
+    text = "\n".join(str(tags[tag]) for tag in (_TIFF_DESCRIPTION, _GDAL_METADATA) if tag in tags)
+    try:
+        values[values == np.float32(str(tags.get(_GDAL_NODATA, "nan")).strip("\0 "))] = np.nan
+    except ValueError:
+        _LOG.warning("the value of unknown pixels in the TIFF is no number, and was ignored")
+    return RawDepth(values=values, stated=evidence.from_text(text), is_integer=mode != "F")
 
 
 def _read_pfm(depth_bytes: bytes) -> RawDepth:
@@ -347,7 +383,32 @@ def _read_pfm(depth_bytes: bytes) -> RawDepth:
             "truncated or broken"
         )
     values = np.frombuffer(depth_bytes, "<f4" if scale < 0 else ">f4", offset=position)
-    return RawDepth(values=values.reshape(height, width)[::-1].astype(np.float32))
+    stated = None
+    if abs(abs(scale) / _MIDDLEBURY_SCALE - 1) < 1e-3:
+        stated = Statement(format="inverse-relative", reason="by its scale of 1/255, as Middlebury writes disparity")
+    return RawDepth(values=values.reshape(height, width)[::-1].astype(np.float32), stated=stated)
+
+
+def _read_colmap(depth_bytes: bytes) -> RawDepth:
+    """Read a dense depth map of COLMAP: width, height and channels as text, then float32, column by column.
+
+    Source: `read_array` in COLMAP's scripts/python/read_write_dense.py; zero is unknown.
+    """
+    header = _COLMAP_HEADER.match(depth_bytes)
+    assert header is not None
+    width, height, num_channels = (int(number) for number in header.groups())
+    if num_channels != 1 or not width or not height:
+        raise DepthError(f"the COLMAP array has {num_channels} channels of {width}x{height}: give a map of depth")
+    if len(depth_bytes) - header.end() != 4 * width * height:
+        raise DepthError(
+            f"the COLMAP array promises {width}x{height} floats and {len(depth_bytes) - header.end()} bytes follow: it "
+            "is truncated or broken"
+        )
+    _check_size(width, height)
+    # Stored with the columns as the fastest index, which is the order of rows in C.
+    values = np.frombuffer(depth_bytes, "<f4", offset=header.end()).reshape(height, width)
+    stated = Statement(format="metric", reason="as COLMAP writes, in the unit of its reconstruction", is_certain=True)
+    return RawDepth(values=values.astype(np.float32), stated=stated)
 
 
 def _read_exr(depth_bytes: bytes) -> RawDepth:
@@ -361,6 +422,8 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
             kinds = {part.header["type"] for part in file.parts}
             names = [channel.name for part in file.parts for channel in part.header["channels"]]
             windows = [part.header["dataWindow"] for part in file.parts]
+            headers = [entry for part in file.parts for entry in part.header.items()]
+            texts = [(name, value) for name, value in headers if isinstance(value, str)]
     except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
     # The size is checked before any pixel is read, since OpenEXR allocates memory for all that the header promises.
@@ -382,9 +445,14 @@ def _read_exr(depth_bytes: bytes) -> RawDepth:
                 raise DepthError("the .exr is an image in colours: give one with a channel of depth, such as Z")
     except (RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise DepthError(f"the .exr is broken or truncated ({reason_of(error)}): export it again") from error
+    stated = None if chosen is None else evidence.from_name(chosen, "channel")
+    if stated is not None and stated.format == "metric" and any(name.startswith("unreal") for name, _ in texts):
+        reason = f"{stated.reason}, in centimetres, as Unreal Engine writes"
+        stated = replace(stated, unit_m=0.01, reason=reason, is_certain=True)
+    text = "\n".join(f"{name}: {value}" for name, value in texts)
     return RawDepth(
         values=plane.astype(np.float32),
-        stated=None if chosen is None else evidence.from_name(chosen, "channel"),
+        stated=evidence.stronger(stated, evidence.from_text(text)),
         is_integer=plane.dtype.kind in "iu",
     )
 

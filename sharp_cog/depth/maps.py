@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,12 +77,14 @@ class DepthMap:
         is_metric: Whether the metres are measured. Those of a relative or inverse-relative map are made up.
         taken_as: Phrase that says what the numbers were taken as and why, if nobody named their format.
         focal_length_px: Focal length in pixels of the image that the depth file gives; None if it gives none.
+        origin: Phrase that says what a map is that the photograph itself carries; empty for other maps.
     """
 
     depth_m: Depth
     is_metric: bool = True
     taken_as: str = ""
     focal_length_px: float | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.depth_m.ndim != 2 or self.depth_m.dtype != np.float32:
@@ -96,6 +98,7 @@ def decode(
     depth_format: str = "auto",
     depth_unit: str = "auto",
     orientation: Image.Transpose | None = None,
+    name: str = "",
 ) -> DepthMap:
     """Decode the bytes of a depth map.
 
@@ -112,12 +115,20 @@ def decode(
             the map is metric.
         orientation: Operation that made the image upright. It is applied to a map that has the aspect of the image from
             before.
+        name: Name of the file, perhaps with that of its folder, which may say what its numbers are.
 
     Raises:
         DepthError: The bytes are not a depth map, or it is broken, has no known pixel, or has another aspect; or the
             format is `auto` and cannot be known.
     """
-    return _from_raw(depth_files.read(depth_bytes), camera, depth_format, depth_unit, orientation)
+    raw = depth_files.read(depth_bytes)
+    if name:
+        is_integer = raw.is_integer and evidence.unit_of_integers(raw.values) == evidence.MILLIMETRE
+        stated = evidence.from_file_name(name, is_integer=is_integer)
+        # Grey of 8 bits is a picture, whatever the camera in its name.
+        if not raw.is_integer or is_integer or stated is None or stated.format != "metric":
+            raw = replace(raw, stated=evidence.stronger(raw.stated, stated))
+    return _from_raw(raw, camera, depth_format, depth_unit, orientation)
 
 
 def from_array(
@@ -230,14 +241,21 @@ def _make_upright(values: Depth, camera: Camera, orientation: Image.Transpose | 
     if is_upright or difference > MAX_ASPECT_DIFFERENCE:
         return values
     _LOG.info("the depth map has the aspect of the image before EXIF's rotation, and was rotated with it")
-    # Turned by views; an image of Pillow would be two more copies.
-    upright = {
+    return turned(values, orientation)
+
+
+def turned(values: Depth, operation: Image.Transpose) -> Depth:
+    """Return a map turned or mirrored as Pillow does it with an image, which would take two more copies."""
+    turn = {
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda: values[:, ::-1],
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda: values[::-1],
         Image.Transpose.ROTATE_90: lambda: np.rot90(values),
+        Image.Transpose.ROTATE_180: lambda: np.rot90(values, 2),
         Image.Transpose.ROTATE_270: lambda: np.rot90(values, -1),
         Image.Transpose.TRANSPOSE: lambda: values.T,
         Image.Transpose.TRANSVERSE: lambda: np.rot90(values, 2).T,
-    }[orientation]()
-    return np.ascontiguousarray(upright)
+    }
+    return np.ascontiguousarray(turn[operation]())
 
 
 def _rows_to_measure(values: Depth) -> Depth:

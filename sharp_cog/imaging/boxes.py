@@ -13,8 +13,18 @@ from dataclasses import dataclass, field, replace
 _MAX_BOXES = 10_000
 """Maximum number of boxes or entries in one box; files of cameras have some hundred at most."""
 
+_UUIDS = {
+    bytes.fromhex("22cc04c7d6d94e079d904eb6ecbaf3a3"): b"cmin",
+    bytes.fromhex("4363e9145b7d4aab97aebea69803b434"): b"cmex",
+}
+"""Kinds of properties that Apple's spatial photographs store as user-defined boxes, with the same content."""
+
 _FULL_BOX_BYTES = 4
 """Length of the version and flags with which some boxes begin."""
+
+
+_HAS_X, _HAS_ROTATION = 1, 8
+"""Flags of the property `cmex`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +70,28 @@ class Container:
         """Width and height of the main image as it is coded, before it is cropped and turned; None if unknown."""
         content = self.find(b"ispe")
         return None if content is None or len(content) < 12 else struct.unpack_from(">II", content, 4)
+
+    @property
+    def turns(self) -> list[tuple[bytes, bytes]]:
+        """Kind (`irot` or `imir`) and content of the turns of the main image, in the order in which they apply."""
+        places = self.associations.get(self.primary_item, [])
+        boxes = [self.properties[place] for place in places if place < len(self.properties)]
+        return [(box.kind, box.content) for box in boxes if box.kind in (b"irot", b"imir") and box.content]
+
+    def position_m(self, item: int) -> float | None:
+        """Return the position of an item's camera along its image's rows, in metres; None if it has none.
+
+        The property `cmex` holds it in micrometres. A camera that is rotated too has no position along its rows.
+        """
+        content = self.find(b"cmex", item)
+        if content is None or len(content) < 4:
+            return None
+        flags = int.from_bytes(content[1:4], "big")
+        if flags & _HAS_ROTATION:
+            return None
+        if not flags & _HAS_X:
+            return 0.0
+        return float(struct.unpack_from(">i", content, 4)[0]) * 1e-6 if len(content) >= 8 else None
 
     @property
     def is_turned(self) -> bool:
@@ -128,8 +160,17 @@ def read_container(content: bytes) -> Container | None:
     except (StopIteration, LookupError, struct.error, ValueError):
         return None
     return Container(
-        primary_item=primary_item, properties=tuple(_boxes(properties)), associations=associations, kinds=kinds
+        primary_item=primary_item,
+        properties=tuple(_named(box) for box in _boxes(properties)),
+        associations=associations,
+        kinds=kinds,
     )
+
+
+def _named(box: Box) -> Box:
+    """Return a box of a user-defined kind that is known as one of that kind; any other box as it is."""
+    kind = _UUIDS.get(box.content[:16]) if box.kind == b"uuid" else None
+    return box if kind is None else Box(kind=kind, content=box.content[16:])
 
 
 def repair_avif(content: bytes) -> bytes | None:

@@ -55,8 +55,11 @@ class MeteredFile(io.BytesIO):
         return super().read(size)
 
 
-def check_jpeg(content: bytes) -> None:
+def check_jpeg(content: bytes) -> int:
     """Walk over the segments of a JPEG up to its end, as Pillow will do.
+
+    Returns:
+        The place behind the end marker of the first image; the length of the content if there is none.
 
     Raises:
         ValueError: There are too many segments, blocks of tags, fill bytes or scans.
@@ -67,7 +70,7 @@ def check_jpeg(content: bytes) -> None:
     while match := _MARKER.search(content, position, len(content) if num_scans else position + MAX_JPEG_FILL_BYTES):
         marker = match[0][1]
         if marker == _END and num_scans:  # Before the first scan, Pillow goes on after an end marker.
-            return
+            return match.end()
         num_segments += 1
         if not num_scans:
             num_fill_bytes += match.start() - position
@@ -85,6 +88,7 @@ def check_jpeg(content: bytes) -> None:
         position = match.end() + length
     if not num_scans and len(content) - position > MAX_JPEG_FILL_BYTES:
         raise ValueError(f"it has more than {MAX_JPEG_FILL_BYTES} fill bytes")
+    return len(content)
 
 
 def prepare_to_load(image: ImageFile.ImageFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 
@@ -9,6 +10,19 @@ from PIL import ExifTags, Image
 
 from sharp_cog.errors import ImageError
 from sharp_cog.imaging.pixels import DECODER_ERRORS
+
+RAW_SUFFIXES = frozenset(
+    {
+        *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef"),
+        *(".srw", ".x3f", ".mrw", ".iiq", ".3fr", ".fff", ".erf", ".kdc", ".dcr", ".mos", ".rwl"),
+    }
+)
+"""Suffixes of the files in a folder that are taken for camera raws."""
+
+
+def can_develop() -> bool:
+    """Report whether the extra `raw` is installed."""
+    return importlib.util.find_spec("rawpy") is not None
 
 
 def decode_raw(

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.depth import maps
+from sharp_cog.depth import embedded, maps
 from sharp_cog.depth.files import described_format
 from sharp_cog.errors import DepthError, ImageError, SharpError
 from sharp_cog.files.read import read_bytes
+from sharp_cog.geometry.camera import FocalLengthSource
 from sharp_cog.imaging import images
 from sharp_cog.imaging.images import SourceImage
 from sharp_cog.pipeline.request import ImageInput, Request, path_of
@@ -34,7 +35,16 @@ def read_files(request: Request) -> Request:
     # `sharp-cog depth` writes the description; a caller of bytes has no file beside which it could lie.
     if depth_path is not None and options.depth_format == options.depth_unit == "auto":
         options = replace(options, depth_format=described_format(depth_path) or "auto")
-    return replace(request, image=image, depth=depth, options=options, image_hash=_hash(image), depth_hash=_hash(depth))
+    name = request.depth_name if depth_path is None else f"{depth_path.parent.name}/{depth_path.name}"
+    return replace(
+        request,
+        image=image,
+        depth=depth,
+        options=options,
+        image_hash=_hash(image),
+        depth_name=name,
+        depth_hash=_hash(depth),
+    )
 
 
 def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int) -> SourceImage:
@@ -54,7 +64,12 @@ def decode_image(image: ImageInput, options: PredictOptions, *, max_pixels: int)
 
 
 def decode_depth(
-    depth: bytes | NDArray[Any], source: SourceImage, options: PredictOptions, *, fills_unknown: bool
+    depth: bytes | NDArray[Any],
+    source: SourceImage,
+    options: PredictOptions,
+    *,
+    fills_unknown: bool,
+    name: str = "",
 ) -> maps.DepthMap:
     """Return the external depth map for an image.
 
@@ -63,6 +78,7 @@ def decode_depth(
         source: The image.
         options: They name the format and the unit of the depth.
         fills_unknown: Whether the model fills unknown pixels from its monodepth. For other models they are filled here.
+        name: Name of the depth file, which may say what the numbers are.
 
     Raises:
         DepthError: The depth map cannot be used with the image.
@@ -74,10 +90,26 @@ def decode_depth(
         "orientation": source.orientation,
     }
     if isinstance(depth, bytes):
-        depth_map = maps.decode(depth, source.camera, **use)
+        depth_map = maps.decode(depth, source.camera, name=name, **use)
     else:
         depth_map = maps.from_array(depth, source.camera, **use)
     return depth_map if fills_unknown else maps.known_everywhere(depth_map)
+
+
+def embedded_depth(image: ImageInput, source: SourceImage, *, fills_unknown: bool) -> maps.DepthMap | None:
+    """Return the depth that a photograph carries, or None if it carries none, or came without its file.
+
+    Args:
+        image: The image as it was given.
+        source: The same image, decoded.
+        fills_unknown: Whether the model fills unknown pixels, as for `decode_depth`.
+
+    Raises:
+        DepthError: The depth in the photograph cannot be used.
+        NotInstalledError: A stereo pair needs the extra `stereo`.
+    """
+    depth_map = embedded.decode(image, source) if isinstance(image, bytes) else None
+    return depth_map if depth_map is None or fills_unknown else maps.known_everywhere(depth_map)
 
 
 def with_focal_length(source: SourceImage, depth_map: maps.DepthMap) -> SourceImage:
@@ -87,7 +119,8 @@ def with_focal_length(source: SourceImage, depth_map: maps.DepthMap) -> SourceIm
     """
     if depth_map.focal_length_px is None or source.camera.focal_length_source == "caller":
         return source
-    camera = replace(source.camera, focal_length_px=depth_map.focal_length_px, focal_length_source="depth_file")
+    origin: FocalLengthSource = "intrinsics" if depth_map.origin else "depth_file"
+    camera = replace(source.camera, focal_length_px=depth_map.focal_length_px, focal_length_source=origin)
     return replace(source, camera=camera)
 
 

@@ -59,4 +59,5 @@ def _is_known(request: Request) -> bool:
 
 def _key(request: Request) -> tuple[object, ...]:
     options = (getattr(request.options, name) for name in _PREDICTION_OPTIONS)
-    return (request.image_hash, request.depth_hash, *options)
+    # The same bytes under another name may mean something else.
+    return (request.image_hash, request.depth_hash, request.depth_name, *options)

@@ -26,10 +26,10 @@ from sharp_cog.imaging.images import SourceImage
 from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.pipeline import output
 from sharp_cog.pipeline.conveyor import Conveyor, Stage
-from sharp_cog.pipeline.decode import decode_depth, decode_image, read_files, with_focal_length
+from sharp_cog.pipeline.decode import decode_depth, decode_image, embedded_depth, read_files, with_focal_length
 from sharp_cog.pipeline.kept import KeptPredictions
 from sharp_cog.pipeline.prediction import Prediction, assumptions_of
-from sharp_cog.pipeline.request import DepthInput, ImageInput, Request
+from sharp_cog.pipeline.request import EMBEDDED, DepthInput, ImageInput, Request
 from sharp_cog.runtime.device import find_device, synchronize, synchronize_stream, translate_errors
 from sharp_cog.runtime.load import load_predictor
 from sharp_cog.runtime.precision import exact_sums
@@ -122,8 +122,9 @@ class SharpPipeline:
             image: Content of an image file, its path, a `PIL.Image.Image`, (height, width, 3) uint8 sRGB pixels, or a
                 whole `Request`.
             options: None means the defaults.
-            depth: External depth for the same view: content of a depth file, its path, or a (height, width) array. The
-                model `lift` needs it; in SHARP it replaces the monodepth, as the options say.
+            depth: External depth for the same view: content of a depth file, its path, a (height, width) array, or the
+                text `embedded` for the depth that the photograph carries. The model `lift` needs it, and takes the
+                photograph's own if none is given; in SHARP it replaces the monodepth, as the options say.
             depth_bytes: The older name of `depth`.
 
         Raises:
@@ -153,6 +154,8 @@ class SharpPipeline:
             NotInstalledError: The output format needs a package that is not installed.
         """
         output.check(request.options, viewer_dir=self.settings.viewer_dir)
+        if request.options.depth_from == EMBEDDED and request.depth is not None and not request.is_decoded:
+            raise DepthError("depth_from is 'embedded', and a depth map is given too: give one of them")
         if request.is_decoded:
             return request
         start = time.perf_counter()
@@ -165,7 +168,8 @@ class SharpPipeline:
         depth = request.depth
         # An estimator, a decoded map and no depth at all pass through: they are no work for this stage.
         if isinstance(depth, (bytes, np.ndarray)):
-            depth = self._decode_depth(depth, source, request.options)
+            depth = self._decode_depth(depth, source, request.options, request.depth_name)
+        depth = self._embedded_depth(request, source) if depth is None else depth
         if isinstance(depth, DepthMap):
             source = with_focal_length(source, depth)
         return replace(request, image=source, depth=depth, decode_s=time.perf_counter() - start)
@@ -294,8 +298,22 @@ class SharpPipeline:
             vertex_block(gaussians)
         return time.perf_counter() - start
 
-    def _decode_depth(self, depth: bytes | NDArray[Any], source: SourceImage, options: PredictOptions) -> DepthMap:
-        return decode_depth(depth, source, options, fills_unknown=self.predictor.has_monodepth)
+    def _decode_depth(
+        self, depth: bytes | NDArray[Any], source: SourceImage, options: PredictOptions, name: str = ""
+    ) -> DepthMap:
+        return decode_depth(depth, source, options, fills_unknown=self.predictor.has_monodepth, name=name)
+
+    def _embedded_depth(self, request: Request, source: SourceImage) -> DepthMap | None:
+        """Return the depth that the photograph carries, if the options ask for it or the model cannot do without."""
+        is_asked = request.options.depth_from == EMBEDDED
+        if not is_asked and not self.predictor.needs_depth:
+            return None
+        depth_map = embedded_depth(request.image, source, fills_unknown=self.predictor.has_monodepth)
+        if depth_map is None and is_asked:
+            raise DepthError(
+                "depth_from is 'embedded', but the photograph carries no depth: give a depth map, or leave it out"
+            )
+        return depth_map
 
     def _estimate_depth(self, request: Request, estimator: Estimator) -> Request:
         """Run the estimator on the device, which the caller must have locked."""
@@ -344,7 +362,10 @@ class SharpPipeline:
         if options.save_internal_depth and not has_monodepth:
             raise DepthError(f"save_internal_depth is given, but the model {model!r} has no monodepth: leave it out")
         if self.predictor.needs_depth and depth_map is None:
-            raise DepthError(f"the model {model!r} needs a depth map: give one as depth, or choose the model 'sharp'")
+            raise DepthError(
+                f"the model {model!r} needs a depth map, and the photograph carries none: give one as depth, or choose "
+                "the model 'sharp'"
+            )
         # Metres need no fit. Other maps have an unknown scale, which only monodepth can supply.
         fit = options.depth_fit
         if fit == "auto":

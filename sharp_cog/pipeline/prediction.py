@@ -102,6 +102,8 @@ class Prediction:
 def assumptions_of(camera: Camera, depth_map: DepthMap | None) -> tuple[str, ...]:
     """Return the sentences for `Prediction.assumptions`."""
     found = []
+    if depth_map is not None and depth_map.origin:
+        found.append(f"depth taken from the photograph itself ({depth_map.origin}): if that is wrong, give a depth map")
     if depth_map is not None and depth_map.taken_as:
         found.append(f"depth map taken as {depth_map.taken_as}: if that is wrong, set depth_format")
     if camera.focal_length_source == "default":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ImageInput = bytes | str | os.PathLike[str] | Image.Image | NDArray[Any] | SourceImage
 """Forms of an image: file content, a path, or pixels."""
+EMBEDDED = "embedded"
+"""Depth of a request that asks for the depth in the photograph; a file of this name is `./embedded`."""
 DepthInput = bytes | str | os.PathLike[str] | NDArray[Any] | DepthMap | Callable[[SourceImage], Estimate]
 """Forms of an external depth map: file content, a path, numbers, or a network that estimates it."""
 
@@ -35,10 +37,12 @@ class Request:
         image: Content of an image file, its path, a `PIL.Image.Image`, (height, width, 3) uint8 sRGB pixels, or a
             decoded image.
         depth: External depth for the same view: content of a depth file, its path, a (height, width) array, or a
-            network of `sharp_cog.estimators`; None uses the model's monodepth.
+            network of `sharp_cog.estimators`; None uses the model's monodepth. The text `embedded` is the same as
+            the option `depth_from`: the depth that the photograph carries.
         options: Options of the prediction and its output.
         key: The caller's own name for the request, which the prediction carries too.
         image_hash: Hash of the image's bytes, once they have been read; None for pixels.
+        depth_name: Name of the depth file with its folder, once it has been read; it may say what the numbers are.
         depth_hash: Hash of the depth file's bytes, once they have been read; None for numbers and estimators.
         decode_s: Seconds that decoding took.
         answer: The prediction that answers the request, if it was kept from an earlier request.
@@ -52,6 +56,7 @@ class Request:
     options: PredictOptions = field(default_factory=PredictOptions)
     key: str = ""
     image_hash: str | None = None
+    depth_name: str = ""
     depth_hash: str | None = None
     decode_s: float = 0.0
     answer: Prediction | None = None
@@ -62,6 +67,9 @@ class Request:
             object.__setattr__(self, "image", bytes(self.image))
         if isinstance(self.depth, (bytearray, memoryview)):
             object.__setattr__(self, "depth", bytes(self.depth))
+        if isinstance(self.depth, str) and self.depth == EMBEDDED:
+            object.__setattr__(self, "depth", None)
+            object.__setattr__(self, "options", replace(self.options, depth_from=EMBEDDED))
         if not isinstance(self.image, (bytes, str, os.PathLike, Image.Image, np.ndarray, SourceImage)):
             raise TypeError(
                 f"image is of type {type(self.image).__name__}: give the file's bytes, a path, a PIL.Image.Image or a "

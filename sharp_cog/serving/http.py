@@ -417,7 +417,11 @@ class _Service:
 
             def read() -> PredictionRequest:
                 return PredictionRequest(
-                    image=content("file") or b"", depth=content("depth"), options=options, key=request_id
+                    image=content("file") or b"",
+                    depth=content("depth"),
+                    depth_name=(files["depth"].filename or "") if "depth" in files else "",
+                    options=options,
+                    key=request_id,
                 )
 
             def measure() -> int:

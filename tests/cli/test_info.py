@@ -10,6 +10,7 @@ from sharp_cog import formats
 from sharp_cog.config.options import OutputOptions
 from sharp_cog.formats.ply import PROPERTIES
 from tests.cli.commands import StubPredictor, run, write_image
+from tests.depth.portraits import gdepth_jpeg
 from tests.splats import CAMERA, random_gaussians
 
 
@@ -70,3 +71,24 @@ def test_info_of_any_other_file_is_exit_code_2(tmp_path: Path, content: bytes | 
     if content is not None:
         (tmp_path / "file").write_bytes(content)
     assert run("info", tmp_path / "file") == 2
+
+
+def test_info_of_a_photograph_with_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "portrait.jpg").write_bytes(gdepth_jpeg())
+    assert run("info", tmp_path / "portrait.jpg", "--json") == 0
+    depth = json.loads(capsys.readouterr().out)["embedded_depth"]
+    assert (depth["kind"], depth["width"], depth["height"]) == ("GDepth map", 96, 64)
+    assert (depth["near_m"], depth["far_m"]) == (0.5, 4.0)
+    assert run("info", tmp_path / "portrait.jpg") == 0
+    assert "embedded depth: kind GDepth map, width 96, height 64, near_m 0.5, far_m 4.0" in capsys.readouterr().out
+
+
+def test_pillow_does_not_warn_before_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """The directory of this TIFF promises 16 tags, and two follow."""
+    tag = b"\x00\x01\x03\x00\x01\x00\x00\x00\x60\x00\x00\x00"
+    (tmp_path / "broken.tif").write_bytes(b"II*\x00\x08\x00\x00\x00\x10\x00" + 2 * tag)
+    assert run("info", tmp_path / "broken.tif") == 2
+    assert "error: the image is broken or truncated" in capsys.readouterr().err
+    assert [str(warning.message) for warning in recwarn] == []

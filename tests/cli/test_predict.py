@@ -20,6 +20,7 @@ from sharp_cog.model.external_depth import DepthUse
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from tests.cli.commands import StubPredictor, names, run, write_image
+from tests.depth.portraits import gdepth_jpeg
 
 
 def predict(*arguments: object) -> int:
@@ -337,3 +338,24 @@ def test_a_preview_is_written_beside_the_splat(
     with Image.open(tmp_path / "room.preview.webp") as film:
         assert film.format == "WEBP"
     assert "room.preview.webp: a preview" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--depth", "embedded"], ["--depth-from", "embedded"]])
+def test_the_depth_in_a_photograph_is_taken_on_request(
+    flags: list[object], predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    portrait = tmp_path / "portrait.jpg"
+    portrait.write_bytes(gdepth_jpeg("RangeLinear", depth=np.full((64, 96), 2.0)))
+    assert predict(portrait, *flags) == 0
+    assert predictor.depths_m == [pytest.approx(2.0, abs=0.01)]
+    assert "  portrait.jpg: depth taken from the photograph itself (GDepth map" in capsys.readouterr().out
+    assert predict(portrait) == 0
+    assert predictor.depths_m[-1] is None, "SHARP takes it on request only"
+    assert predict(write_image(tmp_path / "photo.jpg"), *flags) == 2
+    assert "--depth-from is 'embedded', but the photograph carries no depth" in capsys.readouterr().err
+
+
+def test_lift_needs_no_map_for_a_photograph_with_depth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = write_image(tmp_path / "photo.jpg")
+    assert predict(photo, "--model", "lift") == 2
+    assert "and photo.jpg carries none: add --depth FILE" in capsys.readouterr().err

@@ -22,6 +22,7 @@ SERVES = {
     "raw": ["sharp_cog/imaging"],
     "spz": ["sharp_cog/formats"],
     "usd": ["sharp_cog/formats"],
+    "stereo": ["sharp_cog/depth"],
     "depth": ["sharp_cog/depth", "sharp_cog/estimators"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
     "guard": ["sharp_cog/serving"],

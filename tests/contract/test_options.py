@@ -25,6 +25,7 @@ from sharp_cog.runtime.weights import Weights
 from sharp_cog.serving import inputs, modal_app
 from sharp_cog.serving.inputs import IMAGE_NAMES
 from sharp_cog.serving.runpod import create_handler
+from tests.depth.portraits import gdepth_jpeg
 from tests.frontends import Frontends, Question, opened
 from tests.images import npy, png
 from tests.parity import small_state
@@ -44,6 +45,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "focal_length_px": {"focal_length_px": 50.0},
     "focal_length_mm": {"focal_length_mm": 20.0},
     "fov": {"fov": 75.0},
+    "depth_from": {"depth_from": "embedded"},
     "depth_format": {"depth_format": "inverse-relative"},
     "depth_unit": {"depth_unit": "0.5"},
     "depth_mode": {"depth_mode": "align"},
@@ -56,7 +58,7 @@ VALUES: dict[str, dict[str, Any]] = {
 """Options that set the named one to a value that is not the default."""
 OPTIONS = {about.name: about for about in parameters(PredictOptions)}
 WRITTEN = [about.name for about in parameters(OutputOptions)]
-PREDICTED = [name for name in VALUES if name not in (*WRITTEN, "save_internal_depth")]
+PREDICTED = [name for name in VALUES if name not in (*WRITTEN, "depth_from", "save_internal_depth")]
 
 
 def test_every_option_is_tried_here() -> None:
@@ -95,6 +97,14 @@ def test_every_option_of_the_prediction_changes_the_gaussians(
     assert not torch.allclose(default.gaussians.means, other.gaussians.means, rtol=1e-3)
 
 
+def test_the_depth_in_a_photograph_is_taken_only_on_request(sharp: SharpPipeline) -> None:
+    photograph = gdepth_jpeg()
+    without, taken = (sharp(photograph, PredictOptions(depth_from=name)) for name in ("auto", "embedded"))
+    assert not torch.allclose(without.gaussians.means, taken.gaussians.means, rtol=1e-3)
+    assert [text.startswith("depth taken from the photograph") for text in taken.assumptions] == [True, False]
+    assert torch.equal(sharp(photograph, depth="embedded").gaussians.means, taken.gaussians.means)
+
+
 def test_the_monodepth_is_returned_only_on_request(sharp: SharpPipeline, default: Prediction) -> None:
     assert default.monodepth_m is None
     asked = sharp(png(), PredictOptions(save_internal_depth=True), depth=npy())
@@ -131,7 +141,9 @@ def recorded(frontends: Frontends, frontend: str, options: dict[str, Any]) -> Pr
     """Return the options that reach the pipeline behind a frontend."""
     assert isinstance(frontends.pipeline, Recorder)
     frontends.pipeline.requests.clear()
-    assert frontends.ask(frontend, Question(options=options)).code == RECORDED, options
+    # A map of the caller's and the photograph's own exclude each other.
+    depth = None if "depth_from" in options else npy()
+    assert frontends.ask(frontend, Question(depth=depth, options=options)).code == RECORDED, options
     (request,) = frontends.pipeline.requests
     return request.options
 

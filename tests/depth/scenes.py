@@ -90,6 +90,132 @@ def example() -> Values:
     return np.asarray(Image.open(EXAMPLE))[::6, ::6] / 1000.0
 
 
+def box(to: Values, low: tuple[float, ...], high: tuple[float, ...]) -> Values:
+    """Return the depth of an upright box between two corners, by slabs."""
+    with np.errstate(divide="ignore"):
+        ends = np.stack([np.array(corner) / to for corner in (low, high)])
+    enter, leave = ends.min(axis=0).max(axis=-1), ends.max(axis=0).min(axis=-1)
+    depth: Values = np.where((enter <= leave) & (enter > 0), enter, np.inf)
+    return depth
+
+
+def inside(to: Values, centre: tuple[float, float, float], radius: float) -> Values:
+    """Return the depth of a sphere from within."""
+    squared, along = (to**2).sum(axis=-1), to @ np.array(centre)
+    depth: Values = (along + np.sqrt(along**2 - squared * (np.dot(centre, centre) - radius**2))) / squared
+    return depth
+
+
+def stairs() -> Values:
+    to = rays(pitch=0.25)
+    steps = [box(to, (-1.5, 1.5 - 0.18 * step, 2 + 0.3 * step), (1.5, 9, 9)) for step in range(12)]
+    return nearest(*steps, plane(to, (0, 0, 1), 7.0), plane(to, (0, 1, 0), 1.6))
+
+
+def forest() -> Values:
+    to = rays(pitch=0.05)
+    random = np.random.default_rng(3)
+    trunks = [
+        box(to, (x - r, -9, z - r), (x + r, 9, z + r))
+        for x, z, r in zip(
+            random.uniform(-6, 6, 25), random.uniform(3, 20, 25), random.uniform(0.1, 0.3, 25), strict=True
+        )
+    ]
+    return beyond(nearest(plane(to, (0, 1, 0), 1.6), *trunks))
+
+
+def crowd() -> Values:
+    """Heads before a far, curved background: no plane at all."""
+    to = rays()
+    random = np.random.default_rng(4)
+    places = zip(random.uniform(-1.5, 1.5, 12), random.uniform(-0.5, 0.8, 12), random.uniform(1.5, 5, 12), strict=True)
+    return nearest(inside(to, (0, 0, 0), 9.0), *(sphere(to, (x, y, z), 0.22) for x, y, z in places))
+
+
+def hills() -> Values:
+    to = rays(pitch=0.1)
+    domes = [sphere(to, (x, y, z), r) for x, y, z, r in ((-40, 50, 60, 47), (30, 45, 90, 40), (0, 60, 35, 57))]
+    return beyond(nearest(inside(to, (0, 0, 0), 400.0), *domes))
+
+
+def bowl() -> Values:
+    return inside(rays(pitch=0.6), (0, 0, 0.2), 0.9)
+
+
+def from_above() -> Values:
+    to = rays(pitch=np.pi / 2 - 0.02)
+    random = np.random.default_rng(5)
+    roofs = [
+        box(to, (x, 60 - h, z), (x + 14, 99, z + 10))
+        for x, z, h in zip(
+            random.uniform(-40, 30, 9), random.uniform(-30, 20, 9), random.uniform(4, 15, 9), strict=True
+        )
+    ]
+    return nearest(plane(to, (0, 1, 0), 60.0), *roofs)
+
+
+def corridor() -> Values:
+    to = rays()
+    walls = [plane(to, normal, 1.0) for normal in ((1, 0, 0), (-1, 0, 0))]
+    return nearest(*walls, plane(to, (0, 1, 0), 1.5), plane(to, (0, -1, 0), 1.0), plane(to, (0, 0, 1), 15.0))
+
+
+def shelf() -> Values:
+    to = rays()
+    random = np.random.default_rng(6)
+    books = [
+        box(to, (x, -2, z), (x + 0.08, 2, 3))
+        for x, z in zip(np.arange(-1, 1, 0.1), random.uniform(1.2, 1.5, 20), strict=True)
+    ]
+    return nearest(plane(to, (0, 0, 1), 1.55), *books)
+
+
+def branch() -> Values:
+    """Leaves near the top before a garden: near is up."""
+    to = rays(pitch=0.05)
+    random = np.random.default_rng(7)
+    leaves = [
+        sphere(to, (x, y, z), 0.08)
+        for x, y, z in zip(
+            random.uniform(-0.6, 0.6, 40), random.uniform(-0.5, -0.2, 40), random.uniform(0.7, 1.2, 40), strict=True
+        )
+    ]
+    return beyond(nearest(plane(to, (0, 1, 0), 1.6), *leaves))
+
+
+def sea() -> Values:
+    return beyond(plane(rays(pitch=0.02), (0, 1, 0), 8.0))
+
+
+def under_a_roof() -> Values:
+    to = rays(pitch=-0.35)
+    return beyond(nearest(plane(to, (0, -1, 0), 1.2), plane(to, (1, 0, 0), 3.0)))
+
+
+def tilted_boxes() -> Values:
+    to = rays(pitch=0.5, yaw=0.7)
+    random = np.random.default_rng(8)
+    corners = zip(random.uniform(-1, 1, 8), random.uniform(0.2, 0.8, 8), random.uniform(1.5, 3, 8), strict=True)
+    return nearest(plane(to, (0, 1, 0), 1.2), *(box(to, (x, y, z), (x + 0.5, 9, z + 0.5)) for x, y, z in corners))
+
+
+OTHER_SCENES: dict[str, Callable[[], Values]] = {
+    "stairs": stairs,
+    "forest": forest,
+    "crowd": crowd,
+    "hills": hills,
+    "bowl": bowl,
+    "from above": from_above,
+    "corridor": corridor,
+    "shelf": shelf,
+    "branch": branch,
+    "sea": sea,
+    "under a roof": under_a_roof,
+    "tilted boxes": tilted_boxes,
+}
+"""Scenes of other kinds than those by which the limits of the evidence were chosen."""
+
+
 SCENES: dict[str, Callable[[], Values]] = {
     "room": room,
     "street": street,
@@ -131,6 +257,7 @@ def disparity_kinds(depth: Values) -> Iterator[tuple[str, NDArray[np.generic]]]:
     yield "disparity from 0 to 1", unit.astype(np.float32)
     yield "disparity from 0 to 255", (unit * 255).astype(np.float32)
     yield "disparity of 16 bits", (unit * 65535).astype(np.uint16)
+    yield "disparity of stereo cameras, times 256", np.minimum(256 * 60 * disparity, 65535).astype(np.uint16)
     yield "disparity of 8 bits", (unit * 255).astype(np.uint8)
 
 

@@ -112,7 +112,7 @@ def test_files_of_other_content_are_refused(tmp_path: Path) -> None:
         (npy_of_header("{'descr': (), 'fortran_order': False, 'shape': (80, 120)}"), "header is broken"),
         (npy_of_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-80, -120)}"), "one map"),
         (b"\x93NUMPY\x09\x00", "header is broken"),
-        (png(np.zeros((80, 120, 3), np.uint8)), "mode RGB"),
+        (png(np.arange(80 * 120 * 3, dtype=np.uint8).reshape(80, 120, 3)), "in colours"),
         (png(np.ones((80, 120), np.uint16))[:100], "broken or truncated"),
     ],
 )
@@ -246,3 +246,15 @@ def test_a_description_that_cannot_be_used_is_ignored_with_a_warning(
 def test_only_a_npy_has_a_description(tmp_path: Path) -> None:
     (tmp_path / "map.png.json").write_text('{"format": "relative"}')
     assert described_format(tmp_path / "map.png") is None
+
+
+def test_a_png_of_equal_colours_is_grey_and_one_of_16_bits_is_refused() -> None:
+    grey = np.arange(80 * 120, dtype=np.uint8).reshape(80, 120)
+    for channels in (3, 4):
+        raw = read(png(grey[..., None].repeat(channels, axis=2)))
+        np.testing.assert_array_equal(raw.values, grey)
+        assert raw.is_integer
+    deep = bytearray(png(grey[..., None].repeat(3, axis=2)))
+    deep[24] = 16  # The bits of a channel, which the pixels do not have.
+    with pytest.raises(DepthError):
+        read(bytes(deep))

@@ -262,6 +262,7 @@ def test_a_map_is_converted_and_filled_in_strips_as_it_is_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["png", "npy", "tiff"])
 def test_an_image_and_a_map_of_100_megapixels_are_lifted_in_2_gb(kind: str, tmp_path: Path) -> None:
     depth_m = np.broadcast_to(np.linspace(2, 5, 10_000, dtype=np.float32), (10_000, 10_000)).copy()

@@ -45,7 +45,7 @@ def encoded(pixels: np.ndarray, image_format: str) -> bytes:
 
 
 PHOTOGRAPH = encoded(synthetic.photograph(480, 320), "JPEG")
-DEPTH = encoded(np.linspace(1000, 5000, 480 * 320).reshape(320, 480).astype(np.uint16), "PNG")  # Millimetres.
+DEPTH = encoded((1000 / np.linspace(0.2, 1, 480 * 320)).reshape(320, 480).astype(np.uint16), "PNG")  # A floor in mm.
 INPUTS = {"image": data_uri(PHOTOGRAPH, "image/jpeg"), "depth": data_uri(DEPTH, "image/png")}
 
 

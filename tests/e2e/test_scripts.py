@@ -187,7 +187,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     for number in range(2):
         write_image(tmp_path / "photos" / f"{number}.jpg", seed=number)
-    depth_mm = np.linspace(1000, 4000, 48).astype(np.uint16).repeat(64).reshape(48, 64)
+    depth_mm = (1000 / np.linspace(0.25, 1, 48)).astype(np.uint16).repeat(64).reshape(48, 64)  # A floor.
     Image.fromarray(depth_mm).save(tmp_path / "depth.png")
     return tmp_path
 

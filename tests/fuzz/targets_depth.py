@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sharp_cog.depth import embedded, maps
 from sharp_cog.depth import files as depth_files
-from sharp_cog.depth import maps
-from sharp_cog.errors import DepthError
+from sharp_cog.errors import DepthError, ImageError
 from sharp_cog.geometry.camera import Camera
+from sharp_cog.imaging import images
+from tests.depth import portraits
 from tests.depth.samples import exr, npy, npz, pfm, tiff
 from tests.fuzz.harness import Target
 from tests.imaging.samples import encoded
@@ -88,4 +90,42 @@ _SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "depth-pfm": pfm_seeds,
     "depth-exr": exr_seeds,
 }
-TARGETS = [Target(name, seeds, read, (DepthError,)) for name, seeds in _SEEDS.items()]
+
+
+def read_embedded(content: bytes) -> maps.DepthMap | None:
+    """Decode the depth in a photograph, and check the properties that every decoded map has."""
+    embedded.describe(content)
+    depth_map = embedded.decode(content, images.decode(content))
+    if depth_map is not None:
+        known = depth_map.depth_m[~np.isnan(depth_map.depth_m)]
+        assert known.size
+        assert known.min() >= np.float32(maps.MIN_DEPTH_M)
+        assert known.max() <= maps.FAR_DEPTH_M
+    return depth_map
+
+
+def jpeg_seeds() -> list[bytes]:
+    return [
+        portraits.gdepth_jpeg(),
+        portraits.gdepth_jpeg(is_extended=True),
+        portraits.dynamic_depth_jpeg(),
+        portraits.apple_jpeg(),
+    ]
+
+
+def heic_seeds() -> list[bytes]:
+    wall = np.random.default_rng(0).integers(0, 256, (64, 104, 3), dtype=np.uint8)
+    rgb = np.zeros((64, 96, 3), np.uint8)
+    auxiliary = portraits.full_box(b"auxC", b"urn:mpeg:hevc:2015:auxid:2\0" + portraits.SEI)
+    pair = [portraits.cmin(90, 96), portraits.cmex(0)], [portraits.cmin(90, 96), portraits.cmex(64_000)]
+    return [
+        portraits.heic([rgb, rgb[..., 0]], properties=[[], [auxiliary]], auxiliary=[2]),
+        portraits.heic([wall[:, :96], wall[:, 8:]], properties=pair, group=[1, 2]),
+    ]
+
+
+TARGETS = [
+    *(Target(name, seeds, read, (DepthError,)) for name, seeds in _SEEDS.items()),
+    Target("depth-in-jpeg", jpeg_seeds, read_embedded, (DepthError, ImageError)),
+    Target("depth-in-heic", heic_seeds, read_embedded, (DepthError, ImageError)),
+]

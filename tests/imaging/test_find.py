@@ -76,3 +76,13 @@ def test_a_pipe_named_like_an_image_is_left_out(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert find_images(tmp_path / "missing", recursive=True) == []
     assert f"the folder {tmp_path / 'missing'} cannot be read and is left out" in caplog.text
+
+
+def test_camera_raws_are_found_where_they_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, "a.jpg", "b.CR2", "c.dng", "d.nef", "e.ARW", ".f.raf")
+    assert names_of(tmp_path) == ["a.jpg", "b.CR2", "c.dng", "d.nef", "e.ARW"]
+    monkeypatch.setattr("sharp_cog.imaging.find.can_develop", lambda: False)
+    assert names_of(tmp_path) == ["a.jpg"]
+    assert "4 camera raws are left out: install the extra 'raw'" in caplog.text

@@ -44,6 +44,7 @@ from sharp_cog.runtime.preprocess import ModelInput
 from sharp_cog.runtime.runner import SharpRunner
 from sharp_cog.runtime.unproject import unproject
 from sharp_cog.runtime.weights import Weights
+from tests.depth.portraits import apple_jpeg, gdepth_jpeg
 from tests.gated import Gated, write
 from tests.images import npy, png
 from tests.lift import CPU, NUM_VISIBLE, SmallLift, small_lift
@@ -477,3 +478,27 @@ def test_the_benchmark_reports_how_long_the_device_waits(tmp_path: Path) -> None
     assert report["num"] == 2
     assert report["busy_s"] > 0
     assert 0 <= report["idle_share"] < 1
+
+
+def test_lift_takes_the_depth_that_the_photograph_carries_unless_a_map_is_given(lift: SharpPipeline) -> None:
+    photograph = gdepth_jpeg("RangeLinear", depth=np.full((64, 96), 2.0))
+    taken = lift(photograph)
+    np.testing.assert_allclose(taken.gaussians.means[:, 2], 2.0, rtol=0.01)
+    assert taken.assumptions[0] == (
+        "depth taken from the photograph itself (GDepth map, 96x64, 2 to 2 m): if that is wrong, give a depth map"
+    )
+    np.testing.assert_allclose(lift(photograph, depth=np.full((64, 96), 3.0)).gaussians.means[:, 2], 3.0, rtol=0.01)
+    with pytest.raises(DepthError, match="and a depth map is given too"):
+        lift(photograph, PredictOptions(depth_from="embedded"), depth=FLAT)
+    for image in (png(), np.zeros((64, 96, 3), np.uint8)):
+        with pytest.raises(DepthError, match="depth_from is 'embedded', but the photograph carries no depth"):
+            lift(image, depth="embedded")
+        with pytest.raises(DepthError, match="needs a depth map, and the photograph carries none"):
+            lift(image)
+
+
+def test_the_focal_length_beside_embedded_depth_counts_unless_the_caller_gives_one(lift: SharpPipeline) -> None:
+    camera = lift(apple_jpeg()).camera
+    assert camera.focal_length_px == pytest.approx(3000 * 96 / 4032)
+    assert camera.focal_length_source == "intrinsics"
+    assert lift(apple_jpeg(), PredictOptions(focal_length_px=50.0)).camera.focal_length_source == "caller"
