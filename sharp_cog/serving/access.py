@@ -113,7 +113,7 @@ class Access:
         bearer = _BEARER.fullmatch(headers.get("authorization", ""))
         given = [key for key in (bearer and bearer[1], headers.get("x-api-key", "").strip()) if key]
         found = None
-        # Digests of equal length, all of them compared: neither the time nor the order tells anything about a key.
+        # Digests of equal length, all of them compared: neither the time nor the order reveals anything about a key.
         for digest in map(_digest, given):
             for valid in self.key_digests:
                 if hmac.compare_digest(digest, valid):

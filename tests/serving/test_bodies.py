@@ -160,8 +160,9 @@ def test_json_beyond_its_limit_is_refused(service: Service, monkeypatch: pytest.
     assert "send a form" in answer.json()["error"]
 
 
-def test_a_file_of_megabytes_arrives_whole(service: Service) -> None:
-    large = bytes(range(256)) * 8192
+def test_a_file_on_the_disk_arrives_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_SPOOLED_BYTES", 1000)
+    large = bytes(range(256)) * 80
     text = base64.b64encode(large).decode()
     for rest in ({"data": large}, {"json": {"image": text}}, {"files": {"image": large}}):
         answer = requests.post(f"{service.url}/predict?max_gaussians=1", timeout=60, **rest)

@@ -1,4 +1,4 @@
-"""Which addresses count as the public internet."""
+"""Addresses that count as the public internet, and those that do not."""
 
 from __future__ import annotations
 
