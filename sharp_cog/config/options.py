@@ -106,6 +106,12 @@ class OutputOptions:
         choices={3: "most viewers read it", 4: "needs a newer viewer"},
         frontends=_NOT_COG,
     )
+    glb_compression: str = parameter(
+        "none",
+        "compression inside of the format glb",
+        choices={"none": "plain numbers", "spz": "a .spz inside, a quarter of the size, for CesiumJS"},
+        frontends=_NOT_COG,
+    )
 
     def __post_init__(self) -> None:
         for about in parameters(type(self)):

@@ -142,7 +142,11 @@ def write(
     # Predictions have a camera, and `convert` assumes one for these formats.
     assert camera is not None or not format_.needs_camera
     scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
-    extra: dict[str, dict[str, Any]] = {"html": {"viewer_dir": viewer_dir}, "spz": {"version": options.spz_version}}
+    extra: dict[str, dict[str, Any]] = {
+        "html": {"viewer_dir": viewer_dir},
+        "spz": {"version": options.spz_version},
+        "glb": {"compression": options.glb_compression},
+    }
     # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
     writer = CODECS[format_.name].write
     assert writer is not None

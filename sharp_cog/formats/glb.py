@@ -10,6 +10,7 @@ inside (KHR_gaussian_splatting_compression_spz_2 and earlier names of it).
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -29,7 +30,7 @@ from sharp_cog.formats.limits import MAX_EXPANDED_GAUSSIANS, MAX_LENGTH_M, MIN_S
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.quaternions import to_unit
 from sharp_cog.formats.scene import Frame, Splat, camera_fields, camera_from_fields
-from sharp_cog.formats.spz import read_spz
+from sharp_cog.formats.spz import read_spz, write_spz
 from sharp_cog.geometry import transform
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import NUM_BANDS, Gaussians
@@ -69,7 +70,14 @@ _MAX_ASPECT = 100.0
 """Largest aspect of a camera that is no fault."""
 
 
-def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = GLB_FRAME) -> None:
+def write_glb(
+    file: BinaryIO,
+    gaussians: Gaussians,
+    camera: Camera | None,
+    frame: Frame = GLB_FRAME,
+    *,
+    compression: str = "none",
+) -> None:
     """Write a .glb with a node for the Gaussians and one for the photograph's camera; all values are float32.
 
     Spherical harmonics are written up to degree `MAX_DEGREE`.
@@ -81,16 +89,20 @@ def write_glb(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         gaussians: N Gaussians on any device, y up.
         camera: Camera of the photograph, if it is known.
         frame: Frame of the Gaussians' coordinates; its axes must be `opengl`.
+        compression: `none`, or `spz` for a .spz of version 3 in place of the attributes, whose coordinates are those of
+            the glTF, as CesiumJS takes them.
 
     Raises:
         PredictionError: A value is not finite.
-        OutputError: The file would exceed 4 GB.
+        OutputError: The file would exceed 4 GB, or a position is too far away for a .spz.
     """
     assert frame.axes == "opengl", "glTF's y is up"
     block = vertex_block(gaussians)
     views = _views(block, gaussians) if len(block) else {}
-    num_bytes = sum(view.nbytes for view in views.values())
     document = _document(views, len(block), camera, frame)
+    if compression == "spz" and views:
+        views = {"spz": _compress(document, gaussians)}
+    num_bytes = sum(view.nbytes for view in views.values())
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
     # Chunks start at multiples of 4 bytes, so JSON is padded with spaces.
     text += b" " * (-len(text) % 4)
@@ -134,6 +146,26 @@ def _views(block: NDArray[np.float32], gaussians: Gaussians) -> dict[str, NDArra
         name: np.ascontiguousarray(view, dtype=view.dtype if view.dtype == np.uint8 else "<f4")
         for name, view in views.items()
     }
+
+
+def _compress(document: dict[str, Any], gaussians: Gaussians) -> NDArray[np.uint8]:
+    """Return a .spz, padded to a multiple of 4 bytes, and let a document refer to it in place of attributes."""
+    spz = io.BytesIO()
+    write_spz(spz, gaussians, None)
+    num_bytes = len(spz.getvalue())
+    primitive = document["meshes"][0]["primitives"][0]
+    for name in (f"{EXTENSION}:OPACITY", _harmonic(0, 0)):  # The .spz has both in the attribute COLOR_0.
+        del primitive["attributes"][name]
+    kept = [document["accessors"][index] for index in primitive["attributes"].values()]
+    # What the .spz provides has accessors without a view.
+    document["accessors"] = [{key: value for key, value in one.items() if key != "bufferView"} for one in kept]
+    primitive["attributes"] = {name: index for index, name in enumerate(primitive["attributes"])}
+    primitive["extensions"][EXTENSION]["extensions"] = {SPZ_EXTENSIONS[0]: {"bufferView": 0}}
+    document["bufferViews"] = [{"buffer": 0, "byteOffset": 0, "byteLength": num_bytes}]
+    padded = np.frombuffer(spz.getvalue() + bytes(-num_bytes % 4), dtype=np.uint8)
+    document["buffers"] = [{"byteLength": padded.nbytes}]
+    document["extensionsUsed"] = document["extensionsRequired"] = [EXTENSION, SPZ_EXTENSIONS[0]]
+    return padded
 
 
 def _document(views: dict[str, NDArray[Any]], count: int, camera: Camera | None, frame: Frame) -> dict[str, Any]:

@@ -127,7 +127,11 @@ def written(case: str, gaussians: Gaussians, *, camera: Camera | None = CAMERA, 
     file, chosen = io.BytesIO(), options(case, **more)
     format_ = formats.FORMATS[chosen.output_format]
     scene, frame = formats.to_output_frame(gaussians, chosen, default_axes=format_.axes)
-    extra: dict[str, dict[str, Any]] = {"spz": {"version": chosen.spz_version}, "html": {"viewer_dir": viewer_dir()}}
+    extra: dict[str, dict[str, Any]] = {
+        "spz": {"version": chosen.spz_version},
+        "html": {"viewer_dir": viewer_dir()},
+        "glb": {"compression": chosen.glb_compression},
+    }
     writer = formats.CODECS[format_.name].write
     assert writer is not None
     writer(file, scene, camera, frame, **extra.get(format_.name, {}))

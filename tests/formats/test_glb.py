@@ -20,6 +20,7 @@ from sharp_cog import formats
 from sharp_cog.errors import OutputError, SplatError
 from sharp_cog.formats import glb
 from sharp_cog.formats.glb import SPZ_EXTENSIONS
+from tests import decoders
 from tests.decoders import glb_document
 from tests.formats.cases import written
 from tests.formats.samples import TRUTH, glb_of, glb_with_spz, sample
@@ -247,3 +248,25 @@ def test_spherical_harmonics_are_attributes_up_to_degree_3(degree: int) -> None:
     assert seen.harmonics is not None
     torch.testing.assert_close(seen.harmonics, gaussians.harmonics[:, :15])
     torch.testing.assert_close(seen.colors_linear, gaussians.colors_linear, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compressed_glb_holds_a_whole_spz_and_nothing_else() -> None:
+    gaussians = random_gaussians(300)
+    content = written("glb", gaussians, glb_compression="spz")
+    document, binary = glb_document(content)
+    name = "KHR_gaussian_splatting_compression_spz_2"
+    assert document["extensionsUsed"] == document["extensionsRequired"] == ["KHR_gaussian_splatting", name]
+    (view,) = document["bufferViews"]
+    decoded = decoders.spz(binary[: view["byteLength"]])
+    np.testing.assert_allclose(decoded.means, gaussians.means.numpy() * [1, -1, -1], atol=0.5 / 4096 + 1e-5)
+    primitive = document["meshes"][0]["primitives"][0]
+    assert primitive["extensions"]["KHR_gaussian_splatting"]["extensions"] == {name: {"bufferView": 0}}
+    assert set(primitive["attributes"]) == {
+        *("POSITION", "COLOR_0"),
+        *("KHR_gaussian_splatting:SCALE", "KHR_gaussian_splatting:ROTATION"),
+    }
+    assert not any("bufferView" in accessor for accessor in document["accessors"])
+    splat = formats.read(content)
+    assert splat.camera == CAMERA
+    torch.testing.assert_close(splat.gaussians.means, gaussians.means, atol=0.5 / 4096 + 1e-5, rtol=0)
+    assert len(content) < len(written("glb", gaussians)) / 2
