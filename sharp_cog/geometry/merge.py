@@ -24,7 +24,7 @@ _NUM_CANDIDATES = 4
 """Gaussians that each is compared with, next on the curve."""
 _NUM_PASSES = 2
 """Times that a round looks for pairs, the second time among Gaussians that found no partner before."""
-_MERGED_SHARE = 0.6
+_MERGED_SHARE = 0.9
 """Share of the candidates that merge in a round. The rest waits for cheaper partners in the next one."""
 _SHAPE_WEIGHT = 0.005
 """Cost of a change of shape relative to that of a change of colour."""
@@ -35,6 +35,12 @@ _THICKNESS = 0.01
 does not look like distance."""
 _MAX_STRETCH = 6.0
 """Largest factor on the variance between two means that closes gaps."""
+_OPAQUE = 0.98
+"""Opacity from which on a merged Gaussian stands for an opaque surface."""
+_FEW = 8
+"""Members up to which a merged Gaussian overlaps its neighbours as much as they did."""
+_WIDENING = 0.05
+"""Largest share by which opaque Gaussians of more members are widened, so that no gaps open between them."""
 _LEAST_AREA = 1e-14
 """Area of a Gaussian without extent, in squares of the scene's size, which keeps quotients finite."""
 _LARGEST_SIZE = 1e6
@@ -67,12 +73,12 @@ class _Scene:
     Attributes:
         table: (13, n), a row for each of x, y, z, the six entries of the covariance, red, green, blue, and opacity.
         rows: (n,), row of the harmonics of each Gaussian, and in the input for one that has not merged.
-        is_merged: (n,), whether a Gaussian has merged.
+        num_members: (n,) int32, number of the input's Gaussians that each has merged from.
     """
 
     table: Tensor
     rows: Tensor
-    is_merged: Tensor
+    num_members: Tensor
 
     def __len__(self) -> int:
         return int(self.table.shape[1])
@@ -82,7 +88,7 @@ class _Scene:
             self,
             table=self.table.index_select(1, indices),
             rows=self.rows[indices],
-            is_merged=self.is_merged[indices],
+            num_members=self.num_members[indices],
         )
 
 
@@ -106,18 +112,18 @@ def merge(gaussians: Gaussians, num_gaussians: int) -> Gaussians:
     centre = [coordinate / unit for coordinate in centre]
     one = torch.ones_like(unit)
     harmonics = None if gaussians.harmonics is None else gaussians.harmonics.clone()
-    all_fields = [*scene.table, *gaussians.scales.unbind(-1), *gaussians.quaternions_wxyz.unbind(-1)]
-    if harmonics is not None:
-        all_fields += harmonics.flatten(1).unbind(-1)
-    scene = scene.chosen(canonical_order(positions_on_curve(points, centre, one, 0.0), all_fields))
+    fields = [*scene.table[_MEAN], *scene.table[_COLOR], scene.table[_OPACITY]]
+    for tensor in (gaussians.scales, gaussians.quaternions_wxyz, *([] if harmonics is None else [harmonics])):
+        fields += tensor.flatten(1).unbind(-1)
+    scene = scene.chosen(canonical_order(positions_on_curve(points, centre, one, 0.0), fields))
     num_rounds = 0
     while len(scene) > num_gaussians:
-        if num_rounds:
-            shift = num_rounds * _GOLDEN_RATIO % 1.0
-            scene = scene.chosen(order(positions_on_curve([*scene.table[_MEAN]], centre, one, shift)))
-        first, second = _cheapest_pairs(_features(scene.table, is_photograph), len(scene) - num_gaussians)
-        scene = _merged(scene, first, second, harmonics)
         num_rounds += 1
+        first, second = _cheapest_pairs(_features(scene.table, is_photograph), len(scene) - num_gaussians)
+        kept = _merge_pairs(scene, first, second, harmonics)
+        means = [*scene.table[_MEAN].index_select(1, kept)]
+        shift = num_rounds * _GOLDEN_RATIO % 1.0
+        scene = scene.chosen(kept[order(positions_on_curve(means, centre, one, shift))])
     return _gaussians(scene, gaussians, unit, harmonics)
 
 
@@ -158,7 +164,7 @@ def _scene(gaussians: Gaussians, unit: Tensor) -> _Scene:
     table[_COLOR] = gaussians.colors_linear.T
     table[_OPACITY] = gaussians.opacities
     rows = torch.arange(num, device=table.device)
-    return _Scene(table=table, rows=rows, is_merged=torch.zeros_like(rows, dtype=torch.bool))
+    return _Scene(table=table, rows=rows, num_members=torch.ones_like(rows, dtype=torch.int32))
 
 
 def _area(covariance: _Symmetric) -> Tensor:
@@ -271,7 +277,7 @@ def _cheapest_pairs(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
     firsts, seconds, pair_keys = [], [], []
     for _ in range(_NUM_PASSES):
         # The cheapest pair of each Gaussian. A pair that is the cheapest of both is found from either.
-        best = torch.full_like(keys[0], _NEVER)
+        best = torch.full_like(keys[0], _NEVER - 1)
         for ahead in range(1, num_candidates + 1):
             pairs = keys[ahead - 1, : num - ahead]
             for side in (best[: num - ahead], best[ahead:]):
@@ -279,8 +285,7 @@ def _cheapest_pairs(features: Tensor, most: int) -> tuple[Tensor, Tensor]:
         found_first, found_second = [], []
         for ahead in range(1, num_candidates + 1):
             pairs = keys[ahead - 1, : num - ahead]
-            is_best = (pairs == best[: num - ahead]) & (pairs == best[ahead:]) & (pairs != _NEVER)
-            first = torch.nonzero(is_best).squeeze(-1)
+            first = torch.nonzero(pairs <= torch.minimum(best[: num - ahead], best[ahead:])).squeeze(-1)
             found_first.append(first)
             found_second.append(first + ahead)
             pair_keys.append(pairs[first])
@@ -320,8 +325,12 @@ def _keys(features: Tensor, num_candidates: int) -> Tensor:
     return keys
 
 
-def _merged(scene: _Scene, first: Tensor, second: Tensor, harmonics: Tensor | None) -> _Scene:
-    """Merge pairs; write the harmonics of each to the row of its first Gaussian."""
+def _merge_pairs(scene: _Scene, first: Tensor, second: Tensor, harmonics: Tensor | None) -> Tensor:
+    """Write each merged pair to the place of its first Gaussian, and its harmonics to that one's row.
+
+    Returns:
+        The indices of all Gaussians but the second ones of the pairs.
+    """
     a, b = scene.table.index_select(1, first), scene.table.index_select(1, second)
     area_a, area_b = _area(a[_COVARIANCE]), _area(b[_COVARIANCE])
     mass_a, mass_b = a[_OPACITY] * area_a, b[_OPACITY] * area_b
@@ -340,12 +349,11 @@ def _merged(scene: _Scene, first: Tensor, second: Tensor, harmonics: Tensor | No
     between = torch.stack([x * x, x * y, x * z, y * y, y * z, z * z])
     covered = _covered_area(a, b, area_a, area_b, [*offset])
     out[_COVARIANCE], out[_OPACITY] = _filled(within, between, covered)
-    table, is_merged = scene.table, scene.is_merged.clone()
-    table[:, first] = out
-    is_merged[first] = True
-    is_kept = torch.ones_like(is_merged)
+    scene.table.index_copy_(1, first, out)
+    scene.num_members[first] += scene.num_members[second]
+    is_kept = torch.ones_like(scene.rows, dtype=torch.bool)
     is_kept[second] = False
-    return replace(scene, table=table, is_merged=is_merged).chosen(torch.nonzero(is_kept).squeeze(-1))
+    return torch.nonzero(is_kept).squeeze(-1)
 
 
 def _covered_area(a: Tensor, b: Tensor, area_a: Tensor, area_b: Tensor, offset: list[Tensor]) -> Tensor:
@@ -383,14 +391,16 @@ def _gaussians(scene: _Scene, source: Gaussians, unit: Tensor, harmonics: Tensor
     """Return the Gaussians of a scene; fields of those that have not merged are copied from the source."""
     quaternions, scales = source.quaternions_wxyz[scene.rows], source.scales[scene.rows]
     means, colors, opacities = source.means[scene.rows], source.colors_linear[scene.rows], source.opacities[scene.rows]
-    merged = torch.nonzero(scene.is_merged).squeeze(-1)
+    merged = torch.nonzero(scene.num_members > 1).squeeze(-1)
     table = scene.table.index_select(1, merged)
     xx, xy, xz, yy, yz, zz = table[_COVARIANCE]
     # The columns of a covariance lead to its axes too; their norms are the variances.
     columns, variances = orthogonalize(([xx, xy, xz], [xy, yy, yz], [xz, yz, zz]))
     components, variances = sorted_axes(columns, variances)
     quaternions[merged] = canonicalize(torch.stack(components, dim=-1))
-    scales[merged] = torch.stack(variances, dim=-1).sqrt_() * unit
+    is_opaque = table[_OPACITY] > _OPAQUE
+    widening = 1.0 + _WIDENING * is_opaque * (1.0 - _FEW / scene.num_members[merged]).clamp_(min=0.0)
+    scales[merged] = torch.stack(variances, dim=-1).sqrt_() * (widening * unit).unsqueeze(-1)
     means[merged] = table[_MEAN].T * unit
     colors[merged] = table[_COLOR].T
     opacities[merged] = table[_OPACITY]
