@@ -240,9 +240,9 @@ def _fit(prediction: Prediction, path: Path, budget: int) -> Prediction:
             fewer -= 1
         if fewer < 1:
             return prediction
-        num = fewer
-        fitted = prediction.with_options(replace(prediction.options, max_gaussians=num))
+        fitted = prediction.with_options(replace(prediction.options, max_gaussians=fewer))
         fitted.write(path, output_format="ply")
+        num = len(fitted.gaussians)  # Merging may leave fewer than the option allows.
     return fitted
 
 
