@@ -106,6 +106,11 @@ class OutputOptions:
         choices={3: "most viewers read it", 4: "needs a newer viewer"},
         frontends=_NOT_COG,
     )
+    cameras_json: bool = parameter(
+        False,
+        "also write the photograph's camera beside a .ply, as NAME.cameras.json in the layout of INRIA's cameras.json",
+        frontends=("command line", "Python"),
+    )
     glb_compression: str = parameter(
         "none",
         "compression inside of the format glb",
@@ -122,6 +127,11 @@ class OutputOptions:
         if fixed and self.axes not in ("auto", fixed):
             raise OptionError(
                 f"axes is {self.axes!r}, but {self.output_format} always has {fixed}: leave it out, or choose another "
+                "output_format"
+            )
+        if self.cameras_json and not format_.suffix.endswith(".ply"):
+            raise OptionError(
+                f"cameras_json is given, but {self.output_format} is no .ply: leave it out, or choose another "
                 "output_format"
             )
         if self.center and format_.has_fixed_origin:

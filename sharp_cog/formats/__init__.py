@@ -12,6 +12,7 @@ from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import OptionError, SplatError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
+from sharp_cog.formats.cameras import write_cameras
 from sharp_cog.formats.compressed_ply import is_compressed_ply, read_compressed_ply, write_compressed_ply
 from sharp_cog.formats.glb import read_glb, write_glb
 from sharp_cog.formats.gltf import is_glb
@@ -152,6 +153,9 @@ def write(
     assert writer is not None
     with open_atomically(path) as file:
         writer(file, scene, camera, frame, **extra.get(format_.name, {}))
+    if options.cameras_json and camera is not None:
+        with open_atomically(path.with_name(f"{path.name.removesuffix(format_.suffix)}.cameras.json")) as file:
+            write_cameras(file, camera, frame)
     return path
 
 

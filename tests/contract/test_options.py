@@ -42,6 +42,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "scale": {"scale": 2.0},
     "center": {"center": True},
     "spz_version": {"output_format": "spz", "spz_version": 4},
+    "cameras_json": {"cameras_json": True},
     "glb_compression": {"output_format": "glb", "glb_compression": "spz"},
     "focal_length_px": {"focal_length_px": 50.0},
     "focal_length_mm": {"focal_length_mm": 20.0},
