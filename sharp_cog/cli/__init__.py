@@ -190,6 +190,45 @@ COMMANDS = {
             _INPUT_AXES,
         ],
     ),
+    "evaluate": Command(
+        help="compare novel views of a model's splats with truth: PSNR, SSIM, and LPIPS if it is installed",
+        example="sharp-cog evaluate --model lift",
+        flags=[
+            flag(
+                "folder",
+                nargs="?",
+                metavar="FOLDER",
+                help="folder of posed images with nerfstudio's transforms.json (default: the traced scenes)",
+            ),
+            flag("--source", metavar="NAME", help="image of the folder to predict from (default: the first one)"),
+            flag(
+                "--views",
+                type=as_int,
+                default=16,
+                metavar="N",
+                help="maximum number of other images of the folder to compare with (default: 16)",
+            ),
+            flag(
+                "--scenes",
+                metavar="NAMES",
+                help="traced scenes, separated by commas (default: room,garden,portrait,street)",
+            ),
+            flag("--width", type=as_int, default=384, metavar="PX", help="width of the compared views (default: 384)"),
+            flag(
+                "--align",
+                choices=("none", "depth"),
+                default="none",
+                help="scale of the splat. none: as predicted, which must have the unit of the poses; depth: one factor "
+                "that fits it to the photograph's known depth (default: none)",
+            ),
+            flag("--with-depth", action="store_true", help="give SHARP the known depth too; lift always has it"),
+            flag("-o", "--output", metavar="FOLDER", help="also write each truth beside its view, as .png"),
+            flag("--json", action="store_true", help="print JSON"),
+            *setting_flags("model"),
+            *option_flags(PredictOptions, "max_gaussians", "min_opacity", "depth_mode", "back_surface_factor"),
+            *_NETWORK,
+        ],
+    ),
     "verify": Command(
         help="compare this package's network with Apple's own package, stage by stage",
         example="sharp-cog verify photo.jpg",

@@ -10,6 +10,7 @@ surface in reach fills the rest by push and pull through a pyramid of weighted m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -93,12 +94,12 @@ def blocks(values: Tensor, size: int) -> list[Tensor]:
 
 def largest(values: Tensor, size: int) -> Tensor:
     """Return the maximum of each block."""
-    return torch.stack(blocks(values, size)).amax(dim=0)
+    return reduce(torch.maximum, blocks(values, size))
 
 
 def mean(values: Tensor, size: int) -> Tensor:
     """Return the mean of each block."""
-    return torch.stack(blocks(values, size)).mean(dim=0)
+    return reduce(torch.add, blocks(values, size)) / size**2
 
 
 def push_pull(values: Tensor, weights: Tensor) -> Tensor:
@@ -244,7 +245,9 @@ def _grow_behind(
     is_own = framed(is_mixed & (near - shrink(far, 2) <= step))
     near, step = framed(near), framed(step)
     limit = near + torch.where(is_own, 0.5, -0.5) * step
-    x, y, known = framed(grid.x), framed(grid.y), framed(grid.planes)
+    x, y = framed(grid.x), framed(grid.y)
+    # A row for each cell, since rows of neighbours are gathered.
+    known = framed(grid.planes).T.contiguous()
     grown, is_grown = torch.zeros_like(known), torch.zeros_like(is_known)
     first = is_known & framed(grow(is_mixed))
     around = [row * side + column for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column]
@@ -258,12 +261,10 @@ def _grow_behind(
         neighbours = cells.unsqueeze(-1) + offsets
         use_grown, use_known = is_grown[neighbours], is_known[neighbours]
         here_x, here_y, here_limit = (values[cells].unsqueeze(-1) for values in (x, y, limit))
-
-        def extended(planes: Tensor, places: Tensor, here_x: Tensor, here_y: Tensor) -> Tensor:
-            return planes[5][places] + planes[3][places] * here_x + planes[4][places] * here_y
-
-        from_grown = extended(grown, neighbours, here_x, here_y)
-        from_known = extended(known, neighbours, here_x, here_y)
+        near_grown, near_known = grown[neighbours], known[neighbours]
+        from_grown, from_known = (
+            planes[..., 5] + planes[..., 3] * here_x + planes[..., 4] * here_y for planes in (near_grown, near_known)
+        )
         use_grown &= from_grown < here_limit
         use_known &= ~use_grown & (from_known < here_limit)
         disparity = torch.where(use_grown, from_grown, from_known).masked_fill(~(use_grown | use_known), torch.nan)
@@ -271,16 +272,16 @@ def _grow_behind(
         middle = disparity.nanmedian(dim=-1).values
         tolerance = (_SAME_SURFACE * middle).clamp(min=visible.least_step).unsqueeze(-1)
         weights = ((disparity - middle.unsqueeze(-1)).abs() < tolerance).to(near.dtype)
-        planes = torch.where(use_grown, grown[:, neighbours], known[:, neighbours])
-        planes = (planes * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1.0)
+        planes = torch.where(use_grown.unsqueeze(-1), near_grown, near_known) * weights.unsqueeze(-1)
+        planes = planes.sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
         shift = max(visible.shift_x, visible.shift_y) / _STRIDE
         is_in_reach = is_own[cells] | (shift * (near[cells] - middle) >= distance - 2)
         is_good = is_in_reach & ~middle.isnan()
         cells = cells[is_good]
-        grown[:, cells] = planes[:, is_good]
+        grown[cells] = planes[is_good]
         is_grown[cells] = True
     shape = (side, side)
-    return grown.view(6, *shape)[:, 1:-1, 1:-1], is_grown.view(shape)[1:-1, 1:-1]
+    return grown.T.reshape(6, *shape)[:, 1:-1, 1:-1], is_grown.view(shape)[1:-1, 1:-1]
 
 
 def margin(visible: Visible) -> Sheet:

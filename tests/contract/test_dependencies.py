@@ -54,7 +54,7 @@ BROUGHT_ALONG = {
     "httpx2": "huggingface_hub",
 }
 """Modules of undeclared distributions, and the declared distribution that requires each."""
-BY_HAND = {"sharp": "ml-sharp", "gsplat": "gsplat"}
+BY_HAND = {"sharp": "ml-sharp", "gsplat": "gsplat", "lpips": "lpips"}
 """Modules that no index has in a form that fits. Error messages say how to install them."""
 
 
