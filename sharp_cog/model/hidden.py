@@ -178,8 +178,9 @@ def behind(visible: Visible) -> tuple[list[Sheet], Tensor, Tensor]:
     filled = grown
     if bool(is_source.any()):
         filled = push_pull(grid.planes, is_source.to(grid.planes.dtype))
-        # A little farther than the foreground, so that no gap opens at its edge.
-        is_filled = grow(is_foreground, 2)
+        # A little farther than the foreground at its edge, so that no gap opens there. Where the foreground goes on
+        # beyond the reach, nothing comes below it.
+        is_filled = is_foreground | (grow(is_foreground, 2) & grow(is_edge, 2))
         disparity = torch.maximum(grid.disparity(filled), 0.5 * far.view(-1)[source_at])
         disparity = torch.minimum(disparity, near - 0.5 * step)
         below = 0.99 * (near + far) / 2

@@ -76,9 +76,8 @@ def test_views_are_chosen_evenly_and_made_smaller(folder: Path) -> None:
     truth = case.views[1].truth()
     assert truth.shape == (24, 32, 3)
     whole = np.asarray(Image.open(folder / "images/0.png"), dtype=float)
-    np.testing.assert_allclose(
-        truth, whole.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3)), atol=1.01
-    )  # Rounded once for each direction.
+    # Rounded once for each direction.
+    np.testing.assert_allclose(truth, whole.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3)), atol=1.01)
     assert case.views[1].view.focal_length_px == 30.0
 
 
