@@ -35,20 +35,21 @@ def load(name: str, *, checkpoint: str | None, device: torch.device, commercial:
 
     Raises:
         SettingError: The use is commercial, and the licence does not allow that.
-        NotInstalledError: The extra `depth` is not installed.
+        NotInstalledError: The extra `hub` or `depth` is not installed.
         CheckpointMissingError: The checkpoint does not exist and cannot be downloaded.
         CheckpointError: The checkpoint is broken, or belongs to another network.
     """
     facts = ESTIMATORS[name]
     require_licence(facts, commercial=commercial)
-    if importlib.util.find_spec("transformers") is None:
-        raise NotInstalledError(
-            f"{name} needs the extra 'depth' (transformers is missing): run .venv/bin/pip install -e '.[depth]'"
-        )
+    extra, modules, read, create = _MODELS[name]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise NotInstalledError(
+                f"{name} needs the extra '{extra}' ({module} is missing): run .venv/bin/pip install -e '.[{extra}]'"
+            )
     source = checkpoint or facts.repository
     if checkpoint is None and not is_on_disk(facts):
         _LOG.warning("%s: downloading %s from huggingface.co/%s", name, facts.terms, source)
-    read, create = _MODELS[name]
     try:
         content = read(source, facts)
     # The libraries of the hub raise many errors, all of which are an OSError or a ValueError.
@@ -70,7 +71,7 @@ def is_on_disk(facts: ModelFacts) -> bool:
     """Report whether the weights of an estimator are in the cache of the hub, without a look at the network."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return False
-    from huggingface_hub import try_to_load_from_cache  # Installed with the extra `depth`.
+    from huggingface_hub import try_to_load_from_cache  # Installed with the extra `hub`.
 
     return isinstance(try_to_load_from_cache(facts.repository, facts.file), str)
 
@@ -79,7 +80,7 @@ def _weights_file(source: str, facts: ModelFacts) -> Path:
     """Return the file of the weights, in a local folder or from the hub."""
     if Path(source).is_dir():
         return Path(source) / facts.file
-    from huggingface_hub import hf_hub_download  # Installed with the extra `depth`.
+    from huggingface_hub import hf_hub_download  # Installed with the extra `hub`.
 
     return Path(hf_hub_download(source, facts.file))
 
@@ -113,24 +114,32 @@ def _prepared(model: nn.Module, device: torch.device) -> Any:
 _Reader = Callable[[str, ModelFacts], Any]
 _Creator = Callable[[Any, torch.device], Estimator]
 
-_MODELS: dict[str, tuple[_Reader, _Creator]] = {
+_MODELS: dict[str, tuple[str, tuple[str, ...], _Reader, _Creator]] = {
     "moge-2": (
+        "hub",
+        ("huggingface_hub",),
         _read_torch,
         lambda content, device: moge.MoGeEstimator(_prepared(moge.from_checkpoint(content), device), device),
     ),
     "depth-anything-3-metric": (
+        "hub",
+        ("huggingface_hub", "safetensors"),
         _read_safetensors,
         lambda content, device: depth_anything_3.DepthAnything3Estimator(
             _prepared(depth_anything_3.from_checkpoint(content), device), device
         ),
     ),
     "depth-pro": (
+        "depth",
+        ("transformers",),
         lambda source, facts: hugging_face.load("DepthProForDepthEstimation", source),
         lambda content, device: hugging_face.DepthPro(_prepared(content, device), device),
     ),
     "depth-anything-v2-metric": (
+        "depth",
+        ("transformers",),
         lambda source, facts: hugging_face.load("DepthAnythingForDepthEstimation", source),
         lambda content, device: hugging_face.DepthAnything(_prepared(content, device), device),
     ),
 }
-"""Reader of the weights, and the function that makes an estimator of them, by the estimator's name."""
+"""Extra, modules, reader of the weights, and the function that makes an estimator of them; by the estimator's name."""

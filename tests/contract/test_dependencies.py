@@ -23,6 +23,7 @@ SERVES = {
     "spz": ["sharp_cog/formats"],
     "usd": ["sharp_cog/formats"],
     "stereo": ["sharp_cog/depth"],
+    "hub": ["sharp_cog/estimators"],
     "depth": ["sharp_cog/depth", "sharp_cog/estimators"],
     "http": ["sharp_cog/serving", "sharp_cog/cli"],
     "guard": ["sharp_cog/serving"],

@@ -97,7 +97,7 @@ def test_the_first_run_installs_and_the_second_starts_at_once(checkout: Checkout
     assert "installing" in err
     installed = " ".join(checkout.installed())
     assert "torch==2." in installed
-    assert installed.endswith(f"--editable {checkout.root}[preview]")
+    assert installed.endswith(f"--editable {checkout.root}[hub,preview]")
     assert "index-url" not in installed
 
     checkout.log.unlink()

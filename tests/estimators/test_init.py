@@ -29,10 +29,11 @@ def test_the_error_for_a_missing_checkpoint_says_how_to_download_it(tmp_path: Pa
         estimators.load("depth-pro", checkpoint=str(tmp_path), device=CPU)
 
 
-def test_the_error_without_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "extra"), [("moge-2", "hub"), ("depth-pro", "depth")])
+def test_the_error_without_the_packages_names_the_extra(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotInstalledError, match=r"\.\[depth\]"):
-        estimators.load("depth-pro", checkpoint=None, device=CPU)
+    with pytest.raises(NotInstalledError, match=rf"pip install -e '\.\[{extra}\]'"):
+        estimators.load(name, checkpoint=None, device=CPU)
 
 
 def test_moge_and_depth_anything_3_load_from_folders_in_the_layout_of_the_hub(tmp_path: Path) -> None:
