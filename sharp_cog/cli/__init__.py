@@ -29,7 +29,7 @@ from sharp_cog.cli.settings import (
     option_flags,
     setting_flags,
 )
-from sharp_cog.config.models import ESTIMATORS
+from sharp_cog.config.models import ESTIMATORS, FREE_ESTIMATORS
 from sharp_cog.config.options import AXES, OutputOptions, PredictOptions
 from sharp_cog.config.parameters import sentence
 from sharp_cog.errors import InputError, SharpError
@@ -82,6 +82,12 @@ COMMANDS = {
             flag("-o", "--output", metavar="PATH", help="file, or folder for many images (default: beside each image)"),
             _RECURSIVE,
             *setting_flags("model"),
+            flag(
+                "--free",
+                action="store_true",
+                help="without SHARP's weights, for any use, commercial too: the depth is the photograph's own, else "
+                f"that of a free network ({' or '.join(FREE_ESTIMATORS)})",
+            ),
             flag(
                 "--depth",
                 metavar="PATH",

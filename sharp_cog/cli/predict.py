@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sharp_cog import estimators, formats
-from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, report
+from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, free, report
 from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import in_flags, options_from, settings_from
@@ -47,6 +48,8 @@ _FOCAL_LENGTH_SOURCES = {
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     settings = settings_from(arguments)
+    if arguments.free:
+        settings = free.settings_for(settings, arguments.model)
     output_format = arguments.format or _format_of_output(arguments.output)
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
@@ -69,7 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         recursive=arguments.recursive,
     )
     needs_depth = settings.model == "lift" and depth is None and arguments.depth_from is None and not is_embedded
-    if len(jobs) == 1 and needs_depth and embedded.find(read_bytes(jobs[0].image, ImageError)) is None:
+    if arguments.free and needs_depth:
+        is_interactive = sys.stdin.isatty() and sys.stderr.isatty()
+        estimator_name = free.network_for([job.image for job in jobs], is_interactive=is_interactive)
+    elif len(jobs) == 1 and needs_depth and embedded.find(read_bytes(jobs[0].image, ImageError)) is None:
         raise DepthError(
             f"the model 'lift' needs a depth map, and {jobs[0].image.name} carries none: add --depth FILE or "
             "--depth-from NAME, or choose --model sharp"
@@ -88,9 +94,15 @@ def run(arguments: argparse.Namespace) -> int:
             commercial=settings.commercial,
         )
     requests = [
-        Request(image=job.image, depth=estimator or job.depth, options=options, key=str(index))
+        Request(image=job.image, depth=job.depth or estimator, options=options, key=str(index))
         for index, job in enumerate(jobs)
     ]
+    if arguments.free and needs_depth and estimator is not None:
+        # The photograph's own depth is measured, so it is better than an estimate.
+        requests = [
+            replace(request, depth=None) if free.carries_depth(job.image) else request
+            for request, job in zip(requests, jobs, strict=True)
+        ]
     pipeline = SharpPipeline.load(settings)
     with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()) as bar:
         batch = _Batch(jobs, bar=bar, has_preview=arguments.preview, verbose=arguments.verbose)
