@@ -101,24 +101,33 @@ def spz(content: bytes) -> Decoded:
         planes += [b""] * (5 - len(planes) if count == 0 else 0)  # Writers leave out empty streams.
     else:
         body = gzip.decompress(content)
-        magic, version, count, degree, fraction_bits, _, _ = struct.unpack_from("<4sIIBBBB", body)
-        assert version == 3
+        magic, version, count, degree, fraction_bits, flags, _ = struct.unpack_from("<4sIIBBBB", body)
+        assert version in (2, 3)
         planes, start = [], 16
-        for size in (9, 1, 3, 3, 4):
+        for size in (9, 1, 3, 3, 4 if version == 3 else 3):
             planes.append(body[start : start + size * count])
             start += size * count
-        assert start == len(body)
+        assert start == len(body) - (12 if flags & 2 else 0)  # The extension that names the axes.
     assert (magic, degree) == (b"NGSP", 0)
     fixed = [int.from_bytes(planes[0][i : i + 3], "little", signed=True) for i in range(0, len(planes[0]), 3)]
     alphas, colors, scales = (np.frombuffer(plane, np.uint8).astype(float) for plane in planes[1:4])
+    if version == 2:
+        xyz = np.frombuffer(planes[4], np.uint8).astype(float).reshape(-1, 3) / 127.5 - 1
+        w = np.sqrt(np.maximum(0, 1 - (xyz**2).sum(axis=1, keepdims=True)))
+        return _spz(fixed, fraction_bits, alphas, colors, scales, np.concatenate([xyz, w], axis=1))
     rotations = np.array([number for (number,) in struct.iter_unpack("<I", planes[4])], dtype=np.int64)
     signed = np.stack([rotations >> shift & 1023 for shift in (20, 10, 0)], axis=-1).reshape(-1, 3)
     smaller = np.where(signed & 512, -1, 1) * (signed & 511) / 511 / np.sqrt(2)
     xyzw = _smallest_three(smaller, rotations >> 30)
+    return _spz(fixed, fraction_bits, alphas, colors, scales, xyzw)
+
+
+def _spz(fixed: list[int], fraction_bits: int, alphas: Floats, colors: Floats, scales: Floats, xyzw: Floats) -> Decoded:
+    lengths = np.linalg.norm(xyzw, axis=1, keepdims=True)
     return Decoded(
         means=np.array(fixed, dtype=float).reshape(-1, 3) / 2**fraction_bits,
         scales=np.exp(scales.reshape(-1, 3) / 16 - 10),
-        wxyz=xyzw[:, [3, 0, 1, 2]],
+        wxyz=xyzw[:, [3, 0, 1, 2]] / lengths,
         srgb=(colors.reshape(-1, 3) / 255 - 0.5) / 0.15 * SH_C0 + 0.5,
         opacities=alphas / 255,
     )

@@ -65,6 +65,19 @@ _SPLAT_HELP = "a splat: .ply, .compressed.ply, .splat, .spz, .sog, .glb, .usdz o
 _INPUT_AXES = flag(
     "--input-axes", choices=tuple(AXES), default="auto", help="axes of the input (default: auto, as the file says)"
 )
+_DROP_INVALID = flag(
+    "--drop-invalid",
+    action="store_true",
+    help="drop Gaussians whose values are not finite, and report their number, instead of refusing the file",
+)
+_EXISTING = [
+    flag(
+        "--overwrite",
+        action="store_true",
+        help="replace images, videos and depth maps that exist already, even if sharp-cog has not written them",
+    ),
+    flag("--skip-existing", action="store_true", help="leave out outputs that exist already"),
+]
 _ESTIMATOR_CHECKPOINT = flag(
     "--estimator-checkpoint",
     metavar="NAME",
@@ -81,6 +94,7 @@ COMMANDS = {
             _IMAGES,
             flag("-o", "--output", metavar="PATH", help="file, or folder for many images (default: beside each image)"),
             _RECURSIVE,
+            *_EXISTING,
             *setting_flags("model"),
             flag(
                 "--free",
@@ -122,6 +136,8 @@ COMMANDS = {
         flags=[
             flag("file", metavar="FILE", help=f"{_SPLAT_HELP}; or an image"),
             flag("--json", action="store_true", help="print JSON"),
+            _INPUT_AXES,
+            _DROP_INVALID,
         ],
     ),
     "convert": Command(
@@ -130,7 +146,9 @@ COMMANDS = {
         flags=[
             flag("source", metavar="IN", help=_SPLAT_HELP),
             flag("target", metavar="OUT", help="output file; its suffix names the format"),
+            *_EXISTING,
             _INPUT_AXES,
+            _DROP_INVALID,
             format_flag(),
             *option_flags(OutputOptions),
         ],
@@ -142,6 +160,7 @@ COMMANDS = {
             _IMAGES,
             flag("-o", "--output", metavar="FOLDER", help="folder, or a file .npy (default: beside each image)"),
             _RECURSIVE,
+            *_EXISTING,
             flag(
                 "--estimator",
                 choices=("sharp", *ESTIMATORS),
@@ -177,6 +196,7 @@ COMMANDS = {
         flags=[
             flag("splat", metavar="SPLAT", help=_SPLAT_HELP),
             flag("-o", "--output", metavar="FILE", help=".mp4, .webp or .png (default: the splat's name with .mp4)"),
+            *_EXISTING,
             flag(
                 "--path",
                 default="rotate_forward",
@@ -194,6 +214,7 @@ COMMANDS = {
             flag("--depth", action="store_true", help="also write a video of the depth"),
             flag("--stereo", action="store_true", help="render two views side by side, for headsets"),
             _INPUT_AXES,
+            _DROP_INVALID,
         ],
     ),
     "evaluate": Command(

@@ -18,6 +18,7 @@ from sharp_cog import estimators
 from sharp_cog.cli import EXIT_FAILED, report
 from sharp_cog.cli.plan import plan
 from sharp_cog.cli.settings import settings_from
+from sharp_cog.cli.targets import Existing
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.config.settings import Settings
 from sharp_cog.depth.files import write_metric_npy
@@ -49,6 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
         suffix=".npy",
         recursive=arguments.recursive,
     )
+    existing = Existing(overwrite=arguments.overwrite, skip=arguments.skip_existing)
+    left = existing.leaves([job.target for job in jobs], is_splat_format=False)
+    jobs = [job for job in jobs if job.target in left]
+    if not jobs:
+        return 0
     estimate_depth = load_estimator(arguments.estimator, settings, checkpoint=arguments.estimator_checkpoint)
     exit_codes, num_written = set[int](), 0
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1 or not sys.stderr.isatty()):

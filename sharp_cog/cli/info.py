@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from sharp_cog import formats
-from sharp_cog.cli.settings import settings_from
+from sharp_cog.cli.settings import in_flags, settings_from
+from sharp_cog.cli.splats import read_splat
 from sharp_cog.depth import embedded
 from sharp_cog.errors import InputError
 from sharp_cog.files.read import read_bytes
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     content = read_bytes(path, InputError)
     splat_format = formats.detect(content, path)
     if splat_format is not None:
-        report = {"format": splat_format, **_splat(formats.read(path))}
+        splat = read_splat(path, axes=arguments.input_axes, drop_invalid=arguments.drop_invalid)
+        report = {"format": splat_format, **_splat(splat), "notes": [in_flags(note) for note in splat.notes]}
     else:
         source = images.decode(content, max_pixels=settings_from(arguments).max_pixels)
         report = {"format": source.image_format, **_camera(source.camera)}
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _splat(splat: Splat) -> Report:
     gaussians = splat.gaussians
-    report: Report = {"num_gaussians": len(gaussians)}
+    report: Report = {"num_gaussians": len(gaussians), "sh_degree": gaussians.degree}
     if splat.camera is not None:
         report |= _camera(splat.camera)
     if len(gaussians):
@@ -77,6 +79,8 @@ def _quantiles(values: torch.Tensor) -> dict[str, float]:
 def _as_text(report: Report) -> str:
     lines = []
     for name, value in report.items():
+        if isinstance(value, list):  # Notes, which stderr has already.
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         elif isinstance(value, int):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sharp_cog.cli.targets import names_a_file, names_a_folder
 from sharp_cog.depth.files import SUFFIXES as DEPTH_SUFFIXES
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
 from sharp_cog.files.atomic import sweep
@@ -43,15 +44,15 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
 
     Args:
         inputs: Images, and folders of images.
-        output: A file for one image; a folder for several, and where the folder exists or the name ends with a slash;
-            None writes beside each image.
+        output: A file for one image; a folder for several, and where the folder exists, the name ends with a slash, or
+            a folder is read and the name has no suffix; None writes beside each image.
         depth: A depth map for all images, or a folder of maps with the images' names, in the same folders.
         suffix: Suffix of the files to write.
         recursive: Whether to search folders of folders. Their structure is kept below the output folder, and expected
             below the folder of depth maps.
 
     Raises:
-        InputError: There is no image, or two images would be written to one file.
+        InputError: There is no image, or several images would be written to one file.
         OutputError: A folder cannot be created or written.
     """
     if not any(path.exists() for path in inputs):
@@ -68,9 +69,15 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
         raise InputError(f"no image in {', '.join(map(str, inputs))}: name an image, or use --recursive")
     # Folders of the images relative to the inputs, empty for images that were named themselves.
     folders = [image.parent.relative_to(path) if path.is_dir() else Path() for image, path in found]
+    reads_a_folder = any(path.is_dir() for path in inputs)
     if output is None:
         targets = [image.with_suffix(suffix) for image in images]
-    elif len(images) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir():
+    elif len(images) > 1 and names_a_file(output):
+        raise InputError(
+            f"{len(images)} images cannot all become the file {output}: name a folder, such as "
+            f"{Path(output).with_suffix('')}/"
+        )
+    elif len(images) > 1 or names_a_folder(output) or (reads_a_folder and not Path(output).suffix):
         targets = [
             Path(output) / folder / f"{image.stem}{suffix}" for image, folder in zip(images, folders, strict=True)
         ]

@@ -18,6 +18,7 @@ from sharp_cog.cli import EXIT_FAILED, EXIT_INTERRUPTED, free, report
 from sharp_cog.cli.depth import depth_colors
 from sharp_cog.cli.plan import Job, plan
 from sharp_cog.cli.settings import in_flags, options_from, settings_from
+from sharp_cog.cli.targets import Existing, format_of_output
 from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.options import PredictOptions
 from sharp_cog.depth import embedded
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     if arguments.free:
         settings = free.settings_for(settings, arguments.model)
-    output_format = arguments.format or _format_of_output(arguments.output)
+    output_format = arguments.format or format_of_output(arguments.output)
     if arguments.depth is not None and arguments.depth_from is not None:
         raise OptionError(f"--depth {arguments.depth} and --depth-from {arguments.depth_from} are both given: give one")
     is_embedded = EMBEDDED in (arguments.depth, arguments.depth_from)
@@ -71,6 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
         suffix=FORMATS[options.output_format].suffix,
         recursive=arguments.recursive,
     )
+    if arguments.format is None and jobs[0].target.suffix and str(jobs[0].target) == arguments.output:
+        formats.format_of(jobs[0].target)  # The suffix of a file must say what it is.
+    existing = Existing(overwrite=arguments.overwrite, skip=arguments.skip_existing)
+    left = existing.leaves([job.target for job in jobs], is_splat_format=options.output_format != "mp4")
+    jobs = [job for job in jobs if job.target in left]
+    if not jobs:
+        return 0
     needs_depth = settings.model == "lift" and depth is None and arguments.depth_from is None and not is_embedded
     if arguments.free and needs_depth:
         is_interactive = sys.stdin.isatty() and sys.stderr.isatty()
@@ -117,16 +125,6 @@ def run(arguments: argparse.Namespace) -> int:
     if len(jobs) > 1:
         print(f"{len(batch.written)} of {len(jobs)} images became splats")
     return EXIT_FAILED if EXIT_FAILED in batch.exit_codes else max(batch.exit_codes, default=0)
-
-
-def _format_of_output(output: str | None) -> str:
-    """Return the format that the suffix of `-o FILE` names; `ply` for a folder and for an unknown suffix."""
-    if output is None or output.endswith(("/", "\\")) or Path(output).is_dir():
-        return "ply"
-    try:
-        return formats.format_of(Path(output))
-    except OptionError:
-        return "ply"
 
 
 class _Batch:

@@ -37,6 +37,8 @@ def as_float(text: str) -> float:
 as_int.__name__, as_float.__name__ = "int", "float"
 _TYPES = {"int": as_int, "float": as_float}
 """Types to which argparse converts an option, by its kind; text stays as it is."""
+_READING_OPTIONS = ("input_axes", "drop_invalid")
+"""Options of `sharp_cog.formats.read`, as its messages name them."""
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "bool": "0|1", "tuple": "A,B"}
 """Placeholders in the help of a dataset run's settings, by their kind."""
 
@@ -130,6 +132,7 @@ def in_flags(text: str) -> str:
     """Return a message that names options with the flags in place of their names."""
     flags = {about.name: _flag_of(about.name) for about in parameters(PredictOptions) if "_" in about.name}
     flags["output_format"] = "--format"
+    flags |= {name: _flag_of(name) for name in _READING_OPTIONS}
     # A file may have the name of an option, and keeps it.
     return re.sub(rf"(?<![\w./-])({'|'.join(flags)})(?![\w./-])", lambda found: flags[found.group()], text)
 

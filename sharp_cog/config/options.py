@@ -103,7 +103,25 @@ class OutputOptions:
     spz_version: int = parameter(
         3,
         "version of the format spz",
-        choices={3: "most viewers read it", 4: "needs a newer viewer"},
+        choices={2: "the oldest viewers read it", 3: "most viewers read it", 4: "needs a newer viewer"},
+        frontends=_NOT_COG,
+    )
+    sh_degree: int | None = parameter(
+        None,
+        "degree of the spherical harmonics to write, by default the splat's own: a lower one drops some, a higher one "
+        "adds zeros (the original viewer of .ply needs 3)",
+        limits=(0, 4),
+        metavar="N",
+        frontends=_NOT_COG,
+    )
+    normals: bool = parameter(
+        False,
+        "write normals into a .ply, all of them zeros, for the oldest viewers",
+        frontends=_NOT_COG,
+    )
+    point_colors: bool = parameter(
+        False,
+        "write red, green and blue into a .ply too, for programs that show points or meshes",
         frontends=_NOT_COG,
     )
     cameras_json: bool = parameter(
@@ -134,6 +152,17 @@ class OutputOptions:
                 f"cameras_json is given, but {self.output_format} is no .ply: leave it out, or choose another "
                 "output_format"
             )
+        if self.sh_degree is not None and self.sh_degree > format_.max_degree:
+            raise OptionError(
+                f"sh_degree is {self.sh_degree}, but {self.output_format} holds degrees up to {format_.max_degree}: "
+                "lower it, or choose another output_format"
+            )
+        for name in ("normals", "point_colors"):
+            if getattr(self, name) and self.output_format != "ply":
+                raise OptionError(
+                    f"{name} is given, but {self.output_format} has no place for them: leave it out, or choose "
+                    "output_format ply"
+                )
         if self.center and format_.has_fixed_origin:
             raise OptionError(
                 f"center is given, but in {self.output_format} the photograph's camera is the origin: leave it out, or "

@@ -18,6 +18,8 @@ class OutputFormat:
         has_fixed_axes: Whether no other axes are possible.
         has_fixed_origin: Whether the photograph's camera must be the origin, so that `center` is refused.
         needs_camera: Whether the file starts at the photograph's view, so that its camera must be known.
+        holds_camera: Whether the file has a place for the photograph's camera.
+        max_degree: Highest degree of spherical harmonics that the file holds, or that a video shows.
         is_readable: Whether `sharp_cog.formats.read` reads it.
         megabytes: Typical size of SHARP's 1,179,648 Gaussians.
         viewing_hint: Advice on how to view a file.
@@ -31,6 +33,8 @@ class OutputFormat:
     has_fixed_axes: bool = False
     has_fixed_origin: bool = False
     needs_camera: bool = False
+    holds_camera: bool = True
+    max_degree: int = 0
     is_readable: bool = False
     megabytes: int
     viewing_hint: str = (
@@ -47,6 +51,7 @@ OUTPUT_FORMATS = {
             suffix=".ply",
             description="vertices alone, which every viewer reads; focal length and image size in comments",
             is_readable=True,
+            max_degree=4,
             megabytes=66,
         ),
         OutputFormat(
@@ -64,6 +69,7 @@ OUTPUT_FORMATS = {
             suffix=".compressed.ply",
             description="PlayCanvas's .ply with 16 bytes per Gaussian, for SuperSplat and related viewers",
             is_readable=True,
+            max_degree=3,
             megabytes=19,
         ),
         OutputFormat(
@@ -71,6 +77,7 @@ OUTPUT_FORMATS = {
             suffix=".splat",
             description="32 bytes per Gaussian, the most important first, for web pages that show it while it loads",
             is_readable=True,
+            holds_camera=False,
             megabytes=38,
         ),
         OutputFormat(
@@ -79,13 +86,20 @@ OUTPUT_FORMATS = {
             description="Niantic's compressed format, for Scaniverse and many engines",
             axes="opengl",
             is_readable=True,
+            holds_camera=False,
+            max_degree=4,
             megabytes=18,
+            viewing_hint=(
+                "to view it, open it in a viewer based on Spark (https://sparkjs.dev); SuperSplat takes a .spz in the "
+                "axes of .ply: for SuperSplat, write .ply or .sog, or add --axes opencv"
+            ),
         ),
         OutputFormat(
             name="sog",
             suffix=".sog",
             description="PlayCanvas's compressed format, WebP images in a zip: the smallest",
             is_readable=True,
+            max_degree=3,
             megabytes=13,
         ),
         OutputFormat(
@@ -95,6 +109,7 @@ OUTPUT_FORMATS = {
             media_type="model/gltf-binary",
             axes="opengl",
             has_fixed_axes=True,
+            max_degree=3,
             is_readable=True,
             megabytes=71,
             viewing_hint="to view it, open it in a glTF viewer that supports KHR_gaussian_splatting",
@@ -106,6 +121,7 @@ OUTPUT_FORMATS = {
             media_type="model/vnd.usdz+zip",
             axes="opengl",
             has_fixed_axes=True,
+            max_degree=3,
             is_readable=True,
             megabytes=40,
             viewing_hint="to view it, open it in a tool with OpenUSD 26.03 or newer",
@@ -118,6 +134,7 @@ OUTPUT_FORMATS = {
             has_fixed_axes=True,
             has_fixed_origin=True,
             needs_camera=True,
+            max_degree=3,
             megabytes=22,
             viewing_hint="to view it, open it in a browser",
         ),
@@ -129,6 +146,7 @@ OUTPUT_FORMATS = {
             has_fixed_axes=True,
             has_fixed_origin=True,
             needs_camera=True,
+            max_degree=4,
             megabytes=1,
             viewing_hint="to view it, play it in any video player",
         ),

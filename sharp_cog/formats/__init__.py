@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from sharp_cog.config.options import OutputOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
@@ -19,7 +21,7 @@ from sharp_cog.formats.gltf import is_glb
 from sharp_cog.formats.html import require_viewer, write_html
 from sharp_cog.formats.ksplat import is_ksplat, read_ksplat
 from sharp_cog.formats.limits import MAX_LENGTH_M
-from sharp_cog.formats.ply import read_ply, write_apple_ply, write_ply
+from sharp_cog.formats.ply import is_apple_ply, read_ply, write_apple_ply, write_ply
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.formats.sog import META, is_sog, read_sog, write_sog
 from sharp_cog.formats.splat import read_splat, write_splat
@@ -28,6 +30,7 @@ from sharp_cog.formats.usdz import is_usdz, read_usdz, require_usd, write_usdz
 from sharp_cog.geometry import transform
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.harmonics import with_degree
 from sharp_cog.geometry.quaternions import to_matrix
 
 __all__ = [
@@ -38,12 +41,17 @@ __all__ = [
     "check",
     "detect",
     "format_of",
+    "losses",
     "read",
     "to_output_frame",
     "write",
+    "write_to",
 ]
 
 FORMATS = OUTPUT_FORMATS
+
+_LEAST_SHARE_AHEAD = 0.01
+"""Share of Gaussians ahead of the camera below which the axes are doubted; a few stray ones may lie there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +79,10 @@ def _starts_with(*prefixes: bytes) -> Callable[[bytes], bool]:
 
 
 CODECS = {
-    # Stands before ply, whose magic bytes its files share.
+    # These two stand before ply, whose magic bytes their files share.
     "compressed_ply": Codec(write=write_compressed_ply, read=read_compressed_ply, matches=is_compressed_ply),
+    "apple_ply": Codec(write=write_apple_ply, read=read_ply, matches=is_apple_ply),
     "ply": Codec(write=write_ply, read=read_ply, matches=_starts_with(b"ply")),
-    "apple_ply": Codec(write=write_apple_ply, read=read_ply),  # Detected as ply.
     "splat": Codec(write=write_splat, read=read_splat, names=(".splat",)),  # Has no magic bytes.
     "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
     "sog": Codec(write=write_sog, read=read_sog, matches=is_sog, names=(META,), has_parts=True),
@@ -139,24 +147,81 @@ def write(
         NotInstalledError: The format needs a package that is not installed.
         OutputError: The file cannot be written, or the format cannot hold the scene.
     """
+    # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
+    with open_atomically(path) as file:
+        frame = write_to(file, gaussians, camera, options, viewer_dir=viewer_dir)
+    if options.cameras_json and camera is not None:
+        suffix = FORMATS[options.output_format].suffix
+        with open_atomically(path.with_name(f"{path.name.removesuffix(suffix)}.cameras.json")) as file:
+            write_cameras(file, camera, frame)
+    return path
+
+
+def write_to(
+    file: BinaryIO,
+    gaussians: Gaussians,
+    camera: Camera | None,
+    options: OutputOptions,
+    *,
+    viewer_dir: Path | None = None,
+) -> Frame:
+    """Write a splat to an open binary file, and return its frame; arguments and errors are those of `write`."""
     format_ = FORMATS[options.output_format]
     # Predictions have a camera, and `convert` assumes one for these formats.
     assert camera is not None or not format_.needs_camera
     scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
+    scene = with_degree(scene, _degree_in_file(gaussians, options))
     extra: dict[str, dict[str, Any]] = {
         "html": {"viewer_dir": viewer_dir},
+        "ply": {"has_normals": options.normals, "has_point_colors": options.point_colors},
         "spz": {"version": options.spz_version},
         "glb": {"compression": options.glb_compression},
     }
-    # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
     writer = CODECS[format_.name].write
     assert writer is not None
-    with open_atomically(path) as file:
-        writer(file, scene, camera, frame, **extra.get(format_.name, {}))
-    if options.cameras_json and camera is not None:
-        with open_atomically(path.with_name(f"{path.name.removesuffix(format_.suffix)}.cameras.json")) as file:
-            write_cameras(file, camera, frame)
-    return path
+    writer(file, scene, camera, frame, **extra.get(format_.name, {}))
+    return frame
+
+
+def _degree_in_file(gaussians: Gaussians, options: OutputOptions) -> int:
+    """Return the degree of the spherical harmonics that are written."""
+    limit = FORMATS[options.output_format].max_degree
+    if _is_spz_2(options):
+        limit = min(limit, 3)  # Readers of version 2 know no more.
+    return min(gaussians.degree if options.sh_degree is None else options.sh_degree, limit)
+
+
+def losses(gaussians: Gaussians, camera: Camera | None, options: OutputOptions) -> tuple[str, ...]:
+    """Return what a format cannot hold of a splat, as sentences without full stops.
+
+    Args:
+        gaussians: N Gaussians.
+        camera: Camera of the photograph, if it is known.
+        options: The format, and the degree of the spherical harmonics to write.
+    """
+    format_, kept = FORMATS[options.output_format], _degree_in_file(gaussians, options)
+    found = []
+    if gaussians.degree > kept:
+        bands = f"{kept + 1} to {gaussians.degree}" if gaussians.degree > kept + 1 else f"{gaussians.degree}"
+        effect = "colours do not depend on the direction of view" if kept == 0 else "colours depend on it less finely"
+        found.append(f"spherical harmonics of degree {bands} are dropped: {effect} in {format_.name}")
+    if camera is not None and not format_.holds_camera:
+        found.append(
+            f"{format_.name} has no place for the photograph's camera ({camera.width} x {camera.height}, focal length "
+            f"{camera.focal_length_px:.0f} px): it is dropped"
+        )
+    axes = _axes_in_file(options)
+    if axes != format_.axes and (format_.name == "splat" or _is_spz_2(options)):
+        found.append(f"{format_.name} has no place for the axes {axes}: give them again wherever the file is read")
+    return tuple(found)
+
+
+def _is_spz_2(options: OutputOptions) -> bool:
+    return options.output_format == "spz" and options.spz_version == 2
+
+
+def _axes_in_file(options: OutputOptions) -> str:
+    return FORMATS[options.output_format].axes if options.axes == "auto" else options.axes
 
 
 def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axes: str) -> tuple[Gaussians, Frame]:
@@ -178,12 +243,14 @@ def to_output_frame(gaussians: Gaussians, options: OutputOptions, *, default_axe
     return scene, Frame(axes=axes, camera_position=camera_position)
 
 
-def read(source: Path | str | bytes, *, axes: str = "auto") -> Splat:
+def read(source: Path | str | bytes, *, axes: str = "auto", drop_invalid: bool = False) -> Splat:
     """Read a splat of any format that can be read.
 
     Args:
         source: Path of a file, or its content.
         axes: Axes of the file; `auto` takes those that the file states, else those of its format.
+        drop_invalid: Whether to drop Gaussians with values that are not finite or out of range, and to note their
+            number, instead of refusing the file.
 
     Returns:
         The splat in OpenCV axes with the photograph's camera at the origin, like a prediction.
@@ -202,25 +269,62 @@ def read(source: Path | str | bytes, *, axes: str = "auto") -> Splat:
     frame = splat.frame or PHOTOGRAPH_FRAME
     # The camera's position is in the file's axes, so the translation comes before the rotation.
     x, y, z = frame.camera_position
+    if max(abs(x), abs(y), abs(z)) > MAX_LENGTH_M:
+        raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond the range of float32: it is broken")
     gaussians = transform.translate(splat.gaussians, (-x, -y, -z))
     if axes == "auto" and frame.camera_rotation_wxyz is not None:
         gaussians = transform.rotate(gaussians, to_matrix(frame.camera_rotation_wxyz).T)
     elif (frame.axes if axes == "auto" else axes) == "opengl":
         gaussians = transform.opencv_to_opengl(gaussians)
-    # `Splat` has checked the values of the file, but their distance from the camera may overflow.
-    if not gaussians.means.isfinite().all():
-        raise SplatError(f"the file says that the camera is at {x} {y} {z}, beyond the range of float32: it is broken")
-    # Writers have the same limit, so that each splat that was read can be written again.
-    if len(gaussians) and (farthest := gaussians.means.abs().max().item()) > MAX_LENGTH_M:
-        raise SplatError(f"a Gaussian is {farthest:.3g} m away, the limit is {MAX_LENGTH_M:g} m: the file is broken")
-    return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME)
+    # Files may state any float, exponentials of logarithms may overflow, and so may distances from the camera.
+    gaussians, notes = _valid(gaussians, drop_invalid=drop_invalid)
+    if len(gaussians) and axes == "auto" and transform.share_ahead(gaussians) < _LEAST_SHARE_AHEAD:
+        notes = (*notes, _nothing_ahead(gaussians))
+    return Splat(gaussians=gaussians, camera=splat.camera, frame=PHOTOGRAPH_FRAME, notes=(*splat.notes, *notes))
+
+
+def _valid(gaussians: Gaussians, *, drop_invalid: bool) -> tuple[Gaussians, tuple[str, ...]]:
+    """Return the Gaussians that can be written, and a note on those that are dropped.
+
+    Raises:
+        SplatError: A Gaussian cannot be written and is not to be dropped, or none can be written.
+    """
+    num = len(gaussians)
+    if not num:
+        return gaussians, ()
+    faults = {name: ~values.isfinite().reshape(num, -1).all(dim=1) for name, values in gaussians.tensors().items()}
+    found = [name for name, is_bad in faults.items() if is_bad.any()]
+    # Writers have this limit too, so that each splat that was read can be written again.
+    faults["distance"] = (gaussians.means.abs() > MAX_LENGTH_M).any(dim=1)
+    farthest = gaussians.means.abs().max().item()
+    fault = (
+        f"values that are not finite, in {', '.join(found)}"
+        if found
+        else f"positions up to {farthest:.3g} m away, the limit is {MAX_LENGTH_M:g} m"
+    )
+    is_bad = torch.stack(list(faults.values())).any(dim=0)
+    num_bad = int(is_bad.sum())
+    if not num_bad:
+        return gaussians, ()
+    if not drop_invalid:
+        raise SplatError(f"{num_bad} of {num} Gaussians have {fault}: set drop_invalid to read the others")
+    if num_bad == num:
+        raise SplatError(f"all {num} Gaussians have {fault}: the file is broken")
+    return gaussians.map(lambda tensor: tensor[~is_bad]), (f"{num_bad} of {num} Gaussians are dropped: {fault}",)
+
+
+def _nothing_ahead(gaussians: Gaussians) -> str:
+    nearest, farthest = gaussians.means[:, 2].aminmax()
+    return (
+        f"nothing lies ahead of the camera (z is from {nearest.item():.3g} to {farthest.item():.3g} m): if the file "
+        "has other axes than were taken, name them with input_axes (opencv or opengl)"
+    )
 
 
 def detect(content: bytes, path: Path | None = None) -> str | None:
     """Return the name of the readable format of a file's content; None for anything else.
 
-    All plain .ply files count as `ply`. Formats without magic bytes, such as .splat, are detected by the name of
-    `path`.
+    Formats without magic bytes, such as .splat, are detected by the name of `path`.
     """
     for name, codec in CODECS.items():
         # A match without a reader may be chance: the first coordinate of a .splat may have the bytes `<!do`.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharp_cog.errors import SplatError
-from sharp_cog.formats.ply import SH_C0, vertex_block
+from sharp_cog.formats.ply import SH_C0, harmonics_of_rest, rest_columns, rest_names, vertex_block
 from sharp_cog.formats.ply_file import (
     Element,
     metadata_comments,
@@ -30,7 +30,7 @@ from sharp_cog.formats.ply_file import (
 from sharp_cog.formats.quaternions import drop_largest, restore_largest, to_unit
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import NUM_BANDS, Gaussians
 from sharp_cog.imaging.color import srgb_to_linear
 
 CHUNK_SIZE = 256
@@ -54,10 +54,15 @@ A chunk's steps are fractions of its range, so one Gaussian without extent would
 MAX_COLOR = 8.0
 """Limit of an sRGB value in either direction, for the same reason; trained splats stay below it."""
 
+HARMONICS_RANGE = 8.0
+"""Range of the coefficients of spherical harmonics, from -4 to 4."""
+
 # Bits of each component, from the highest down; a quaternion's leave two for the index of its largest component.
 _VECTOR_BITS = (11, 10, 11)
 _COLOR_BITS = (8, 8, 8, 8)
 _QUATERNION_BITS = (10, 10, 10)
+
+_TYPE_NAMES = {"f4": "float", "u4": "uint", "u1": "uchar"}
 
 _MORTON_BITS = 21
 """Bits of a Morton code for each axis; three times as many fit in 63 bits."""
@@ -82,8 +87,8 @@ def write_compressed_ply(
     """Write a splat in Morton order, so that the Gaussians of a chunk are neighbours; comments store the camera.
 
     Positions and logarithms of scales are exact to half of 1 / 2047 (y: 1 / 1023) of their chunk's range, colours
-    to half of 1 / 255 of it, opacities to half of 1 / 255, components of quaternions to 0.0007. Scales are limited to
-    the range from e^-20 m to e^20 m.
+    to half of 1 / 255 of it, opacities to half of 1 / 255, components of quaternions to 0.0007, coefficients of
+    spherical harmonics to 1 / 64 within -4 to 4. Scales are limited to the range from e^-20 m to e^20 m.
 
     Args:
         file: Binary file to write to.
@@ -101,6 +106,7 @@ def write_compressed_ply(
     order = torch.cat([order, order[-1:].expand(num_chunks * CHUNK_SIZE - num_gaussians)])
     chunks = torch.empty(num_chunks, len(CHUNK_PROPERTIES))
     vertices = torch.empty(len(order), len(VERTEX_PROPERTIES), dtype=torch.int32)
+    rest = torch.from_numpy(rest_columns(gaussians))[order[:num_gaussians]]
     for start in range(0, len(order), _PART):
         part = slice(start, start + _PART)
         # (14, n): every property in one contiguous row, in the order of `sharp_cog.formats.ply.PROPERTIES`.
@@ -117,10 +123,17 @@ def write_compressed_ply(
         Element(name="chunk", count=num_chunks, properties=[(name, "f4") for name in CHUNK_PROPERTIES]),
         Element(name="vertex", count=num_gaussians, properties=[(name, "u4") for name in VERTEX_PROPERTIES]),
     ]
+    if gaussians.degree:
+        properties = [(name, "u1") for name in rest_names(gaussians.degree)]
+        elements.append(Element(name="sh", count=num_gaussians, properties=properties))
     file.write(write_header(elements, metadata_comments(camera, frame)))
     file.write(chunks.numpy().astype("<f4", copy=False).data)
     # torch cannot shift uint32; the int32 have the same bits as the uint32 in the header.
     file.write(vertices[:num_gaussians].numpy().astype("<i4", copy=False).data)
+    # Steps of 1 / 256 of the range, as PlayCanvas' own writer has them.
+    file.write(
+        rest.div_(HARMONICS_RANGE).add_(0.5).mul_(256.0).floor_().clamp_(0.0, 255.0).to(torch.uint8).numpy().data
+    )
 
 
 def _morton_order(means: Tensor) -> Tensor:
@@ -179,7 +192,7 @@ def is_compressed_ply(content: bytes) -> bool:
 
 
 def read_compressed_ply(content: bytes) -> Splat:
-    """Read a compressed .ply, with or without colours in its chunks; higher spherical harmonics are ignored.
+    """Read a compressed .ply, with or without colours in its chunks and spherical harmonics.
 
     Args:
         content: The whole file.
@@ -216,8 +229,27 @@ def read_compressed_ply(content: bytes) -> Splat:
         quaternions_wxyz=to_unit(restore_largest(packed[:, 1] >> 30, others)),
         colors_linear=srgb_to_linear(rgb),
         opacities=colors[:, 3].contiguous(),
+        harmonics=_harmonics(elements, num_gaussians),
     )
     return Splat(gaussians=gaussians, camera=read_camera(header.comments, elements), frame=read_frame(header.comments))
+
+
+def _harmonics(elements: dict[str, NDArray[np.void]], num_gaussians: int) -> Tensor | None:
+    """Return the spherical harmonics (N, K, 3) of the element `sh`; None without it."""
+    if "sh" not in elements:
+        return None
+    num_rest = len(elements["sh"].dtype.names or ())
+    if num_rest % 3 or num_rest // 3 not in NUM_BANDS or len(elements["sh"]) != num_gaussians:
+        raise SplatError(
+            f"the .ply has {num_rest} spherical harmonics for {len(elements['sh'])} of {num_gaussians} Gaussians: it "
+            "is broken"
+        )
+    codes = _columns(elements, "sh", tuple(rest_names(NUM_BANDS.index(num_rest // 3))), "u1")
+    # The middle of a step, but for the first and the last one.
+    units = torch.from_numpy(codes.astype(np.float32)).add_(0.5).div_(256.0)
+    units[torch.from_numpy(codes == 0)] = 0.0
+    units[torch.from_numpy(codes == 255)] = 1.0
+    return harmonics_of_rest(units.sub_(0.5).mul_(HARMONICS_RANGE))
 
 
 def _columns(
@@ -231,7 +263,7 @@ def _columns(
     if element is None or wrong:
         raise SplatError(
             f"the .ply is not a compressed one: its element {name!r} has no {', '.join(wrong)} of the type "
-            f"{'float' if type_ == 'f4' else 'uint'}"
+            f"{_TYPE_NAMES[type_]}"
         )
     columns: NDArray[np.generic] = np.empty((len(element), len(properties)), dtype=type_)
     for index, field in enumerate(properties):

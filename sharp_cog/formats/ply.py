@@ -24,9 +24,10 @@ from sharp_cog.formats.ply_file import (
 from sharp_cog.formats.quaternions import to_unit
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import NUM_BANDS, Gaussians
 from sharp_cog.imaging.color import linear_to_srgb, srgb_to_linear
 from sharp_cog.runtime.kernels.choose import fused_for
+from sharp_cog.text import plain
 
 PROPERTIES = (
     *("x", "y", "z"),
@@ -36,6 +37,10 @@ PROPERTIES = (
     *("rot_0", "rot_1", "rot_2", "rot_3"),
 )
 """The floats of a vertex, in the order of the original 3D Gaussian Splatting code."""
+
+_NORMALS = ("nx", "ny", "nz")
+_POINT_COLORS = ("red", "green", "blue")
+_REST_COUNTS = ", ".join(str(3 * num_bands) for num_bands in NUM_BANDS[1:-1]) + f" or {3 * NUM_BANDS[-1]}"
 
 SH_C0 = math.sqrt(1.0 / (4.0 * math.pi))
 """The spherical harmonic of degree 0."""
@@ -107,14 +112,73 @@ def _to_host(block: Tensor) -> NDArray[np.float32]:
     return host.numpy()
 
 
-def write_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Write the vertices alone; comments in the header store the camera and the frame."""
-    file.write(write_header([_vertices(len(gaussians))], metadata_comments(camera, frame)))
-    file.write(vertex_block(gaussians).data)
+def write_ply(
+    file: BinaryIO,
+    gaussians: Gaussians,
+    camera: Camera | None,
+    frame: Frame = PHOTOGRAPH_FRAME,
+    *,
+    has_normals: bool = False,
+    has_point_colors: bool = False,
+) -> None:
+    """Write the vertices alone; comments in the header store the camera and the frame.
+
+    Args:
+        file: Binary file to write to.
+        gaussians: N Gaussians on any device; their harmonics are written too.
+        camera: Camera of the photograph, if it is known.
+        frame: Frame of the Gaussians' coordinates.
+        has_normals: Whether to write the normals `nx ny nz`, which are zeros, as the original code does.
+        has_point_colors: Whether to write `red green blue` too, the colours in 8 bits of sRGB, for programs that show
+            points.
+
+    Raises:
+        PredictionError: A value is not finite.
+    """
+    block = vertex_block(gaussians)
+    names = [*PROPERTIES[:3], *(_NORMALS if has_normals else ()), *PROPERTIES[3:6], *rest_names(gaussians.degree)]
+    names += PROPERTIES[6:]
+    properties = [(name, "f4") for name in names] + [(name, "u1") for name in _POINT_COLORS if has_point_colors]
+    vertices = Element(name="vertex", count=len(gaussians), properties=properties)
+    file.write(write_header([vertices], metadata_comments(camera, frame)))
+    if names == list(PROPERTIES) and not has_point_colors:
+        file.write(block.data)
+        return
+    harmonics = rest_columns(gaussians)
+    for start in range(0, len(block), _CHUNK):
+        rows = block[start : start + _CHUNK]
+        normals = np.zeros((len(rows), len(_NORMALS) if has_normals else 0), np.float32)
+        columns = [rows[:, :3], normals, rows[:, 3:6], harmonics[start : start + _CHUNK], rows[:, 6:]]
+        # As bytes, since the colours are no floats.
+        content = np.concatenate(columns, axis=1).astype("<f4", copy=False).view(np.uint8)
+        if has_point_colors:
+            srgb = (rows[:, 3:6] * SH_C0 + 0.5).clip(0.0, 1.0)
+            content = np.concatenate([content, np.rint(srgb * 255.0).astype(np.uint8)], axis=1)
+        file.write(content.data)
+
+
+def rest_names(degree: int) -> list[str]:
+    """Return the names of the properties of the spherical harmonics above degree 0."""
+    return [f"f_rest_{index}" for index in range(3 * NUM_BANDS[degree])]
+
+
+def rest_columns(gaussians: Gaussians) -> NDArray[np.float32]:
+    """Return the columns (N, 3 K) of `rest_names`: all harmonics of red, then of green, then of blue."""
+    if gaussians.harmonics is None:
+        return np.empty((len(gaussians), 0), np.float32)
+    return gaussians.harmonics.transpose(1, 2).reshape(len(gaussians), -1).cpu().numpy()
+
+
+def harmonics_of_rest(columns: Tensor) -> Tensor | None:
+    """Reverse `rest_columns`; None if there are no columns."""
+    return columns.reshape(len(columns), 3, -1).transpose(1, 2).contiguous() if columns.shape[1] else None
 
 
 def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame: Frame = PHOTOGRAPH_FRAME) -> None:
-    """Write the layout of Apple's own tool, for its `render` command; its camera always stands at the origin."""
+    """Write the layout of Apple's own tool, for its `render` command; its camera always stands at the origin.
+
+    That tool reads colours of degree 0 alone.
+    """
     del frame
     width, height, focal = camera.width, camera.height, camera.focal_length_px
     # Apple's tool stores an array as an element that is named like its only property, with a row for each value.
@@ -133,14 +197,11 @@ def write_apple_ply(file: BinaryIO, gaussians: Gaussians, camera: Camera, frame:
         Element(name=name, count=len(values), properties=[(name, values.dtype.str[1:])])
         for name, values in extras.items()
     ]
-    file.write(write_header([_vertices(len(gaussians)), *elements]))
+    vertices = Element(name="vertex", count=len(gaussians), properties=[(name, "f4") for name in PROPERTIES])
+    file.write(write_header([vertices, *elements]))
     file.write(vertex_block(gaussians).data)
     for values in extras.values():
         file.write(values.tobytes())
-
-
-def _vertices(count: int) -> Element:
-    return Element(name="vertex", count=count, properties=[(name, "f4") for name in PROPERTIES])
 
 
 def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
@@ -156,26 +217,36 @@ def _disparity_quantiles(gaussians: Gaussians) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def is_apple_ply(content: bytes) -> bool:
+    """Return whether a file's content starts with the header of a .ply with Apple's extra elements."""
+    return content.startswith(b"ply") and b"element intrinsic " in content[: content.find(b"end_header")]
+
+
 def read_ply(content: bytes) -> Splat:
     """Read a .ply of 3D Gaussians: ours, Apple's, or another tool's with the same properties.
 
-    Other properties, such as higher spherical harmonics, are ignored.
+    Spherical harmonics are read too; other properties are ignored. Without `f_dc`, colours are those of
+    `red green blue`.
 
     Args:
         content: The whole file: binary of either byte order, or ASCII.
 
     Raises:
-        SplatError: The content is not a .ply, is broken or truncated, or lacks a property of Gaussians.
+        SplatError: The content is not a .ply, is broken or truncated, or holds something other than Gaussians.
     """
     header = read_header(content)
     elements = read_elements(content, header)
+    counts = {element.name: element.count for element in header.elements}
     if "vertex" not in elements:
-        raise SplatError("the .ply has no element 'vertex': it is not a splat")
+        found = ", ".join(plain(name) for name in counts) or "none"
+        raise SplatError(f"the .ply has no element 'vertex' that can be read (but {found}): it is not a splat")
+    gaussians, notes = _gaussians(elements["vertex"], is_linear=_is_linear(elements), num_faces=counts.get("face", 0))
     return Splat(
-        gaussians=_gaussians(elements["vertex"], is_linear=_is_linear(elements)),
+        gaussians=gaussians,
         camera=read_camera(header.comments, elements),
         # Apple's files have no comments, and always the photograph's frame.
         frame=read_frame(header.comments) or (PHOTOGRAPH_FRAME if "intrinsic" in elements else None),
+        notes=notes,
     )
 
 
@@ -187,25 +258,55 @@ def _is_linear(elements: dict[str, NDArray[np.void]]) -> bool:
     return bool(element["color_space"][0] == 1)
 
 
-def _gaussians(vertices: NDArray[np.void], *, is_linear: bool) -> Gaussians:
-    missing = [name for name in PROPERTIES if name not in (vertices.dtype.names or ())]
-    if missing:
-        raise SplatError(f"the .ply has no {', '.join(missing)}: it holds points or a mesh, not Gaussians")
+def _gaussians(vertices: NDArray[np.void], *, is_linear: bool, num_faces: int) -> tuple[Gaussians, tuple[str, ...]]:
+    """Return the Gaussians of the vertices, and notes on what was assumed or left out."""
+    names = set(vertices.dtype.names or ())
+    notes = []
+    missing = [name for name in PROPERTIES if name not in names]
+    is_colored_by_points = missing == list(PROPERTIES[3:6]) and names.issuperset(_POINT_COLORS)
+    if missing and not is_colored_by_points:
+        raise SplatError(_what_it_is(names, missing, len(vertices), num_faces))
 
     def columns(*names: str) -> Tensor:
-        with np.errstate(over="ignore"):  # A double beyond float32 becomes infinite, and `Splat` refuses it.
+        if not names:
+            return torch.empty(len(vertices), 0)
+        with np.errstate(over="ignore"):  # A double beyond float32 becomes infinite, and `formats.read` refuses it.
             return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=-1))
 
+    if is_colored_by_points:
+        notes.append("the file has no f_dc_0, f_dc_1, f_dc_2: colours are those of red, green and blue")
+        # Integers have 255 steps, and floats are shares.
+        is_integer = vertices.dtype["red"].kind in "iu"
+        colors = columns(*_POINT_COLORS) / (255.0 if is_integer else 1.0)
+    else:
+        colors = columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5
+    num_rest = sum(name.startswith("f_rest_") for name in names)
+    rest = [f"f_rest_{index}" for index in range(num_rest)]
+    if num_rest % 3 or num_rest // 3 not in NUM_BANDS or not names.issuperset(rest):
+        notes.append(f"the file has {num_rest} properties f_rest_*, not {_REST_COUNTS}: they are left out")
+        rest = []
     quaternions = columns("rot_0", "rot_1", "rot_2", "rot_3")
     # Other tools write quaternions of any length: divided by the largest component, no square over- or underflows.
     largest = quaternions.abs().amax(dim=-1, keepdim=True)
     quaternions = torch.where(largest > 0, quaternions / largest, quaternions)
-    colors = columns("f_dc_0", "f_dc_1", "f_dc_2") * SH_C0 + 0.5
-    return Gaussians(
+    gaussians = Gaussians(
         means=columns("x", "y", "z"),
-        # Logarithms above 88 become infinite scales, and `Splat` refuses those.
+        # Logarithms above 88 become infinite scales, and `formats.read` refuses those.
         scales=columns("scale_0", "scale_1", "scale_2").exp_(),
         quaternions_wxyz=to_unit(quaternions),
         colors_linear=colors if is_linear else srgb_to_linear(colors),
         opacities=columns("opacity")[:, 0].sigmoid(),
+        harmonics=harmonics_of_rest(columns(*rest)),
     )
+    return gaussians, tuple(notes)
+
+
+def _what_it_is(names: set[str], missing: list[str], num_vertices: int, num_faces: int) -> str:
+    """Return the message that refuses vertices which are not Gaussians."""
+    if num_faces:
+        return f"the .ply is a mesh of {num_vertices} vertices and {num_faces} faces: use a .ply of Gaussians"
+    if names.isdisjoint(PROPERTIES[3:]):
+        return f"the .ply is a point cloud of {num_vertices} points: use a .ply of Gaussians"
+    if missing == ["scale_2"]:
+        return "the .ply has no scale_2: it holds 2D Gaussians, which are discs: use a .ply of 3D Gaussians"
+    return f"the .ply has no {', '.join(missing)}: it holds points or a mesh, not Gaussians"

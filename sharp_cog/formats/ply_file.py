@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -46,11 +46,13 @@ class Element:
         name: Name of the element, such as `vertex`.
         count: Number of its rows.
         properties: Name and numpy type of each column, without the byte order, such as `("x", "f4")`.
+        has_lists: Whether it also has columns of lists, as the faces of meshes do.
     """
 
     name: str
     count: int
     properties: list[tuple[str, str]]
+    has_lists: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +74,12 @@ class Header:
 
 def write_header(elements: Sequence[Element], comments: Sequence[str] = ()) -> bytes:
     """Return the header of a little-endian binary .ply."""
-    lines = ["ply", "format binary_little_endian 1.0", *(f"comment {comment}" for comment in comments)]
+    lines = ["ply", "format binary_little_endian 1.0"]
     for element in elements:
         lines.append(f"element {element.name} {element.count}")
         lines += [f"property {_TYPE_NAMES[type_][0]} {name}" for name, type_ in element.properties]
+    # Comments may stand anywhere, and the first viewers expect the vertices in the third line.
+    lines += [f"comment {comment}" for comment in comments]
     return "\n".join([*lines, "end_header", ""]).encode("ascii")
 
 
@@ -101,7 +105,11 @@ def read_header(content: bytes) -> Header:
             # isdigit would accept the superscripts of latin-1, for which int raises an error.
             case ["element", name, count] if count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS:
                 elements.append(Element(name=name, count=int(count), properties=[]))
-            # Lists, which faces of meshes have, match only the last case, which refuses them.
+            # Faces of meshes have lists; vertices with lists match only the last case, which refuses them.
+            case ["property", "list", length, type_, _] if (
+                {length, type_} <= _TYPES.keys() and elements and elements[-1].name != "vertex"
+            ):
+                elements[-1] = replace(elements[-1], has_lists=True)
             case ["property", type_, name] if type_ in _TYPES and elements:
                 elements[-1].properties.append((name, _TYPES[type_]))
             case []:
@@ -115,6 +123,8 @@ def read_header(content: bytes) -> Header:
 
 def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]:
     """Return the elements by name, as structured arrays.
+
+    Rows with lists have no fixed length, so an element with such rows and those after it are left out.
 
     Raises:
         SplatError: An element is broken, truncated, or occurs twice.
@@ -132,6 +142,8 @@ def read_elements(content: bytes, header: Header) -> dict[str, NDArray[np.void]]
             dtype = np.dtype([(property_, order + type_) for property_, type_ in element.properties])
         except ValueError as error:
             raise SplatError(f"the .ply element {name!r} is broken: {reason_of(error)}") from error
+        if element.has_lists and element.count:
+            break
         if rows is not None:
             arrays[element.name] = rows.take(element.count, dtype, name)
             continue

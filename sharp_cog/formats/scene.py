@@ -38,24 +38,17 @@ class Splat:
     """A splat read from a file.
 
     Attributes:
-        gaussians: N Gaussians on the CPU, in the file's own coordinates.
+        gaussians: N Gaussians on the CPU, in the file's own coordinates. Readers may return values that are not finite;
+            `sharp_cog.formats.read` refuses or drops them.
         camera: Camera of the photograph, if the file holds it.
         frame: Frame of these coordinates, if the file or its format states it.
-
-    Raises:
-        SplatError: A value is not finite.
+        notes: Sentences, without full stops, about what the reader assumed, and what of the file it left out.
     """
 
     gaussians: Gaussians
     camera: Camera | None
     frame: Frame | None = None
-
-    def __post_init__(self) -> None:
-        # One check for all readers: files may state any float, and the exponential of a finite logarithm may overflow.
-        for name, values in self.gaussians.tensors().items():
-            num_bad = int((~values.isfinite()).sum())
-            if num_bad:
-                raise SplatError(f"the splat has {num_bad} values of {name} that are not finite: it is broken")
+    notes: tuple[str, ...] = ()
 
 
 def camera_from_fields(fields: object, suffix: str) -> Camera | None:

@@ -1,18 +1,21 @@
 """Niantic's .spz: 20 bytes for each Gaussian, then compressed.
 
 The layout is described at https://github.com/nianticlabs/spz: attribute after attribute, positions in fixed point,
-logarithms of scales in sixteenths, quaternions by their three smallest components, axes RUB (right, up, back), as in
-OpenGL. Version 3 is one gzip stream; version 4 has a plain header and one zstd stream for each attribute.
+logarithms of scales in sixteenths, quaternions by their three smallest components, spherical harmonics in bytes.
+Versions 1 to 3 are one gzip stream; version 4 has a plain header and one zstd stream for each attribute. Axes are RUB
+(right, up, back), as in OpenGL, unless the extension `SPZ_ADOBE_coordinate_system` names others.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,14 +26,15 @@ from torch import Tensor
 from sharp_cog.errors import NotInstalledError, OutputError, SplatError
 from sharp_cog.formats.ply import SH_C0, vertex_block
 from sharp_cog.formats.quaternions import drop_largest, restore_largest, to_unit
-from sharp_cog.formats.scene import Frame, Splat
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
 from sharp_cog.geometry.camera import Camera
-from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.gaussians import MAX_DEGREE, NUM_BANDS, Gaussians
+from sharp_cog.geometry.transform import change_axes
 from sharp_cog.imaging.color import srgb_to_linear
 from sharp_cog.text import reason_of
 
 SPZ_FRAME = Frame(axes="opengl")
-"""Frame that readers assume."""
+"""Frame that readers assume where the file names no other."""
 MAGIC = 0x5053474E
 """The letters NGSP, little-endian."""
 
@@ -49,14 +53,42 @@ MAX_GAUSSIANS = 10_000_000
 
 _POSITION_LIMIT = (1 << 23) - 1
 """Largest position in steps: positions have 24 bits, one of them for the sign."""
+_LEGACY_VERSIONS = (1, 2, 3)
 _HEADER = struct.Struct("<IIIBBBB")
 """Header of versions 1 to 3: magic, version, count, degree, fraction bits, flags, reserved."""
 _NGSP_HEADER = struct.Struct("<IIIBBBBI12x")
 """Header of version 4: the same with the number of streams in place of the reserved byte, and the table's offset."""
 _TOC_ENTRY = struct.Struct("<QQ")
 """Sizes of a stream of version 4, compressed and uncompressed."""
-_NUM_HARMONICS = (0, 3, 8, 15, 24)
-"""Number of spherical harmonics above degree 0, by the degree."""
+HARMONICS_STEPS = 128.0
+"""Steps in a unit of a coefficient of spherical harmonics; codes are bytes around 128."""
+_HARMONICS_BITS = (5, 4)
+"""Bits of a code that are kept, for degree 1 and for the others, as by Niantic's own writer: zeros compress well."""
+
+_HAS_EXTENSIONS = 2
+"""Flag of a file with extensions."""
+_KNOWN_FLAGS = 1 | _HAS_EXTENSIONS  # 1: the splat was trained with antialiasing.
+_FIRST_WITH_EXTENSIONS = 3
+"""First version that gets extensions: readers that know no newer one than 2 refuse the bytes after the Gaussians."""
+_EXTENSION = struct.Struct("<II")
+"""Type and length in bytes of an extension, which comes before its content."""
+COORDINATE_SYSTEM = 0xADBE0003
+"""Type of the extension `SPZ_ADOBE_coordinate_system`, a number that names the axes."""
+AXES = (
+    *("LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF"),
+    *("LFD", "RFD", "LFU", "RFU", "LBD", "RBD", "LBU", "RBU"),
+)
+"""Axes by their numbers, from 1: directions of x, y and z (left, right, down, up, back, front)."""
+_RDF = AXES.index("RDF") + 1
+_IN_RDF = {
+    "R": (1.0, 0.0, 0.0),
+    "L": (-1.0, 0.0, 0.0),
+    "D": (0.0, 1.0, 0.0),
+    "U": (0.0, -1.0, 0.0),
+    "F": (0.0, 0.0, 1.0),
+    "B": (0.0, 0.0, -1.0),
+}
+"""Directions in OpenCV axes."""
 _MAGNITUDE_BITS = 9
 """Bits of a quaternion's component, besides the sign."""
 
@@ -74,31 +106,49 @@ _MAX_EXTENSION_BYTES = 1 << 24
 _MAX_DEFLATE_RATIO = 1032
 """Maximum expansion by deflate; a file that promises more is broken."""
 
-Planes = list[NDArray[np.uint8]]
-"""Bytes of the positions, opacities, colours, scales and rotations of all Gaussians."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Content:
+    """Content of a file.
+
+    Attributes:
+        version: 1 to 4.
+        num_fraction_bits: Number of fraction bits of a position.
+        flags: Flags of the header.
+        planes: Bytes of the positions, opacities, colours, scales, rotations and harmonics of all Gaussians.
+        extensions: Extensions, one after the other.
+    """
+
+    version: int
+    num_fraction_bits: int
+    flags: int
+    planes: list[NDArray[np.uint8]]
+    extensions: bytes
 
 
 def write_spz(
     file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame: Frame = SPZ_FRAME, *, version: int = 3
 ) -> None:
-    """Write a .spz, which cannot store the camera and the frame.
+    """Write a .spz, which cannot store the camera and its position.
 
     Positions are exact to 0.12 mm up to 2 km, and to fewer bits beyond; logarithms of scales to 1 / 32 within the range
-    from e^-10 m to e^5.9 m; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007.
+    from e^-10 m to e^5.9 m; colours to 0.3 %, opacities to 0.2 %, components of quaternions to 0.0007 (in version 2, x,
+    y and z to 0.004); coefficients of spherical harmonics to 1 / 32 in degree 1 and 1 / 16 above.
 
     Args:
         file: Binary file to write to.
         gaussians: N Gaussians on any device.
         camera: Ignored.
-        frame: Ignored; readers assume OpenGL axes.
-        version: 3 or 4.
+        frame: Frame of the Gaussians. Axes other than OpenGL's, which readers assume, are named by an extension, but
+            not in version 2.
+        version: 2, 3 or 4.
 
     Raises:
         PredictionError: A value is not finite.
         OutputError: A position is farther than 8388 km from the origin.
         NotInstalledError: Version 4 is asked for, and the package zstandard is not installed.
     """
-    del camera, frame
+    del camera
     block = torch.from_numpy(vertex_block(gaussians))
     num_fraction_bits = _fraction_bits(block[:, 0:3])
     planes: list[NDArray[Any]] = [
@@ -106,20 +156,24 @@ def write_spz(
         _to_bytes(block[:, 6:7].sigmoid().mul_(255.0)),
         _to_bytes(block[:, 3:6].mul(COLOR_SCALE).add_(0.5).mul_(255.0)),
         _to_bytes(block[:, 7:10].add(LOG_SCALE_OFFSET).mul_(LOG_SCALE_STEPS)),
-        _pack_quaternions(block[:, 10:14]),
+        _pack_quaternions(block[:, 10:14]) if version >= 3 else _to_bytes(block[:, 11:14].mul(127.5).add_(127.5)),
+        _pack_harmonics(gaussians),
     ]
+    extensions = b""
+    if frame.axes != SPZ_FRAME.axes and version >= _FIRST_WITH_EXTENSIONS:
+        extensions = _EXTENSION.pack(COORDINATE_SYSTEM, 4) + struct.pack("<I", _RDF)
+    flags = _HAS_EXTENSIONS if extensions else 0
     content = [plane.tobytes() for plane in planes if plane.size]  # Empty streams are omitted.
-    if version == 3:
-        # No harmonics above degree 0; no flags: neither antialiased nor with extensions.
-        header = _HEADER.pack(MAGIC, 3, len(block), 0, num_fraction_bits, 0, 0)
-        file.writelines(_gzip(b"".join([header, *content])))
+    about = (MAGIC, version, len(block), gaussians.degree, num_fraction_bits, flags)
+    if version < 4:
+        file.writelines(_gzip(b"".join([_HEADER.pack(*about, 0), *content, extensions])))
         return
     require_zstandard()
     import zstandard
 
     with ThreadPoolExecutor() as executor:
         streams = list(executor.map(lambda plane: zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(plane), content))
-    file.write(_NGSP_HEADER.pack(MAGIC, 4, len(block), 0, num_fraction_bits, 0, len(streams), _NGSP_HEADER.size))
+    file.write(_NGSP_HEADER.pack(*about, len(streams), _NGSP_HEADER.size + len(extensions)) + extensions)
     file.writelines(_TOC_ENTRY.pack(len(stream), len(plane)) for stream, plane in zip(streams, content, strict=True))
     file.writelines(streams)
 
@@ -195,91 +249,167 @@ def _pack_quaternions(quaternions_wxyz: Tensor) -> NDArray[np.uint32]:
     return packed.numpy().view(np.uint32).astype("<u4", copy=False)
 
 
+def _pack_harmonics(gaussians: Gaussians) -> NDArray[np.uint8]:
+    """Return the codes of the spherical harmonics, (N, K, 3), with the lowest bits cleared."""
+    if gaussians.harmonics is None:
+        return np.empty(0, np.uint8)
+    codes = gaussians.harmonics.cpu().mul(HARMONICS_STEPS).round_().add_(HARMONICS_STEPS)
+    bits = torch.full((codes.shape[1], 1), _HARMONICS_BITS[1])
+    bits[: NUM_BANDS[1]] = _HARMONICS_BITS[0]
+    steps = torch.exp2(8.0 - bits)
+    return _to_bytes(codes.div_(steps).add_(0.5).floor_().mul_(steps))
+
+
 def read_spz(content: bytes) -> Splat:
-    """Read a .spz of the versions 1 to 4; spherical harmonics above degree 0 are ignored.
+    """Read a .spz of the versions 1 to 4.
 
     Args:
-        content: The whole file.
+        content: The whole file; versions 1 to 3 may lack their compression.
 
     Returns:
-        The Gaussians in the file's order and OpenGL axes, without camera.
+        The Gaussians in the file's order, without camera. Their axes are those of the file if these are OpenGL's or
+        OpenCV's, else OpenCV's.
 
     Raises:
         SplatError: The content is not a .spz, is broken or truncated, or has another version.
         NotInstalledError: The file has version 4, and the package zstandard is not installed.
     """
     if content.startswith(b"\x1f\x8b"):
-        version, num_fraction_bits, planes = _read_gzip(content)
+        found = _read_gzip(content)
+    elif len(content) >= _HEADER.size and _HEADER.unpack_from(content)[1] in _LEGACY_VERSIONS:
+        found = _read_plain(content)
     else:
-        version, num_fraction_bits, planes = _read_ngsp(content)
-    positions, alphas, colors, scales, rotations = planes
-    if version == 1:
+        found = _read_ngsp(content)
+    positions, alphas, colors, scales, rotations, codes = found.planes
+    if found.version == 1:
         means = torch.from_numpy(positions.view("<f2").astype(np.float32).reshape(-1, 3))
     else:
         # 24 bits in the upper three bytes of four: the sign bit is the same, the factor is 2^8.
         fixed = np.zeros((len(alphas), 3, 4), dtype=np.uint8)
         fixed[..., 1:] = positions.reshape(-1, 3, 3)
-        means = torch.from_numpy(fixed.view("<i4")[..., 0].astype(np.float32)) / float(1 << num_fraction_bits + 8)
-    harmonics = torch.from_numpy(colors.astype(np.float32).reshape(-1, 3)).div_(255.0).sub_(0.5).div_(COLOR_SCALE)
+        means = torch.from_numpy(fixed.view("<i4")[..., 0].astype(np.float32)) / float(1 << found.num_fraction_bits + 8)
+    shades = torch.from_numpy(colors.astype(np.float32).reshape(-1, 3)).div_(255.0).sub_(0.5).div_(COLOR_SCALE)
     log_scales = torch.from_numpy(scales.astype(np.float32).reshape(-1, 3)).div_(LOG_SCALE_STEPS)
+    harmonics = None
+    if len(codes):
+        harmonics = torch.from_numpy(codes.astype(np.float32).reshape(len(alphas), -1, 3))
+        harmonics.sub_(HARMONICS_STEPS).div_(HARMONICS_STEPS)
     gaussians = Gaussians(
         means=means,
         scales=log_scales.sub_(LOG_SCALE_OFFSET).exp_(),
-        quaternions_wxyz=_unpack_quaternions(rotations, version),
-        colors_linear=srgb_to_linear(harmonics.mul_(SH_C0).add_(0.5)),
+        quaternions_wxyz=_unpack_quaternions(rotations, found.version),
+        colors_linear=srgb_to_linear(shades.mul_(SH_C0).add_(0.5)),
         opacities=torch.from_numpy(alphas.astype(np.float32)).div_(255.0),
+        harmonics=harmonics,
     )
-    return Splat(gaussians=gaussians, camera=None, frame=SPZ_FRAME)
+    axes, notes = _read_extensions(found)
+    frame = {"RUB": SPZ_FRAME, "RDF": PHOTOGRAPH_FRAME}.get(axes)
+    if frame is None:
+        gaussians = change_axes(gaussians, np.array([_IN_RDF[letter] for letter in axes]).T)
+    return Splat(gaussians=gaussians, camera=None, frame=frame or PHOTOGRAPH_FRAME, notes=notes)
+
+
+def _read_extensions(found: _Content) -> tuple[str, tuple[str, ...]]:
+    """Return the axes, one of `AXES`, and notes on what was left out.
+
+    Raises:
+        SplatError: An extension is truncated, or names axes that do not exist.
+    """
+    axes, notes = "RUB", []
+    unknown_flags = found.flags & ~_KNOWN_FLAGS
+    if unknown_flags:
+        notes.append(
+            f"the .spz has flags that are unknown here ({unknown_flags:#04x}): its values may mean something else, as "
+            "the halved opacities of Spark's levels of detail do (0x80)"
+        )
+    rest = found.extensions if found.flags & _HAS_EXTENSIONS else b""
+    while rest:
+        if len(rest) < _EXTENSION.size or len(rest) < _EXTENSION.size + _EXTENSION.unpack_from(rest)[1]:
+            raise SplatError("an extension of the .spz is truncated: the file is broken")
+        type_, size = _EXTENSION.unpack_from(rest)
+        payload, rest = rest[_EXTENSION.size :][:size], rest[_EXTENSION.size + size :]
+        if type_ != COORDINATE_SYSTEM:
+            notes.append(f"the .spz has an extension that is unknown here ({type_:#010x}): it is left out")
+            continue
+        number = int.from_bytes(payload, "little")
+        if number > len(AXES):
+            raise SplatError(f"the .spz has axes of the number {number}, the last one is {len(AXES)}: it is broken")
+        # 0 stands for unspecified axes.
+        axes = AXES[number - 1] if number else "RUB"
+    return axes, tuple(notes)
 
 
 def _plane_sizes(version: int, count: int, degree: int) -> list[int]:
     """Return the sizes in bytes of positions, opacities, colours, scales, rotations and harmonics."""
     if count > MAX_GAUSSIANS:
         raise SplatError(f"the .spz promises {count} Gaussians, the limit is {MAX_GAUSSIANS}: split it")
-    if degree >= len(_NUM_HARMONICS):
+    if degree > MAX_DEGREE:
         raise SplatError(
-            f"the .spz has spherical harmonics of degree {degree}, the limit is {len(_NUM_HARMONICS) - 1}: it is broken"
+            f"the .spz has spherical harmonics of degree {degree}, the limit is {MAX_DEGREE}: it is broken"
         )
     # Version 1 has half floats for positions; versions 1 and 2 have one byte for each of x y z of a quaternion.
-    per_gaussian = (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * _NUM_HARMONICS[degree])
+    per_gaussian = (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * NUM_BANDS[degree])
     return [count * size for size in per_gaussian]
 
 
-def _read_gzip(content: bytes) -> tuple[int, int, Planes]:
-    """Read versions 1 to 3: return the version, the number of fraction bits, and the planes."""
+def _read_gzip(content: bytes) -> _Content:
+    """Read versions 1 to 3."""
     try:
         # 31 is the largest window, 15, and 16 for a gzip header.
         inflate = zlib.decompressobj(31)
         head = inflate.decompress(content, _HEADER.size)
-        if len(head) < _HEADER.size:
-            raise SplatError("the .spz ends within its header: it is truncated")
-        magic, version, count, degree, num_fraction_bits, _, _ = _HEADER.unpack(head)
-        if magic != MAGIC:
-            raise SplatError("the file is gzip, but not a .spz inside")
-        if version not in (1, 2, 3):
-            raise SplatError(f"the .spz has version {version}: 1 to 4 can be read")
-        sizes = _plane_sizes(version, count, degree)
         # A header can promise any count, so it is compared with the bytes of the file before anything is allocated.
-        if sum(sizes) > _MAX_DEFLATE_RATIO * len(content):
-            raise SplatError(f"the .spz promises {count} Gaussians in {len(content)} bytes: it is broken")
-        body = _read_at_most(lambda size: inflate.decompress(inflate.unconsumed_tail, size), sum(sizes[:5]))
-        # Harmonics and extensions are skipped; zlib compares the checksum when it reaches the end of the stream.
-        missing = sizes[5]
-        while missing and (piece := inflate.decompress(inflate.unconsumed_tail, min(missing, _PIECE))):
-            missing -= len(piece)
-        inflate.decompress(inflate.unconsumed_tail, _MAX_EXTENSION_BYTES)
+        found = _read_legacy(
+            head,
+            lambda size: inflate.decompress(inflate.unconsumed_tail, size),
+            max_bytes=_MAX_DEFLATE_RATIO * len(content),
+        )
+        # zlib compares the checksum when it reaches the end of the stream.
         if not inflate.eof:
             raise SplatError("the .spz does not end where its content does: it is truncated or broken")
     except zlib.error as error:
         raise SplatError(f"the .spz cannot be decompressed: {reason_of(error)}: it is broken") from error
-    return version, num_fraction_bits, _split(body, sizes)
+    return found
 
 
-def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
-    """Read version 4: return the version, the number of fraction bits, and the planes."""
+def _read_plain(content: bytes) -> _Content:
+    """Read versions 1 to 3 without their compression, as some tools write them."""
+    return _read_legacy(content[: _HEADER.size], io.BytesIO(content[_HEADER.size :]).read, max_bytes=len(content))
+
+
+def _read_legacy(head: bytes, read: Callable[[int], bytes], *, max_bytes: int) -> _Content:
+    """Read versions 1 to 3.
+
+    Args:
+        head: The header.
+        read: Returns at most this many of the bytes after it, from one call to the next.
+        max_bytes: Maximum number of bytes that may come after the header.
+    """
+    if len(head) < _HEADER.size:
+        raise SplatError("the .spz ends within its header: it is truncated")
+    magic, version, count, degree, num_fraction_bits, flags, _ = _HEADER.unpack(head)
+    if magic != MAGIC:
+        raise SplatError("the file is gzip, but not a .spz inside")
+    if version not in _LEGACY_VERSIONS:
+        raise SplatError(f"the .spz has version {version}: 1 to 4 can be read")
+    sizes = _plane_sizes(version, count, degree)
+    if sum(sizes) > max_bytes:
+        raise SplatError(f"the .spz promises {count} Gaussians in {max_bytes} bytes: it is broken or truncated")
+    body = _read_at_most(read, sum(sizes))
+    return _Content(
+        version=version,
+        num_fraction_bits=num_fraction_bits,
+        flags=flags,
+        planes=_split(body, sizes),
+        extensions=_read_at_most(read, _MAX_EXTENSION_BYTES),
+    )
+
+
+def _read_ngsp(content: bytes) -> _Content:
+    """Read version 4."""
     if len(content) < _NGSP_HEADER.size:
         raise SplatError("the .spz ends within its header: it is truncated")
-    _, version, count, degree, num_fraction_bits, _, num_streams, toc = _NGSP_HEADER.unpack_from(content)
+    _, version, count, degree, num_fraction_bits, flags, num_streams, toc = _NGSP_HEADER.unpack_from(content)
     if version != 4:
         raise SplatError(f"the .spz has version {version}: 1 to 4 can be read")
     require_zstandard()
@@ -292,7 +422,7 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
     if num_streams != len(wanted) or toc < _NGSP_HEADER.size or position > len(content):
         raise SplatError(f"the .spz has {num_streams} streams instead of {len(wanted)}: it is broken")
     body = []
-    for index, size in enumerate(wanted[:5]):
+    for index, size in enumerate(wanted):
         num_compressed, num_plain = _TOC_ENTRY.unpack_from(content, toc + index * _TOC_ENTRY.size)
         stream = content[position : position + num_compressed]
         if num_plain != size or len(stream) != num_compressed:
@@ -305,7 +435,13 @@ def _read_ngsp(content: bytes) -> tuple[int, int, Planes]:
             body.append(_read_at_most(reader.read, size))
         except zstandard.ZstdError as error:
             raise SplatError(f"the .spz cannot be decompressed: {reason_of(error)}: it is broken") from error
-    return version, num_fraction_bits, _split(b"".join(body), sizes)
+    return _Content(
+        version=version,
+        num_fraction_bits=num_fraction_bits,
+        flags=flags,
+        planes=_split(b"".join(body), sizes),
+        extensions=content[_NGSP_HEADER.size : toc],
+    )
 
 
 def _read_at_most(read: Callable[[int], bytes], size: int) -> bytes:
@@ -317,14 +453,13 @@ def _read_at_most(read: Callable[[int], bytes], size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _split(body: bytes, sizes: list[int]) -> Planes:
-    """Split the body into the five planes that are used."""
-    if len(body) < sum(sizes[:5]):
-        raise SplatError(f"the .spz has {len(body)} bytes of {sum(sizes[:5])}: it is truncated")
-    ends = np.cumsum(sizes[:5]).tolist()
+def _split(body: bytes, sizes: list[int]) -> list[NDArray[np.uint8]]:
+    """Split the body into its planes."""
+    if len(body) < sum(sizes):
+        raise SplatError(f"the .spz has {len(body)} bytes of {sum(sizes)}: it is truncated")
+    ends = np.cumsum(sizes).tolist()
     whole = np.frombuffer(body, dtype=np.uint8)
-    # `strict=False` leaves out the sixth size, that of the harmonics.
-    return [whole[end - size : end] for end, size in zip(ends, sizes, strict=False)]
+    return [whole[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _unpack_quaternions(plane: NDArray[np.uint8], version: int) -> Tensor:

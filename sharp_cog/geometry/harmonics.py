@@ -7,13 +7,14 @@ for each degree l the orders m from -l to l. Direction is from the camera to the
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharp_cog.geometry.gaussians import MAX_DEGREE, NUM_BANDS
+from sharp_cog.geometry.gaussians import MAX_DEGREE, NUM_BANDS, Gaussians
 
 
 def basis(directions: Tensor, degree: int) -> Tensor:
@@ -73,7 +74,7 @@ def rotated(harmonics: Tensor, rotation: NDArray[np.float64]) -> Tensor:
 
     Args:
         harmonics: (N, K, 3).
-        rotation: (3, 3), orthogonal with determinant 1; it maps old coordinates to new ones.
+        rotation: (3, 3), orthogonal, or mirroring; it maps old coordinates to new ones.
     """
     num_bands = harmonics.shape[1]
     degree = NUM_BANDS.index(num_bands)
@@ -86,3 +87,16 @@ def rotated(harmonics: Tensor, rotation: NDArray[np.float64]) -> Tensor:
     before = basis(directions @ torch.from_numpy(rotation), degree)
     change = torch.linalg.lstsq(basis(directions, degree), before).solution
     return torch.einsum("kj,njc->nkc", change.to(harmonics.device, harmonics.dtype), harmonics)
+
+
+def with_degree(gaussians: Gaussians, degree: int) -> Gaussians:
+    """Return the Gaussians with harmonics up to a degree: higher ones are dropped, missing ones are zeros."""
+    if degree == gaussians.degree:
+        return gaussians
+    if degree == 0:
+        return replace(gaussians, harmonics=None)
+    harmonics = gaussians.means.new_zeros(len(gaussians), NUM_BANDS[degree], 3)
+    if gaussians.harmonics is not None:
+        num_kept = min(NUM_BANDS[degree], gaussians.harmonics.shape[1])
+        harmonics[:, :num_kept] = gaussians.harmonics[:, :num_kept]
+    return replace(gaussians, harmonics=harmonics)

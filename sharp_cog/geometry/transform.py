@@ -134,6 +134,32 @@ def opencv_to_opengl(gaussians: Gaussians) -> Gaussians:
     )
 
 
+def change_axes(gaussians: Gaussians, matrix: NDArray[np.float64]) -> Gaussians:
+    """Express a scene in other axes, of either handedness.
+
+    Args:
+        gaussians: N Gaussians.
+        matrix: (3, 3), maps the old coordinates of a point to the new ones: in each row one 1 or -1, and zeros.
+    """
+    # The covariance M R S^2 R^T M^T is R' (M S M^T)^2 R'^T with the rotation R' = M R M^T, which turns by the same
+    # angle about M times the axis, in the other sense if M mirrors. M S M^T has the elements of S in the new order.
+    mapping = gaussians.means.new_tensor(matrix)
+    w, vector = gaussians.quaternions_wxyz[:, :1], gaussians.quaternions_wxyz[:, 1:]
+    turned = vector @ mapping.T * round(float(np.linalg.det(matrix)))
+    return replace(
+        gaussians,
+        means=gaussians.means @ mapping.T,
+        scales=gaussians.scales @ mapping.abs().T,
+        quaternions_wxyz=torch.cat([w, turned], dim=1),
+        harmonics=None if gaussians.harmonics is None else rotated(gaussians.harmonics, matrix),
+    )
+
+
+def share_ahead(gaussians: Gaussians) -> float:
+    """Return the share of Gaussians in front of the photograph's camera; 0 without any."""
+    return float((gaussians.means[:, 2] > 0).float().mean()) if len(gaussians) else 0.0
+
+
 def depths_ahead(gaussians: Gaussians, *shares: float) -> list[float]:
     """Return quantiles of depth in metres of the Gaussians in front of the photograph's camera, or 1 without any."""
     # In numpy, since `torch.quantile` refuses more than 16 million values.

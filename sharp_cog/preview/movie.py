@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from sharp_cog.errors import NotInstalledError, OptionError, OutputError
@@ -30,6 +30,8 @@ from sharp_cog.preview.view import View
 
 SUFFIXES = (".mp4", ".webp", ".png")
 """Suffixes of the files that can be written: two for videos, and one for an image."""
+MARK = "sharp_cog"
+"""Text in the metadata of images and videos, by which they are known as our own."""
 EYE_DISTANCE_M = 0.063
 """Distance between the two views of a stereo video, in metres: the mean distance of human eyes."""
 _MAX_SIDE_PX = 4096
@@ -222,6 +224,11 @@ class MovieWriter:
         self._fps = fps
         self._images = list[Pixels]()
 
+    @property
+    def num_frames(self) -> int:
+        """Number of frames so far."""
+        return len(self._images)
+
     def add(self, image: Pixels) -> None:
         """Add a frame, (height, width, 3)."""
         self._images.append(image)
@@ -251,6 +258,7 @@ class MovieWriter:
                 loop=0,
                 quality=75,
                 method=2,
+                exif=_exif(),
             )
 
     def _write_mp4(self) -> None:
@@ -272,7 +280,7 @@ def _encode_mp4(images: Sequence[Pixels], fps: int, name: str) -> str:
     read = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     # yuv420p stores colours for blocks of 2 x 2 pixels, so both sides must be even.
     scaled = ["-vf", f"scale={width + width % 2}:{height + height % 2}"] if width % 2 or height % 2 else []
-    encoded = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF, *scaled]
+    encoded = ["-metadata", f"comment={MARK}", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF, *scaled]
     # `-f mp4`, because the temporary file ends with .part; `file:`, because a colon in a name would make it a URL.
     # At this level of messages, stderr cannot fill its pipe and block ffmpeg while the frames are being written.
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *read, *encoded, "-f", "mp4", "-y", f"file:{name}"]
@@ -303,7 +311,14 @@ def write_image(path: Path, image: Pixels) -> None:
         OutputError: The file cannot be written.
     """
     with open_atomically(path) as file:
-        Image.fromarray(image).save(file, "WEBP" if path.suffix.lower() == ".webp" else "PNG")
+        Image.fromarray(image).save(file, "WEBP" if path.suffix.lower() == ".webp" else "PNG", exif=_exif())
+
+
+def _exif() -> Image.Exif:
+    """Return EXIF data that name the software."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = MARK
+    return exif
 
 
 def _shifted(pose: NDArray[np.float64], shift_m: float) -> NDArray[np.float64]:

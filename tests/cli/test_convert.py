@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -11,8 +12,10 @@ from sharp_cog.config.options import OutputOptions
 from sharp_cog.formats.ply import read_ply
 from sharp_cog.geometry.simplify import simplify
 from tests.cli.commands import names, run
+from tests.formats.cases import written
 from tests.splats import CAMERA, random_gaussians
 
+DATA = Path(__file__).parents[1] / "data" / "splats"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -50,6 +53,49 @@ def test_convert_simplifies_scales_centers_and_changes_axes(splat: Path, tmp_pat
     merged = simplify(formats.read(splat).gaussians, max_gaussians=100, min_opacity=0.2)
     np.testing.assert_allclose(back.means, merged.means * 3, atol=1e-4)
     np.testing.assert_allclose(back.opacities, merged.opacities, atol=1e-5)
+
+
+def test_convert_tells_what_it_drops_on_stderr(splat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = DATA / "sh3.compressed.ply"
+    assert run("convert", trained, tmp_path / "trained.ply") == 0
+    assert capsys.readouterr().err == ""
+    assert formats.read(tmp_path / "trained.ply").gaussians.degree == 3
+    assert run("convert", trained, tmp_path / "flat.splat") == 0
+    assert f"warning: {tmp_path / 'flat.splat'}: spherical harmonics of degree 1 to 3 are dropped" in (
+        capsys.readouterr().err
+    )
+    assert run("convert", trained, tmp_path / "low.ply", "--sh-degree", 1) == 0
+    assert "spherical harmonics of degree 2 to 3 are dropped" in capsys.readouterr().err
+    assert formats.read(tmp_path / "low.ply").gaussians.degree == 1
+    assert run("convert", splat, tmp_path / "room.spz") == 0
+    assert "spz has no place for the photograph's camera (1200 x 800, focal length 1150 px)" in capsys.readouterr().err
+    assert run("convert", splat, tmp_path / "room.spz", "--sh-degree", 5) == 2
+    assert run("convert", splat, tmp_path / "room.splat", "--normals") == 2
+    assert "--normals" not in capsys.readouterr().out
+
+
+def test_axes_that_are_converted_are_written_down(
+    splat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, axes in (("a.ply", "opengl"), ("a.compressed.ply", "opengl"), ("a.spz", "opencv")):
+        assert run("convert", splat, tmp_path / name, "--axes", axes) == 0
+        capsys.readouterr()
+        assert run("info", tmp_path / name, "--json") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["depth_m_quantiles"]["0%"] >= 0.99
+        assert report["notes"] == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_bad_gaussian_can_be_dropped(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, content = tmp_path / "bad.ply", written("ply", random_gaussians(7))
+    source.write_bytes(content[:-20] + np.float32(value).tobytes() + content[-16:])  # A scale.
+    assert run("convert", source, tmp_path / "good.ply") == 2
+    assert "1 of 7 Gaussians have values that are not finite, in scales: set --drop-invalid" in capsys.readouterr().err
+    assert run("convert", source, tmp_path / "good.ply", "--drop-invalid") == 0
+    captured = capsys.readouterr()
+    assert "1 of 7 Gaussians are dropped: values that are not finite, in scales" in captured.err
+    assert "6 of 6 Gaussians" in captured.out
 
 
 def test_convert_to_apples_layout_assumes_a_camera_where_none_is_known(

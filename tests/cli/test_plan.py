@@ -39,6 +39,19 @@ def test_the_output_of_one_image_may_be_a_file(tmp_path: Path) -> None:
     assert targets(photo, output=tmp_path / "scene.splat.ply") == [tmp_path / "scene.splat.ply"]
 
 
+def test_a_folder_of_one_image_is_written_to_a_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.jpg")
+    assert targets(tmp_path / "photos", output=tmp_path / "splats") == [tmp_path / "splats" / "a.ply"]
+    assert targets(tmp_path / "photos", output=tmp_path / "a.ply") == [tmp_path / "a.ply"]
+
+
+def test_several_images_need_a_folder(tmp_path: Path) -> None:
+    photos = [write_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    with pytest.raises(InputError, match=r"2 images cannot all become the file .*x\.ply: name a folder, such as .*x/"):
+        planned(*photos, output=tmp_path / "x.ply")
+    assert targets(*photos, output=tmp_path / "splats.2026")[0] == tmp_path / "splats.2026" / "a.ply"
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_the_output_of_one_image_may_be_a_folder(tmp_path: Path, exists: bool) -> None:
     photo, folder = write_image(tmp_path / "photo.jpg"), tmp_path / "splats"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sharp_cog import estimators, formats
+from sharp_cog.config.options import OutputOptions
 from sharp_cog.config.settings import Settings
 from sharp_cog.estimators import Estimate
 from sharp_cog.model.external_depth import DepthUse
@@ -21,6 +22,7 @@ from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.pipeline.prediction import Prediction
 from tests.cli.commands import StubPredictor, names, run, write_image
 from tests.depth.portraits import gdepth_jpeg
+from tests.splats import CAMERA, random_gaussians
 
 
 def predict(*arguments: object) -> int:
@@ -48,7 +50,7 @@ def test_a_splat_is_written_beside_its_image_and_described(
     predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = write_image(tmp_path / "photo.jpg", width=360, height=240, equivalent_mm=50)
-    (tmp_path / "photo.ply").write_bytes(b"an older splat")
+    formats.write(tmp_path / "photo.ply", random_gaussians(7), CAMERA, OutputOptions())  # It is replaced.
     assert predict(photo) == 0
     assert names(tmp_path) == ["photo.jpg", "photo.ply"]
     assert plyfile.PlyData.read(tmp_path / "photo.ply")["vertex"].count == 4
@@ -88,9 +90,52 @@ def test_the_suffix_of_the_output_selects_the_format(predictor: StubPredictor, t
         assert len(formats.read(target).gaussians) == 3
 
 
-def test_an_output_with_an_unknown_suffix_is_a_ply(predictor: StubPredictor, tmp_path: Path) -> None:
-    assert predict(write_image(tmp_path / "room.jpg"), "-o", tmp_path / "room.scene") == 0
-    assert formats.detect((tmp_path / "room.scene").read_bytes()) == "ply"
+@pytest.mark.parametrize("name", ["room.scene", "holiday.jpg", "holiday.png", "film.mov"])
+def test_an_output_with_another_suffix_is_refused_without_format(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A photograph that has nothing to do with the run must not become a splat."""
+    photo, other = write_image(tmp_path / "room.jpg"), tmp_path / name
+    if other.suffix in (".jpg", ".png"):
+        write_image(other)
+    before = other.read_bytes() if other.exists() else None
+    assert predict(photo, "-o", other) == 2
+    assert f"{name} has no suffix of .ply" in capsys.readouterr().err
+    assert predict(photo, "-o", other, "--format", "ply") == (0 if before is None else 2)
+    if before is not None:
+        assert "is not a splat: nothing was written" in capsys.readouterr().err
+        assert other.read_bytes() == before
+
+
+def test_several_images_are_not_written_to_one_file(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = [write_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    for output in ("x.spz", "x.ply"):
+        assert predict(*photos, "-o", tmp_path / output) == 2
+        assert f"2 images cannot all become the file {tmp_path / output}: name a folder" in capsys.readouterr().err
+    assert names(tmp_path) == ["a.jpg", "b.jpg"]
+
+
+def test_splats_are_replaced_or_skipped_and_other_files_kept(
+    predictor: StubPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "b.jpg"):
+        write_image(folder / name)
+    assert predict(folder, "-o", tmp_path / "splats") == 0
+    first = (tmp_path / "splats" / "a.ply").stat().st_mtime_ns
+    (tmp_path / "splats" / "b.ply").unlink()
+    capsys.readouterr()
+    assert predict(folder, "-o", tmp_path / "splats", "--skip-existing") == 0
+    assert "1 of 2 outputs exist already and are skipped" in capsys.readouterr().out
+    assert (tmp_path / "splats" / "a.ply").stat().st_mtime_ns == first
+    assert predict(folder, "-o", tmp_path / "splats", "--skip-existing") == 0
+    assert predict(folder, "-o", tmp_path / "splats") == 0
+    assert (tmp_path / "splats" / "a.ply").stat().st_mtime_ns > first
+    (tmp_path / "splats" / "b.ply").write_bytes(b"a letter")
+    assert predict(folder, "-o", tmp_path / "splats") == 2
+    assert (tmp_path / "splats" / "b.ply").read_bytes() == b"a letter"
 
 
 def test_format_outranks_the_suffix_of_the_output(predictor: StubPredictor, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from sharp_cog.config.options import OutputOptions
 from tests.cli.commands import names, run
 from tests.splats import CAMERA, random_gaussians
 
+BEHIND = Path(__file__).parents[1] / "data" / "splats" / "spz4_by_splat_transform_3.7.0_RDF.spz"
 SHORT = ("--duration", 0.3, "--fps", 10, "--width", 64, "--range", 0.02)
 
 
@@ -43,6 +44,22 @@ def test_the_camera_path_its_range_and_the_axes_change_the_video(splat: Path, tm
     for name, flags in variants.items():
         assert run("render", splat, "-o", tmp_path / f"{name}.webp", *SHORT, *flags) == 0
     assert len({(tmp_path / f"{name}.webp").read_bytes() for name in variants}) == len(variants)
+
+
+def test_a_black_image_is_refused_unless_the_axes_are_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """splat-transform writes .spz in the axes of a .ply, and nothing in the file says so."""
+    for name in ("view.png", "view.webp"):
+        assert run("render", BEHIND, "-o", tmp_path / name, *SHORT) == 2
+        captured = capsys.readouterr().err
+        assert "nothing lies ahead of the camera (z is from -5 to -2 m)" in captured
+        assert "error: none of the 2000 Gaussians is in the camera's view" in captured
+        assert "name them with --input-axes (opencv or opengl)" in captured
+    assert names(tmp_path) == []
+    assert run("render", BEHIND, "-o", tmp_path / "view.png", "--input-axes", "opencv") == 0
+    assert capsys.readouterr().err.count("warning") == 0
+    assert np.asarray(Image.open(tmp_path / "view.png")).any()
+    assert run("render", BEHIND, "-o", tmp_path / "black.png", "--input-axes", "opengl") == 0
+    assert "with the axes opengl: the image is black" in capsys.readouterr().err
 
 
 def test_stereo_and_depth(splat: Path, tmp_path: Path) -> None:

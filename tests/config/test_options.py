@@ -114,7 +114,7 @@ def test_values_are_accepted_as_text_and_as_themselves(values: dict[str, object]
         ({"scale": 0}, "scale is 0.0: give a number from 1e-06"),
         ({"center": "perhaps"}, "center is 'perhaps': give true or false"),
         ({"axes": "unity"}, "axes is 'unity': choose one of auto, opencv, opengl"),
-        ({"spz_version": 2}, "spz_version is 2: choose one of 3, 4"),
+        ({"spz_version": 5}, "spz_version is 5: choose one of 2, 3, 4"),
         ({"output_format": "html", "axes": "opengl"}, "axes is 'opengl', but html always has opencv"),
         ({"output_format": "html", "center": True}, "center is given, but in html"),
         ({"depth_mode": "align", "back_surface_factor": 2}, "back_surface_factor is 2 and depth_mode 'align'"),

@@ -25,7 +25,7 @@ from tests.decoders import DECODERS, Decoded
 from tests.splats import CAMERA, degrees_between, srgb_of
 
 CASES = [*DECODERS, "spz4"]
-"""Formats that have a decoder; `spz4` is version 4 of spz."""
+"""Formats that have a decoder; `spz4` is version 4 of spz, as `spz2`, which only its own tests try, is version 2."""
 READABLE = ("ply", "apple_ply", "compressed_ply", "splat", "spz", "sog", "glb", "usdz")
 SORTING = ("compressed_ply", "splat")
 """Formats that change the order of the Gaussians."""
@@ -105,6 +105,8 @@ TOLERANCES = {
     "splat": Tolerance(metres=2e-6, log_scale=2e-5, degrees=0.9, color=0.51 / 255, opacity=0.51 / 255),
     "spz": SPZ,
     "spz4": SPZ,
+    # x, y and z in steps of 1 / 127.5; w follows from them, with no digits left where it is small.
+    "spz2": replace(SPZ, degrees=11.0),
     # Positions in 65,536 steps of a logarithm, scales in 256 levels, which are sparse where scales are rare.
     "sog": Tolerance(
         metres=0.5 / 65535,
@@ -117,24 +119,15 @@ TOLERANCES = {
 
 
 def options(case: str, **more: object) -> OutputOptions:
-    if case == "spz4":
-        return OutputOptions.from_mapping({"output_format": "spz", "spz_version": 4, **more})
+    if case in ("spz2", "spz4"):
+        return OutputOptions.from_mapping({"output_format": "spz", "spz_version": int(case[-1]), **more})
     return OutputOptions.from_mapping({"output_format": case, **more})
 
 
 def written(case: str, gaussians: Gaussians, *, camera: Camera | None = CAMERA, **more: object) -> bytes:
     """Return the file that `formats.write` makes, without a file system."""
-    file, chosen = io.BytesIO(), options(case, **more)
-    format_ = formats.FORMATS[chosen.output_format]
-    scene, frame = formats.to_output_frame(gaussians, chosen, default_axes=format_.axes)
-    extra: dict[str, dict[str, Any]] = {
-        "spz": {"version": chosen.spz_version},
-        "html": {"viewer_dir": viewer_dir()},
-        "glb": {"compression": chosen.glb_compression},
-    }
-    writer = formats.CODECS[format_.name].write
-    assert writer is not None
-    writer(file, scene, camera, frame, **extra.get(format_.name, {}))
+    file = io.BytesIO()
+    formats.write_to(file, gaussians, camera, options(case, **more), viewer_dir=viewer_dir())
     return file.getvalue()
 
 
@@ -182,12 +175,12 @@ def decode(case: str, content: bytes) -> Decoded:
 
 def decode_as_stored(case: str, content: bytes) -> Decoded:
     """Decode a file in its own axes."""
-    return DECODERS["spz" if case == "spz4" else case](content)
+    return DECODERS["spz" if case in ("spz2", "spz4") else case](content)
 
 
 def as_opencv(case: str, decoded: Decoded) -> Decoded:
     """Rotate the Gaussians of formats whose default axes are OpenGL's."""
-    if case not in ("spz", "spz4", "glb", "usdz"):
+    if case not in ("spz", "spz2", "spz4", "glb", "usdz"):
         return decoded
     w, x, y, z = decoded.wxyz.T
     return replace(decoded, means=decoded.means * [1, -1, -1], wxyz=np.stack([-x, w, -z, y], axis=-1))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from plyfile import PlyData
 
+from sharp_cog import formats
 from sharp_cog.errors import SplatError
 from sharp_cog.formats.compressed_ply import is_compressed_ply, read_compressed_ply
 from tests.formats.cases import decode, written
-from tests.splats import random_gaussians
+from tests.splats import random_gaussians, with_harmonics
 
 
 def test_neighbours_share_a_chunk() -> None:
@@ -61,8 +65,34 @@ def test_broken_chunks_are_refused() -> None:
         "1 chunks for 257 Gaussians: there must be one for every 256": whole.replace(
             b"element chunk 2", b"element chunk 1"
         ),
-        "256 values of means that are not finite": nan,
     }
     for message, content in cases.items():
         with pytest.raises(SplatError, match=message):
             read_compressed_ply(content)
+    with pytest.raises(SplatError, match="256 of 257 Gaussians have values that are not finite, in means"):
+        formats.read(nan)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_harmonics_are_in_an_element_of_bytes_in_the_order_of_the_vertices(degree: int) -> None:
+    gaussians = with_harmonics(random_gaussians(300), degree)
+    content = written("compressed_ply", gaussians)
+    element = PlyData.read(io.BytesIO(content))["sh"]
+    num_bands = (degree + 1) ** 2 - 1
+    assert [prop.name for prop in element.properties] == [f"f_rest_{index}" for index in range(3 * num_bands)]
+    back = read_compressed_ply(content).gaussians
+    assert back.harmonics is not None
+    # Byte b is (b + 1/2) / 256 of the range from -4 to 4; red's coefficients come first.
+    for channel in range(3):
+        for band in range(num_bands):
+            codes = element[f"f_rest_{channel * num_bands + band}"].astype(float)
+            np.testing.assert_allclose(back.harmonics[:, band, channel], ((codes + 0.5) / 256 - 0.5) * 8, atol=1e-6)
+    assert gaussians.harmonics is not None
+    order = [int((gaussians.means - mean).abs().sum(dim=1).argmin()) for mean in back.means]
+    assert (back.harmonics - gaussians.harmonics[order]).abs().max() <= 4 / 256 + 1e-6
+
+
+def test_harmonics_of_half_of_the_gaussians_are_refused() -> None:
+    content = written("compressed_ply", with_harmonics(random_gaussians(4), 1))
+    with pytest.raises(SplatError, match="9 spherical harmonics for 2 of 4 Gaussians"):
+        read_compressed_ply(content.replace(b"element sh 4", b"element sh 2"))

@@ -59,7 +59,7 @@ def uint32(value: int) -> bytes:
         (HEADER_BYTES + 20, b"\x08", "has 8 bytes for the centre of a bucket"),
         (HEADER_BYTES + 12, uint32(1), "has 1 buckets, too few for its Gaussians"),
         (HEADER_BYTES + 40, b"\x04", "spherical harmonics of degree 4"),
-        (HEADER_BYTES + 16, struct.pack("<f", float("nan")), "means that are not finite"),
+        (HEADER_BYTES + 16, struct.pack("<f", float("nan")), "not finite, in means"),
     ],
 )
 def test_a_header_that_lies_is_refused(offset: int, value: bytes, message: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import gsply
@@ -17,11 +18,14 @@ from sharp_cog import formats
 from sharp_cog.config.options import OutputOptions
 from sharp_cog.formats import FORMATS, read
 from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.preview.render import render
+from sharp_cog.preview.view import View
 from tests import decoders
 from tests.decoders import Decoded
 from tests.formats.cases import SPZ, TOLERANCES, as_opencv, assert_same, decode_as_stored, options, order_in_file
-from tests.splats import CAMERA, degrees_between, random_gaussians, srgb_of
+from tests.splats import CAMERA, degrees_between, random_gaussians, srgb_of, with_harmonics
 
+DATA = Path(__file__).parents[1] / "data" / "splats"
 PACKAGES = ("@playcanvas/splat-transform@3.7.0", "gltf-validator@2.0.0-dev.3.10")
 VALIDATE = """
 const { validateBytes } = require('gltf-validator');
@@ -35,6 +39,54 @@ EXPECTED_MESSAGES = {
     # A splat without Gaussians is a node without a mesh.
     "NODE_EMPTY",
 }
+
+
+def test_files_of_others_hold_the_same_scene() -> None:
+    """One scene with harmonics of degree 3, as .compressed.ply and as .spz whose extension names the axes."""
+    compressed = read(DATA / "sh3.compressed.ply").gaussians
+    spz = read(DATA / "spz4_coordinate_system_RDF.spz")
+    assert spz.notes == ()
+    assert compressed.degree == spz.gaussians.degree == 3
+    order = [int((spz.gaussians.means - mean).abs().sum(dim=1).argmin()) for mean in compressed.means]
+    assert len(set(order)) == 2000
+    matched = spz.gaussians.map(lambda tensor: tensor[order])
+    np.testing.assert_allclose(matched.means, compressed.means, atol=0.002)
+    assert matched.harmonics is not None
+    assert compressed.harmonics is not None
+    assert (matched.harmonics - compressed.harmonics).abs().max() < 1 / 16 + 1 / 64 + 1e-4
+    view = View(width=96, height=64, focal_length_px=100.0)
+    images = [render(gaussians, view)[0].astype(float) for gaussians in (matched, compressed)]
+    flat = render(replace(compressed, harmonics=None), view)[0].astype(float)
+    # Niantic's 4 bits of the higher harmonics make the difference.
+    assert np.abs(images[0] - images[1]).mean() < 4 < np.abs(images[0] - flat).mean() / 2
+
+
+def test_flags_and_a_missing_compression_are_told_or_read() -> None:
+    crafted = read(DATA / "spz3_flag_lod_crafted.spz", axes="opencv")
+    assert "flags that are unknown here (0x80)" in crafted.notes[0]
+    plain = read(DATA / "raw_v2.spz").gaussians
+    assert len(plain) == 4
+    np.testing.assert_allclose(plain.means.abs().sum(dim=1).sort().values, [0, 1, 1, 2], atol=1e-6)
+    assert "nothing lies ahead" in read(DATA / "spz4_by_splat_transform_3.7.0_RDF.spz").notes[0]
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.parametrize("case", ["ply", "compressed_ply"])
+def test_gsply_reads_our_harmonics(case: str, degree: int, tmp_path: Path) -> None:
+    gaussians, path = with_harmonics(random_gaussians(257), degree), tmp_path / "splat.ply"
+    formats.write(path, gaussians, CAMERA, options(case))
+    data = gsply.plyread(path)
+    assert gaussians.harmonics is not None
+    order = order_in_file(case, np.asarray(data.means, dtype=float), gaussians.means.double().numpy())
+    error = np.abs(np.asarray(data.shN).reshape(257, -1, 3) - gaussians.harmonics.numpy()[order])
+    assert error.max() <= (1e-6 if case == "ply" else 1 / 64 + 1e-5)
+
+
+@pytest.mark.parametrize("more", [{"normals": True}, {"normals": True, "sh_degree": 3}])
+def test_gsply_reads_the_additions_for_older_programs(more: dict[str, object], tmp_path: Path) -> None:
+    gaussians, path = random_gaussians(257), tmp_path / "splat.ply"
+    formats.write(path, gaussians, CAMERA, options("ply", **more))
+    np.testing.assert_allclose(gsply.plyread(path).means, gaussians.means, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["ply", "compressed_ply", "spz", "spz4"])

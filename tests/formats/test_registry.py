@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sharp_cog.config.options import OutputOptions
 from sharp_cog.config.output_formats import OUTPUT_FORMATS
 from sharp_cog.errors import NotInstalledError, OptionError, OutputError, PredictionError, SplatError
 from sharp_cog.formats import CODECS, FORMATS, read
+from sharp_cog.formats.splat import read_splat
 from sharp_cog.geometry.camera import Camera
 from sharp_cog.geometry.gaussians import Gaussians
 from tests.formats.cases import (
@@ -32,7 +34,16 @@ from tests.formats.cases import (
     viewer_dir,
     written,
 )
-from tests.splats import CAMERA, SIZES, degrees_between, extreme_gaussians, random_gaussians, srgb_of
+from tests.splats import (
+    CAMERA,
+    SIZES,
+    degrees_between,
+    extreme_gaussians,
+    gaussians_in_front,
+    random_gaussians,
+    srgb_of,
+    with_harmonics,
+)
 
 
 def test_every_format_but_video_has_a_codec() -> None:
@@ -214,8 +225,8 @@ def test_unknown_suffixes_are_refused() -> None:
 @pytest.mark.parametrize("case", READABLE)
 def test_formats_are_detected_by_their_content(case: str, tmp_path: Path) -> None:
     content, path = written(case, random_gaussians(3)), tmp_path / "room.splat"
-    assert formats.detect(content, path) == ("ply" if case == "apple_ply" else case)
-    assert formats.detect(content) == {"splat": None, "apple_ply": "ply"}.get(case, case)
+    assert formats.detect(content, path) == case
+    assert formats.detect(content) == (None if case == "splat" else case)
 
 
 def test_formats_that_can_only_be_written_are_named() -> None:
@@ -251,6 +262,84 @@ def test_a_splat_out_of_range_is_refused() -> None:
     content = written("ply", gaussians).replace(np.float32(12345).tobytes(), np.float32(-3.4e38).tobytes())
     with pytest.raises(SplatError, match=r"3\.4e\+38 m away, the limit is 1e\+38 m"):
         read(content)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3.4e38])
+@pytest.mark.parametrize("case", ["ply", "splat"])
+def test_gaussians_that_are_broken_can_be_dropped(case: str, value: float, tmp_path: Path) -> None:
+    gaussians, path = gaussians_in_front(5), tmp_path / f"room.{case}"
+    gaussians.means[3, 1] = 12345.0
+    content = written(case, gaussians).replace(np.float32(12345).tobytes(), np.float32(value).tobytes())
+    path.write_bytes(content)
+    with pytest.raises(SplatError, match=r"1 of 5 Gaussians have .*: set drop_invalid to read the others"):
+        read(path)
+    splat = read(path, drop_invalid=True)
+    assert len(splat.gaussians) == 4
+    assert splat.notes[0].startswith("1 of 5 Gaussians are dropped: ")
+    assert ("not finite, in means" in splat.notes[0]) == (value != -3.4e38)
+    kept = np.sort(gaussians.means[[0, 1, 2, 4], 0].numpy())
+    np.testing.assert_array_equal(np.sort(splat.gaussians.means[:, 0].numpy()), kept)
+
+
+def test_a_splat_without_a_valid_gaussian_is_broken() -> None:
+    gaussians = random_gaussians(2)
+    gaussians.means[:, 0] = 12345.0
+    content = written("ply", gaussians).replace(np.float32(12345).tobytes(), np.float32("nan").tobytes())
+    with pytest.raises(SplatError, match="all 2 Gaussians have values that are not finite, in means"):
+        read(content, drop_invalid=True)
+
+
+def test_a_splat_behind_the_camera_is_noted() -> None:
+    gaussians = gaussians_in_front(200)
+    content = written("spz", gaussians)
+    assert read(content).notes == ()
+    plain = gzip.decompress(written("spz", gaussians, axes="opencv"))
+    # As splat-transform writes them: in the axes of a .ply, without a word about it.
+    theirs = gzip.compress(plain[:14] + bytes(1) + plain[15:-12])
+    assert "nothing lies ahead of the camera (z is from -" in read(theirs).notes[0]
+    assert "name them with input_axes" in read(theirs).notes[0]
+    assert read(theirs, axes="opencv").notes == ()
+    np.testing.assert_allclose(read(theirs, axes="opencv").gaussians.means, gaussians.means, atol=0.6 / 4096)
+
+
+def test_what_a_format_cannot_hold_is_told() -> None:
+    trained = with_harmonics(random_gaussians(5), 3)
+
+    def losses(camera: Camera | None = None, **chosen: object) -> tuple[str, ...]:
+        return formats.losses(trained, camera, OutputOptions.from_mapping(chosen))
+
+    for case in ("ply", "compressed_ply", "spz", "sog", "glb", "usdz", "mp4"):
+        assert losses(output_format=case) == ()
+    for case in ("splat", "apple_ply"):
+        (sentence,) = losses(output_format=case)
+        assert sentence.startswith("spherical harmonics of degree 1 to 3 are dropped: colours do not depend on ")
+    assert losses(output_format="ply", sh_degree=2) == (
+        "spherical harmonics of degree 3 are dropped: colours depend on it less finely in ply",
+    )
+    assert "splat has no place for the axes opengl" in losses(output_format="splat", axes="opengl")[-1]
+    assert losses(output_format="spz", spz_version=2) == ()
+    assert "spz has no place for the axes opencv" in losses(output_format="spz", spz_version=2, axes="opencv")[0]
+    assert losses(output_format="spz", axes="opencv") == ()
+    assert losses(CAMERA, output_format="ply") == ()
+    assert losses(CAMERA, output_format="spz") == (
+        "spz has no place for the photograph's camera (1200 x 800, focal length 1150 px): it is dropped",
+    )
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_harmonics_survive_where_losses_names_none(case: str) -> None:
+    """Turned by the axes of the format, and back."""
+    trained = with_harmonics(gaussians_in_front(40), 3)
+    if case == "splat":
+        assert read_splat(written(case, trained)).gaussians.harmonics is None
+        return
+    back = read(written(case, trained)).gaussians
+    assert back.degree == min(3, FORMATS[case].max_degree)
+    if back.harmonics is not None and case != "sog":  # A palette, which its own tests compare.
+        assert trained.harmonics is not None
+        order = order_in_file(case, back.means.double().numpy(), trained.means.double().numpy())
+        step = {"ply": 1e-6, "compressed_ply": 1 / 64, "spz": 8.5 / 128, "glb": 1e-6, "usdz": 1e-3}[case]
+        assert (back.harmonics - trained.harmonics[order]).abs().max() <= step
 
 
 def test_a_camera_out_of_range_is_refused() -> None:

@@ -238,7 +238,7 @@ def test_a_camera_of_another_program_may_look_anywhere() -> None:
         (lambda meta: meta["means"].update(mins=[0, 1]), "mins of means is no list of 3 numbers"),
         (lambda meta: meta["means"].update(maxs=[0, 1, 1e40]), "maxs of means is no list of 3 numbers"),
         (lambda meta: meta["means"].update(maxs=[0, 1, float("nan")]), "maxs of means is no list"),
-        (lambda meta: meta["means"].update(maxs=[0, 1, 200]), "means that are not finite"),
+        (lambda meta: meta["means"].update(maxs=[0, 1, 200]), "not finite, in means"),
         (lambda meta: meta["scales"].update(codebook=["a"] * 256), "codebook of scales is no list"),
         (lambda meta: meta["sh0"].update(files=[]), "sh0 does not name 1 files"),
         (lambda meta: meta["sh0"].update(files=["none.webp"]), r"no none\.webp"),

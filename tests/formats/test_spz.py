@@ -8,10 +8,12 @@ import struct
 import numpy as np
 import pytest
 
+from sharp_cog import formats
 from sharp_cog.errors import NotInstalledError, OutputError, SplatError
-from sharp_cog.formats.spz import MAGIC, read_spz, require_zstandard
-from tests.formats.cases import decode, written
-from tests.splats import degrees_between, random_gaussians
+from sharp_cog.formats.scene import PHOTOGRAPH_FRAME
+from sharp_cog.formats.spz import AXES, MAGIC, read_spz, require_zstandard
+from tests.formats.cases import as_opencv, assert_same, decode, decode_as_stored, written
+from tests.splats import degrees_between, gaussians_in_front, random_gaussians, with_harmonics
 
 
 def test_positions_beyond_24_bits_are_refused() -> None:
@@ -57,11 +59,100 @@ def test_older_versions_are_read(version: int, positions: bytes) -> None:
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])
-def test_higher_spherical_harmonics_are_ignored(degree: int) -> None:
-    plain = gzip.decompress(written("spz", random_gaussians(7)))
-    harmonics = bytes(7 * 3 * ((degree + 1) ** 2 - 1))
-    splat = read_spz(gzip.compress(plain[:12] + bytes([degree]) + plain[13:] + harmonics))
-    np.testing.assert_array_equal(splat.gaussians.means, read_spz(gzip.compress(plain)).gaussians.means)
+@pytest.mark.parametrize("case", ["spz2", "spz", "spz4"])
+def test_harmonics_are_bytes_around_128(degree: int, case: str) -> None:
+    """A unit has 128 steps; 5 bits are kept in degree 1, and 4 above."""
+    gaussians = with_harmonics(random_gaussians(7), degree)
+    content = written(case, gaussians, axes="opencv")
+    splat = read_spz(content)
+    num_bands = min((degree + 1) ** 2 - 1, 15 if case == "spz2" else 24)  # Version 2 ends at degree 3.
+    assert splat.gaussians.harmonics is not None
+    assert gaussians.harmonics is not None
+    assert splat.gaussians.harmonics.shape == (7, num_bands, 3)
+    error = (splat.gaussians.harmonics - gaussians.harmonics[:, :num_bands]).abs()
+    assert error[:, :3].max() <= 4.5 / 128
+    assert error.max() <= 8.5 / 128
+    if case != "spz4":
+        plain = gzip.decompress(content)
+        end = len(plain) - (0 if case == "spz2" else 12)  # The extension that names the axes.
+        codes = np.frombuffer(plain[end - 7 * num_bands * 3 : end], np.uint8)
+        np.testing.assert_allclose(
+            splat.gaussians.harmonics, codes.reshape(7, num_bands, 3) / 128 - 1, rtol=0, atol=1e-6
+        )
+        assert set(np.unique(codes.reshape(7, -1, 3)[:, 3:] % 16)) <= {0, 15}  # 15 is 255, which 256 becomes.
+
+
+def test_version_2_is_what_older_readers_expect() -> None:
+    gaussians = random_gaussians(257)
+    content = written("spz2", gaussians)
+    assert gzip.decompress(content)[:16] == struct.pack("<IIIBBBB", MAGIC, 2, 257, 0, 12, 0, 0)
+    assert_same("spz2", as_opencv("spz2", decode_as_stored("spz2", content)), gaussians)
+    back = formats.read(content).gaussians
+    assert degrees_between(back.quaternions_wxyz.numpy(), gaussians.quaternions_wxyz.numpy()).max() < 11
+    assert np.median(degrees_between(back.quaternions_wxyz.numpy(), gaussians.quaternions_wxyz.numpy())) < 1
+
+
+def test_version_2_ends_with_the_gaussians_in_any_axes() -> None:
+    """GaussianSplats3D refuses a file with more bytes."""
+    plain = gzip.decompress(written("spz2", random_gaussians(5), axes="opencv"))
+    assert len(plain) == 16 + 5 * 19
+    assert plain[14] == 0
+
+
+@pytest.mark.parametrize("case", ["spz", "spz4"])
+def test_axes_other_than_the_usual_ones_are_named_in_the_file(case: str) -> None:
+    gaussians = gaussians_in_front(20)
+    content = written(case, gaussians, axes="opencv")
+    extension = struct.pack("<III", 0xADBE0003, 4, 6)
+    plain = content if case == "spz4" else gzip.decompress(content)
+    assert plain[14] == 2
+    assert plain[32:44] == extension if case == "spz4" else plain[-12:] == extension
+    assert read_spz(content).frame == PHOTOGRAPH_FRAME
+    np.testing.assert_allclose(formats.read(content).gaussians.means, gaussians.means, atol=0.6 / 4096)
+    default = written(case, gaussians)
+    assert (default if case == "spz4" else gzip.decompress(default))[14] == 0
+    assert formats.read(content).notes == ()
+
+
+@pytest.mark.parametrize("number", range(17))
+def test_all_axes_are_understood(number: int) -> None:
+    """Letters are the directions of x, y and z: the point (1, 2, 3) in RFU is 1 right, 2 to the front, 3 up."""
+    letters = (["RUB", *AXES])[number]
+    plain = bytearray(gzip.decompress(written("spz", with_harmonics(random_gaussians(1), 1), axes="opencv")))
+    plain[16:25] = b"".join(int(value * 4096).to_bytes(3, "little", signed=True) for value in (1, 2, 3))
+    plain[-4:] = struct.pack("<I", number)
+    seen = formats.read(gzip.compress(bytes(plain))).gaussians
+    directions = {"R": (1, 0, 0), "L": (-1, 0, 0), "D": (0, 1, 0), "U": (0, -1, 0), "F": (0, 0, 1), "B": (0, 0, -1)}
+    matrix = np.array([directions[letter] for letter in letters]).T
+    np.testing.assert_allclose(seen.means, [matrix @ [1, 2, 3]])
+    # Degree 1 is -y, z, -x: a vector, which turns with the axes.
+    assert seen.harmonics is not None
+    before = read_spz(gzip.compress(bytes(plain[:-4]) + struct.pack("<I", 6))).gaussians.harmonics
+    assert before is not None
+    vector = np.stack([-before[0, 2], -before[0, 0], before[0, 1]])
+    turned = np.stack([-seen.harmonics[0, 2], -seen.harmonics[0, 0], seen.harmonics[0, 1]])
+    np.testing.assert_allclose(turned, matrix @ vector, atol=1e-6)
+
+
+def test_extensions_that_are_broken_or_unknown_are_told() -> None:
+    plain = gzip.decompress(written("spz", gaussians_in_front(2), axes="opencv"))
+    for message, tail in {
+        "axes of the number 17": struct.pack("<III", 0xADBE0003, 4, 17),
+        "is truncated": struct.pack("<II", 0xADBE0003, 5) + b"1234",
+    }.items():
+        with pytest.raises(SplatError, match=message):
+            read_spz(gzip.compress(plain[:-12] + tail))
+    splat = read_spz(gzip.compress(plain + struct.pack("<II", 0xADBE0002, 3) + b"abc"))
+    assert splat.notes == ("the .spz has an extension that is unknown here (0xadbe0002): it is left out",)
+    assert splat.frame == PHOTOGRAPH_FRAME
+
+
+def test_a_file_without_compression_is_read() -> None:
+    content = written("spz", random_gaussians(5))
+    back = read_spz(gzip.decompress(content)).gaussians
+    np.testing.assert_array_equal(back.means, read_spz(content).gaussians.means)
+    with pytest.raises(SplatError, match="has 99 bytes of 100: it is truncated"):
+        read_spz(gzip.decompress(content)[:-1])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
-from sharp_cog.geometry.harmonics import basis, half_turn_about_x, rotated
+from sharp_cog.geometry.harmonics import basis, half_turn_about_x, rotated, with_degree
+from tests.splats import random_gaussians, with_harmonics
 
 # e3nn's polar axis is y, so its x, y, z are the y, z, x of 3D Gaussian Splatting; its phase is not Condon-Shortley's.
 _TO_E3NN = [1, 2, 0]
@@ -82,3 +83,17 @@ def test_rotated_coefficients_show_the_rotated_colours(degree: int) -> None:
     torch.testing.assert_close(after, before)
     half_turn = rotated(harmonics, np.diag([1.0, -1.0, -1.0]))
     torch.testing.assert_close(half_turn, harmonics * half_turn_about_x(harmonics.shape[1]).unsqueeze(-1).double())
+
+
+def test_degrees_are_cut_off_and_filled_with_zeros() -> None:
+    whole = with_harmonics(random_gaussians(4), 2)
+    assert whole.harmonics is not None
+    assert with_degree(whole, 2) is whole
+    assert with_degree(whole, 0).harmonics is None
+    for degree, num_kept in ((1, 3), (3, 8)):
+        changed = with_degree(whole, degree)
+        assert changed.degree == degree
+        assert changed.harmonics is not None
+        assert torch.equal(changed.harmonics[:, :num_kept], whole.harmonics[:, :num_kept])
+        assert not changed.harmonics[:, num_kept:].any()
+    assert with_degree(random_gaussians(4), 3).degree == 3

@@ -7,12 +7,16 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from sharp_cog.geometry.gaussians import Gaussians
+from sharp_cog.geometry.harmonics import basis
 from sharp_cog.geometry.transform import (
+    change_axes,
     concatenate,
     depths_ahead,
     opencv_to_opengl,
     place,
     scale_and_center,
+    share_ahead,
     translate,
 )
 from tests.splats import gaussians_in_front, with_harmonics
@@ -61,6 +65,41 @@ def test_scales_and_offsets_leave_the_harmonics() -> None:
     torch.testing.assert_close(
         turned.harmonics[:, :3], gaussians.harmonics[:, :3] * torch.tensor([[-1.0], [-1.0], [1.0]])
     )
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [[[1, 0, 0], [0, 0, -1], [0, 1, 0]], [[1, 0, 0], [0, 1, 0], [0, 0, -1]], [[-1, 0, 0], [0, 0, 1], [0, 1, 0]]],
+    ids=["quarter turn", "mirrored", "mirrored and turned"],
+)
+def test_new_axes_have_scipys_covariances_and_the_same_colours(matrix: list[list[float]]) -> None:
+    mapping = np.array(matrix, dtype=float)
+    gaussians = with_harmonics(gaussians_in_front(50), 3)
+    changed = change_axes(gaussians, mapping)
+    np.testing.assert_allclose(changed.means, gaussians.means.numpy() @ mapping.T, atol=1e-6)
+    np.testing.assert_allclose(covariances(changed), mapping @ covariances(gaussians) @ mapping.T, atol=1e-9)
+    assert (changed.quaternions_wxyz[:, 0] >= 0).all()
+    unit = torch.nn.functional.normalize(gaussians.means, dim=1)
+    assert gaussians.harmonics is not None
+    assert changed.harmonics is not None
+    before = torch.einsum("nk,nkc->nc", basis(unit, 3), gaussians.harmonics)
+    after = torch.einsum("nk,nkc->nc", basis(unit @ torch.tensor(matrix).float().T, 3), changed.harmonics)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def covariances(gaussians: Gaussians) -> np.ndarray:
+    rotations = Rotation.from_quat(gaussians.quaternions_wxyz.double().numpy(), scalar_first=True).as_matrix()
+    factors: np.ndarray = rotations * gaussians.scales.double().numpy()[:, None, :]
+    products: np.ndarray = factors @ factors.transpose(0, 2, 1)
+    return products
+
+
+def test_the_share_ahead_counts_positive_depths() -> None:
+    gaussians = gaussians_in_front(4)
+    assert share_ahead(gaussians) == 1.0
+    gaussians.means[0, 2] = -1.0
+    assert share_ahead(gaussians) == 0.75
+    assert share_ahead(gaussians_in_front(0)) == 0.0
 
 
 def test_quantiles_of_depth_leave_out_gaussians_behind_the_camera() -> None:
