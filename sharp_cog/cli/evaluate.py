@@ -26,7 +26,6 @@ from sharp_cog.files.atomic import open_atomically
 from sharp_cog.pipeline.pipeline import SharpPipeline
 from sharp_cog.preview import movie
 
-_OPTIONS = ("max_gaussians", "min_opacity", "depth_mode", "back_surface_factor")
 _MIN_WIDTH = 32
 
 
@@ -46,7 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     lpips = load_lpips(pipeline.device)
     if lpips is None:
         print("LPIPS is not measured: the package lpips is not installed", file=sys.stderr)
-    given = {name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None}
+    options = {
+        "max_gaussians": arguments.max_gaussians,
+        "min_opacity": arguments.min_opacity,
+        "depth_mode": arguments.depth_mode,
+        "back_surface_factor": arguments.back_surface_factor,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     report: list[dict[str, Any]] = []
     progress = tqdm(total=len(cases) * _steps(arguments), unit="view", disable=not sys.stderr.isatty(), leave=False)
     for load in cases:

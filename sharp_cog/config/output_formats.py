@@ -49,7 +49,7 @@ OUTPUT_FORMATS = {
         OutputFormat(
             name="ply",
             suffix=".ply",
-            description="vertices alone, which every viewer reads; focal length and image size in comments",
+            description="vertices alone, which nearly every viewer reads; focal length and image size in comments",
             is_readable=True,
             max_degree=4,
             megabytes=66,

@@ -180,7 +180,7 @@ class _Section:
     def _means(self) -> NDArray[np.float32]:
         if not self._level:
             return self._records["position"].astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # `Splat` refuses values that are not finite.
+        with np.errstate(over="ignore", invalid="ignore"):  # `formats.read` refuses values that are not finite.
             offsets = (self._records["position"].astype(np.float32) - np.float32(self._range)) * np.float32(
                 self._width / 2 / self._range
             )

@@ -1,4 +1,4 @@
-"""Both .ply forms of 3D Gaussians: vertices alone, which every viewer reads, and Apple's with extra elements."""
+"""Both .ply forms of 3D Gaussians: vertices alone, which nearly every viewer reads, and Apple's with extra elements."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import sharp_cog
-from sharp_cog.errors import NotInstalledError, SplatError
+from sharp_cog.errors import NotInstalledError, OutputError, SplatError
 from sharp_cog.files.scratch import ScratchFolder
 from sharp_cog.formats import usd_process
 from sharp_cog.formats.archive import Archive, first_name
@@ -97,7 +97,7 @@ def write_usdz(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fram
     """
     assert frame.axes == "opengl", "y is up"
     require_usd()
-    from pxr import Sdf, Usd, UsdGeom, UsdVol, Vt
+    from pxr import Sdf, Tf, Usd, UsdGeom, UsdVol, Vt
 
     # Not by `vertex_block`, whose logarithms and logits would be undone.
     require_writable(gaussians)
@@ -127,7 +127,12 @@ def write_usdz(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, fram
         _define_camera(UsdGeom.Camera.Define(stage, _CAMERA), camera, frame)
     with ScratchFolder() as folder:
         path = folder / _LAYER
-        stage.GetRootLayer().Export(str(path))
+        try:
+            stage.GetRootLayer().Export(str(path))
+        except Tf.ErrorException as error:
+            # OpenUSD names its source files and lines, and the reason at the end of a line.
+            reason = str(error).strip().splitlines()[0].rpartition(": ")[2].strip(" '")
+            raise OutputError(f"cannot write {path} ({reason}): free space, or set TMPDIR") from error
         _write_package(file, path.read_bytes())
 
 

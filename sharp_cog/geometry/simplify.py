@@ -29,7 +29,8 @@ def simplify(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opac
     Raises:
         OptionError: No Gaussian is as opaque as `min_opacity`.
     """
-    opaque = _at_least(gaussians, min_opacity)
+    # Broken opacities stay, below zero too: writers refuse them, and must not lose them from sight here.
+    opaque = _at_least(gaussians, min_opacity) if min_opacity > 0 else gaussians
     if len(gaussians) and not len(opaque):
         # Rounded down, so that the number in the message leaves something.
         most = math.floor(float(gaussians.opacities.max()) * 1000) / 1000
@@ -45,5 +46,5 @@ def simplify(gaussians: Gaussians, *, max_gaussians: int | None = None, min_opac
 
 def _at_least(gaussians: Gaussians, opacity: float) -> Gaussians:
     """Return the Gaussians that are at least this opaque, or the same object if all are."""
-    kept = torch.nonzero(gaussians.opacities >= opacity).squeeze(-1)
+    kept = torch.nonzero(~(gaussians.opacities < opacity)).squeeze(-1)  # NaN is less than nothing.
     return gaussians if len(kept) == len(gaussians) else gaussians.map(lambda tensor: tensor[kept])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,18 @@ def test_a_step_that_takes_too_long_ends_with_its_children(tmp_path: Path) -> No
     )
     assert outcome_of(tmp_path, program, limit_s=3).result == "timed out"
     child = Path(f"/proc/{pid.read_text()}/stat")
-    # A dead process stays in the table until its parent reads its exit code.
-    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+    def is_alive() -> bool:
+        # A dead process stays in the table until its parent reads its exit code.
+        try:
+            return child.read_text().split()[2] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    deadline = time.monotonic() + 10
+    while is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_step_without_its_packages_is_not_run(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_a_photograph_with_depth_needs_nothing_else(on_disk: set[str], loaded: l
     assert loaded == []
     near_m, far_m = depth_range(tmp_path / "portrait.ply")
     assert NEAR_M * 0.9 <= near_m < 1.2
-    assert 3.0 < far_m <= FAR_M * 1.1
+    # The surface goes on a little beyond the border, on the side where it is farthest.
+    assert 3.0 < far_m <= FAR_M * 1.25
 
 
 def test_a_network_on_the_disk_estimates_the_depth_of_the_others(

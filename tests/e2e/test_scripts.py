@@ -111,7 +111,7 @@ def test_the_http_service_installs_only_what_it_needs(checkout: Checkout) -> Non
     code, out, err = checkout.predict("--http", "--port", "8123", "--model", "lift", script="serve")
     assert code == 0, err
     assert out == f"{checkout.folder}: serve --http --host 127.0.0.1 --port 8123\n"
-    assert " ".join(checkout.installed()).endswith(f"--editable {checkout.root}[http,preview,spz]")
+    assert " ".join(checkout.installed()).endswith(f"--editable {checkout.root}[http,preview,spz,usd]")
     assert "without the viewer, the page only offers downloads: install npm" in err
     code, _, err = checkout.predict("--http", "--upload-url", "http://localhost/", script="serve")
     assert code == 2
@@ -144,7 +144,7 @@ def test_an_environment_that_was_interrupted_is_completed(checkout: Checkout) ->
     checkout.add_python()
     assert checkout.predict("a.jpg")[0] == 0
     # Ctrl-C leaves an environment with Python, but without pip and the stamp.
-    for name in ("bin/pip", "bin/sharp-cog", ".sharp-cog-preview"):
+    for name in ("bin/pip", "bin/sharp-cog", ".sharp-cog-hub-preview"):
         (checkout.root / ".venv" / name).unlink()
     assert checkout.predict("a.jpg")[0] == 0
 

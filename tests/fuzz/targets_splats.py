@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +31,11 @@ NUM = 20
 
 def read(content: bytes) -> formats.Splat:
     return sane(formats.read(content))
+
+
+def valid(splat: formats.Splat) -> formats.Splat:
+    """Check a splat as `formats.read` does, which recognises these formats by more than their content."""
+    return replace(splat, gaussians=formats._valid(splat.gaussians, drop_invalid=False)[0])
 
 
 def sane(splat: formats.Splat) -> formats.Splat:
@@ -133,14 +139,14 @@ _READERS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes], object]]]
     "splat-ply": (ply_seeds, read),
     "splat-ply-ascii": (ascii_seeds, read),
     "splat-compressed-ply": (compressed_seeds, read),
-    "splat-splat": (splat_seeds, lambda content: sane(read_splat(content))),
+    "splat-splat": (splat_seeds, lambda content: sane(valid(read_splat(content)))),
     "splat-spz": (spz_seeds, read),
     "splat-sog": (zip_seeds, read),
     "splat-sog-meta": (sog_seeds, read_metadata),
     "splat-glb": (glb_seeds, read),
     "splat-gltf": (gltf_seeds, lambda content: sane(read_glb(content))),
     "splat-usdz": (usdz_seeds, read),
-    "splat-ksplat": (ksplat_seeds, lambda content: sane(read_ksplat(content))),
+    "splat-ksplat": (ksplat_seeds, lambda content: sane(valid(read_ksplat(content)))),
     "splat-spz-inside": (plain_spz_seeds, lambda content: read(gzip.compress(content, 1))),
 }
 TARGETS = [Target(name, seeds, run, (SplatError,)) for name, (seeds, run) in _READERS.items()]

@@ -12,8 +12,10 @@ def test_the_form_has_files_addresses_and_options() -> None:
     assert properties["file"]["format"] == properties["depth"]["format"] == "binary"
     assert properties["image_url"]["format"] == properties["depth_url"]["format"] == "uri"
     about = properties["spz_version"]
-    assert (about["type"], about["enum"], about["default"]) == ("integer", [3, 4], 3)
-    assert about["description"] == "Version of the format spz. 3: most viewers read it; 4: needs a newer viewer."
+    assert (about["type"], about["enum"], about["default"]) == ("integer", [2, 3, 4], 3)
+    assert about["description"] == (
+        "Version of the format spz. 2: the oldest viewers read it; 3: most viewers read it; 4: needs a newer viewer."
+    )
     about = properties["focal_length_px"]
     assert (about["type"], about["minimum"], about["maximum"]) == ("number", 1, 1_000_000)
     assert "default" not in about
