@@ -18,6 +18,7 @@ import requests
 import predict
 from sharp_cog import PredictOptions, SharpPipeline
 from sharp_cog.cli import main
+from sharp_cog.config.output_formats import LEVELS_NAME
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.errors import SharpError
 from sharp_cog.files.scratch import ScratchFolder
@@ -78,13 +79,14 @@ class Frontends:
             flags.append(flag if value is True else f"{flag}={value}")
         if question.depth is not None:
             flags.append(f"--depth={self._file('depth.bin', question.depth)}")
+        target = self._folder / (LEVELS_NAME if "lod" in question.options else "splat")
         errors = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stderr", errors)
             image = self._file("photo.bin", question.image)
-            exit_code = main(["predict", str(image), "-o", str(self._folder / "splat"), *flags])
+            exit_code = main(["predict", str(image), "-o", str(target), *flags])
         if exit_code == 0:
-            return Answer(content=(self._folder / "splat").read_bytes())
+            return Answer(content=target.read_bytes())
         message, _, code = errors.getvalue().strip().rpartition(" [")
         assert exit_code == (1 if code == "prediction_failed]" else 2), errors.getvalue()
         return Answer(message=message, code=code.removesuffix("]"))

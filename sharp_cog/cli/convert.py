@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     viewer_dir = settings_from(arguments).viewer_dir
     output_format = arguments.format or formats.format_of(target)
     options = options_from(arguments, OutputOptions, output_format=output_format)
+    formats.require_levels_name(target, options)
     # By the file and not by its name, which may lead there through a link.
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target} is the splat that is read: write to another file")
@@ -36,5 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
     kept = simplify(splat.gaussians, max_gaussians=options.max_gaussians, min_opacity=options.min_opacity)
     warn(target, formats.losses(kept, camera, options))
     output.write(target, kept, camera, options, viewer_dir=viewer_dir)
-    print(f"{target}: {len(kept):,} of {len(splat.gaussians):,} Gaussians, {target.stat().st_size / 1e6:.1f} MB")
+    megabytes = formats.size_with_levels(target) / 1e6
+    print(f"{target}: {len(kept):,} of {len(splat.gaussians):,} Gaussians, {megabytes:.1f} MB")
     return 0

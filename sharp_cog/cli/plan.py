@@ -14,6 +14,7 @@ from sharp_cog.cli.targets import names_a_file, names_a_folder
 from sharp_cog.depth.files import SUFFIXES as DEPTH_SUFFIXES
 from sharp_cog.errors import DepthError, ImageError, InputError, OutputError
 from sharp_cog.files.atomic import sweep
+from sharp_cog.formats.levels import has_levels
 from sharp_cog.imaging.find import find_images
 from sharp_cog.imaging.images import SUFFIXES as IMAGE_SUFFIXES
 
@@ -85,6 +86,8 @@ def plan(inputs: list[Path], *, output: str | None, depth: Path | None, suffix: 
             make_folder(folder)
     else:
         targets = [Path(output)]
+        if has_levels(targets[0]):  # They fill a folder of their own.
+            make_folder(targets[0].parent)
     # a.jpg and a.png would both become a.ply, so each keeps its whole name: a.jpg.ply and a.png.ply.
     counts = Counter(targets)
     targets = [

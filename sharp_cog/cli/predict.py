@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.format is None and jobs[0].target.suffix and str(jobs[0].target) == arguments.output:
         formats.format_of(jobs[0].target)  # The suffix of a file must say what it is.
+    for job in jobs:
+        formats.require_levels_name(job.target, options)
     existing = Existing(overwrite=arguments.overwrite, skip=arguments.skip_existing)
     left = existing.leaves([job.target for job in jobs], is_splat_format=options.output_format != "mp4")
     jobs = [job for job in jobs if job.target in left]
@@ -171,7 +173,7 @@ class _Batch:
 
     def _print_written(self, job: Job, prediction: Prediction) -> None:
         """Print one line about the splat, one for each side file, and one with the seconds of each stage."""
-        camera, megabytes = prediction.camera, job.target.stat().st_size / 1e6
+        camera, megabytes = prediction.camera, formats.size_with_levels(job.target) / 1e6
         print(
             f"{job.target}: {len(prediction.gaussians):,} Gaussians, {megabytes:.1f} MB, focal length "
             f"{camera.focal_length_px:.0f} px ({_FOCAL_LENGTH_SOURCES[camera.focal_length_source]})"

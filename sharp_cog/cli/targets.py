@@ -10,6 +10,7 @@ from sharp_cog import formats
 from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
 from sharp_cog.depth.files import described_format
 from sharp_cog.errors import InputError, OptionError
+from sharp_cog.formats.levels import has_levels
 from sharp_cog.formats.recognize import is_splat
 from sharp_cog.imaging.images import SUFFIXES as IMAGE_SUFFIXES
 from sharp_cog.preview import movie
@@ -27,7 +28,9 @@ def names_a_folder(output: str) -> bool:
 
 def names_a_file(output: str) -> bool:
     """Report whether `-o` certainly names a file, by its suffix."""
-    return not names_a_folder(output) and Path(output).suffix.lower() in _FILE_SUFFIXES
+    if names_a_folder(output):
+        return False
+    return Path(output).suffix.lower() in _FILE_SUFFIXES or has_levels(Path(output))
 
 
 def format_of_output(output: str | None) -> str:

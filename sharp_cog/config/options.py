@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sharp_cog.config.output_formats import DEFAULT_FORMAT, OUTPUT_FORMATS
+from sharp_cog.config.output_formats import DEFAULT_FORMAT, LEVELS_NAME, OUTPUT_FORMATS
 from sharp_cog.config.parameters import FRONTENDS, MAX_NUMBER, check, parameter, parameters, parse
 from sharp_cog.errors import OptionError
 from sharp_cog.text import plain, quoted, read_number
@@ -136,6 +136,16 @@ class OutputOptions:
         frontends=_NOT_COG,
     )
 
+    lod: int | None = parameter(
+        None,
+        "levels of detail of a sog whose output is named lod-meta.json, 4 by default: each has a quarter of the "
+        "Gaussians of the one before",
+        limits=(2, 8),
+        unit="levels",
+        metavar="N",
+        frontends=("command line", "Python"),
+    )
+
     def __post_init__(self) -> None:
         for about in parameters(type(self)):
             check(about, about.name, getattr(self, about.name), OptionError)
@@ -151,6 +161,11 @@ class OutputOptions:
             raise OptionError(
                 f"cameras_json is given, but {self.output_format} is no .ply: leave it out, or choose another "
                 "output_format"
+            )
+        if self.lod is not None and self.output_format != "sog":
+            raise OptionError(
+                f"lod is {self.lod}, but {self.output_format} has no levels of detail: leave it out, or choose "
+                f"output_format sog and name the output {LEVELS_NAME}"
             )
         if self.sh_degree is not None and self.sh_degree > format_.max_degree:
             raise OptionError(

@@ -154,3 +154,5 @@ OUTPUT_FORMATS = {
 }
 """All formats by name, in the order in which frontends offer them."""
 DEFAULT_FORMAT = "ply"
+LEVELS_NAME = "lod-meta.json"
+"""Name of the output that selects SOG's streamed form, a folder with levels of detail."""

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sharp_cog.config.options import OutputOptions
-from sharp_cog.config.output_formats import OUTPUT_FORMATS
+from sharp_cog.config.output_formats import LEVELS_NAME, OUTPUT_FORMATS
 from sharp_cog.errors import OptionError, SplatError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
@@ -20,6 +20,7 @@ from sharp_cog.formats.glb import read_glb, write_glb
 from sharp_cog.formats.gltf import is_glb
 from sharp_cog.formats.html import require_viewer, write_html
 from sharp_cog.formats.ksplat import is_ksplat, read_ksplat
+from sharp_cog.formats.levels import DEFAULT_LEVELS, has_levels, is_levels, read_levels, size_with_levels, write_levels
 from sharp_cog.formats.limits import MAX_LENGTH_M
 from sharp_cog.formats.ply import is_apple_ply, read_ply, write_apple_ply, write_ply
 from sharp_cog.formats.scene import PHOTOGRAPH_FRAME, Frame, Splat
@@ -43,6 +44,8 @@ __all__ = [
     "format_of",
     "losses",
     "read",
+    "require_levels_name",
+    "size_with_levels",
     "to_output_frame",
     "write",
     "write_to",
@@ -85,7 +88,14 @@ CODECS = {
     "ply": Codec(write=write_ply, read=read_ply, matches=_starts_with(b"ply")),
     "splat": Codec(write=write_splat, read=read_splat, names=(".splat",)),  # Has no magic bytes.
     "spz": Codec(write=write_spz, read=read_spz, matches=_starts_with(b"\x1f\x8b", b"NGSP")),
-    "sog": Codec(write=write_sog, read=read_sog, matches=is_sog, names=(META,), has_parts=True),
+    # The name of a streamed one ends like that of the other.
+    "sog": Codec(
+        write=write_sog,
+        read=lambda content, folder=None: (read_levels if is_levels(content) else read_sog)(content, folder),
+        matches=is_sog,
+        names=(META,),
+        has_parts=True,
+    ),
     "glb": Codec(write=write_glb, read=read_glb, matches=is_glb, names=(".gltf",), has_parts=True),
     "usdz": Codec(write=write_usdz, read=read_usdz, matches=is_usdz),
     "ksplat": Codec(read=read_ksplat, matches=is_ksplat),
@@ -104,6 +114,8 @@ def format_of(path: Path) -> str:
     Raises:
         OptionError: No format has that suffix.
     """
+    if has_levels(path):
+        return "sog"
     # The longest suffix counts: .compressed.ply before .ply. Apple's form shares the suffix of the plain one.
     fitting = [format_ for format_ in FORMATS.values() if path.name.lower().endswith(format_.suffix)]
     if not fitting:
@@ -127,13 +139,27 @@ def check(options: OutputOptions, *, viewer_dir: Path | None = None) -> None:
         require_usd()
 
 
+def require_levels_name(path: Path, options: OutputOptions) -> None:
+    """Check that levels of detail, which are several files, are asked for by the name of the output.
+
+    Raises:
+        OptionError: The output is one file.
+    """
+    if options.lod is not None and not has_levels(path):
+        raise OptionError(
+            f"lod is {options.lod}, but {path} is one file: leave it out, or name the output {LEVELS_NAME}, in a "
+            "folder of its own"
+        )
+
+
 def write(
     path: Path, gaussians: Gaussians, camera: Camera | None, options: OutputOptions, *, viewer_dir: Path | None = None
 ) -> Path:
     """Write a splat; `path` appears whole or not at all.
 
     Args:
-        path: File to write; the suffix need not be the format's.
+        path: File to write; the suffix need not be the format's. For the format sog, the name `lod-meta.json` selects
+            the streamed form: the levels of detail come into folders beside it.
         gaussians: N Gaussians on any device, OpenCV axes, the photograph's camera at the origin; all are written.
         camera: Camera of the photograph; None if it is unknown, for formats without `needs_camera`.
         options: The format, and the scale, centre and axes of the scene.
@@ -145,8 +171,14 @@ def write(
     Raises:
         PredictionError: A value is not finite.
         NotInstalledError: The format needs a package that is not installed.
+        OptionError: `lod` is given, and the path is not named `lod-meta.json`.
         OutputError: The file cannot be written, or the format cannot hold the scene.
     """
+    require_levels_name(path, options)
+    if options.output_format == "sog" and has_levels(path):
+        scene, frame = _scene_in_file(gaussians, options)
+        write_levels(path, scene, camera, frame, num_levels=options.lod or DEFAULT_LEVELS)
+        return path
     # Writers may write a header before they find a value that is not finite; the temporary file is then removed.
     with open_atomically(path) as file:
         frame = write_to(file, gaussians, camera, options, viewer_dir=viewer_dir)
@@ -169,8 +201,7 @@ def write_to(
     format_ = FORMATS[options.output_format]
     # Predictions have a camera, and `convert` assumes one for these formats.
     assert camera is not None or not format_.needs_camera
-    scene, frame = to_output_frame(gaussians, options, default_axes=format_.axes)
-    scene = with_degree(scene, _degree_in_file(gaussians, options))
+    scene, frame = _scene_in_file(gaussians, options)
     extra: dict[str, dict[str, Any]] = {
         "html": {"viewer_dir": viewer_dir},
         "ply": {"has_normals": options.normals, "has_point_colors": options.point_colors},
@@ -181,6 +212,12 @@ def write_to(
     assert writer is not None
     writer(file, scene, camera, frame, **extra.get(format_.name, {}))
     return frame
+
+
+def _scene_in_file(gaussians: Gaussians, options: OutputOptions) -> tuple[Gaussians, Frame]:
+    """Return the Gaussians as they are written, and their frame."""
+    scene, frame = to_output_frame(gaussians, options, default_axes=FORMATS[options.output_format].axes)
+    return with_degree(scene, _degree_in_file(gaussians, options)), frame
 
 
 def _degree_in_file(gaussians: Gaussians, options: OutputOptions) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sharp_cog.formats.levels import is_levels
 from sharp_cog.formats.limits import MAX_LENGTH_M
 from sharp_cog.formats.splat import RECORD
 
@@ -33,6 +34,8 @@ def is_splat(path: Path) -> bool:
         return _starts_like_spz(head)
     if head.startswith(b"PK\x03\x04"):
         return _is_splat_archive(path)
+    if is_levels(head):
+        return True
     if head.startswith(b"glTF"):
         return b"KHR_gaussian_splatting" in head
     if head[:4].lower() == b"<!do":

@@ -90,17 +90,34 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         PredictionError: A value is not finite.
         OutputError: The number of Gaussians exceeds the number of pixels of an image.
     """
-    block = vertex_block(gaussians)
-    width, height = _image_size(len(block))
-    meta: dict[str, Any] = {
-        "version": 2,
+    files = sog_files(gaussians, origin_fields(gaussians, camera, frame))
+    # WebP leaves nothing to compress.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            _add(archive, name, content)
+
+
+def origin_fields(gaussians: Gaussians, camera: Camera | None, frame: Frame) -> dict[str, Any]:
+    """Return the metadata on the program that wrote the splat, its frame, and the camera of the photograph."""
+    fields: dict[str, Any] = {
         "asset": {"generator": f"sharp_cog {sharp_cog.__version__}"},
-        "count": len(block),
-        "antialias": False,
         "frame": {"axes": frame.axes, "camera_position": frame.camera_position},
     }
     if camera is not None:
-        meta["camera"] = _camera_block(camera, frame, gaussians)
+        fields["camera"] = _camera_block(camera, frame, gaussians)
+    return fields
+
+
+def sog_files(gaussians: Gaussians, more: dict[str, Any]) -> dict[str, bytes]:
+    """Return the files of a SOG by their names, `meta.json` first; errors are those of `write_sog`.
+
+    Args:
+        gaussians: N Gaussians.
+        more: Fields to add to the metadata, which readers may ignore.
+    """
+    block = vertex_block(gaussians)
+    width, height = _image_size(len(block))
+    meta: dict[str, Any] = {"version": 2, "count": len(block), "antialias": False, **more}
     low, high, meta["means"] = _pack_means(torch.from_numpy(block[:, 0:3]))
     scales, meta["scales"] = _pack_scales(block[:, 7:10])
     colors, meta["sh0"] = _pack_colors(torch.from_numpy(block[:, 3:7]))
@@ -121,11 +138,13 @@ def write_sog(file: BinaryIO, gaussians: Gaussians, camera: Camera | None, frame
         sizes |= {"shN_centroids.webp": (entries.shape[1], len(entries)), "shN_labels.webp": (width, height)}
     with ThreadPoolExecutor(len(images)) as executor:  # Pillow releases the GIL while it encodes.
         encoded = executor.map(lambda name: _encode(images[name], *sizes[name]), images)
-        # WebP leaves nothing to compress. `map` yields in the order of `images`, whichever thread ends first.
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, "meta.json", json.dumps(meta, separators=(",", ":")).encode("ascii"))
-            for name, content in zip(images, encoded, strict=True):
-                _add(archive, name, content)
+        # `map` yields in the order of `images`, whichever thread ends first.
+        return {META: as_json(meta), **dict(zip(images, encoded, strict=True))}
+
+
+def as_json(fields: dict[str, Any]) -> bytes:
+    """Return metadata as compact JSON."""
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
 def _camera_block(camera: Camera, frame: Frame, gaussians: Gaussians) -> dict[str, Any]:

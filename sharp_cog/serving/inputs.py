@@ -51,7 +51,10 @@ def options_from(values: Mapping[str, Any]) -> PredictOptions:
             both = " and ".join(other for other in values if option_name(other) == ours)
             raise OptionError(f"{both} are both given, and are the same option: give one")
         named[ours] = value
-    return PredictOptions.from_mapping(named)
+    options = PredictOptions.from_mapping(named)
+    if options.lod is not None:
+        raise OptionError("lod is given, but the answer is one file: leave it out, and convert the file with sharp-cog")
+    return options
 
 
 def decode_base64(name: str, text: object) -> bytes:

@@ -144,3 +144,20 @@ def test_a_splat_can_be_converted_to_a_film(splat: Path, tmp_path: Path) -> None
     assert run("convert", splat, tmp_path / "room.mp4") == 0
     assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "room.mp4"))[0] == 2
     assert names(tmp_path) == ["room.mp4", "room.ply"]
+
+
+def test_convert_writes_levels_of_detail_and_reads_them(
+    splat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "scene" / "lod-meta.json"
+    assert run("convert", splat, target, "--lod", 2) == 0
+    assert "lod-meta.json: 300 of 300 Gaussians" in capsys.readouterr().out
+    assert json.loads(target.read_text())["counts"] == [300, 75]
+    assert run("convert", splat, target) == 0
+    assert json.loads(target.read_text())["counts"] == [300, 75, 18, 4]
+    assert run("convert", target, tmp_path / "back.ply") == 0
+    assert "back.ply: 300 of 300 Gaussians" in capsys.readouterr().out
+    assert run("convert", splat, tmp_path / "room.sog", "--lod", 2) == 2
+    assert "room.sog is one file: leave it out, or name the output lod-meta.json" in capsys.readouterr().err
+    assert run("convert", splat, tmp_path / "room.ply", "--lod", 2) == 2
+    assert "name the output lod-meta.json" in capsys.readouterr().err

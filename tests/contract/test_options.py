@@ -12,6 +12,7 @@ import requests
 import torch
 
 from sharp_cog.config.options import OutputOptions, PredictOptions
+from sharp_cog.config.output_formats import LEVELS_NAME
 from sharp_cog.config.parameters import FRONTENDS, parameters
 from sharp_cog.config.services import ServiceSettings
 from sharp_cog.config.settings import Settings
@@ -44,6 +45,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "spz_version": {"output_format": "spz", "spz_version": 4},
     "cameras_json": {"cameras_json": True},
     "glb_compression": {"output_format": "glb", "glb_compression": "spz"},
+    "lod": {"output_format": "sog", "lod": 3},
     "sh_degree": {"sh_degree": 1},
     "normals": {"normals": True},
     "point_colors": {"point_colors": True},
@@ -89,7 +91,8 @@ def test_every_option_of_the_output_changes_the_file(name: str, default: Predict
     files = []
     for values in (without, VALUES[name]):
         options = PredictOptions(**values)
-        path = default.with_options(options).write(tmp_path / "splat", output_format=options.output_format)
+        target = tmp_path / (LEVELS_NAME if name == "lod" else "splat")
+        path = default.with_options(options).write(target, output_format=options.output_format)
         # Some options add a file beside the splat.
         files.append((path.read_bytes(), sorted(file.name for file in tmp_path.iterdir())))
     assert files[0] != files[1]
@@ -166,6 +169,13 @@ def test_a_frontend_that_returns_one_file_refuses_the_monodepth(frontends: Front
     assert frontends.ask("RunPod", question).code == "invalid_option"
     with pytest.raises(ValueError, match="invalid_option: save_internal_depth"):
         modal_app.predict_and_save_ply.local(png(), save_internal_depth=True)
+
+
+@pytest.mark.parametrize("frontend", ["HTTP", "RunPod", "Modal"])
+def test_a_service_refuses_levels_of_detail(frontend: str, frontends: Frontends) -> None:
+    answer = frontends.ask(frontend, Question(options=VALUES["lod"]))
+    assert answer.code == "invalid_option"
+    assert "lod is given, but the answer is one file: leave it out" in answer.message
 
 
 @pytest.mark.parametrize("frontend", ["RunPod", "Modal"])

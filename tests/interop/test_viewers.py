@@ -49,14 +49,16 @@ class Case:
         page: Page in tests/interop/pages.
         format_: Format of the file.
         arguments: What the page is told about the axes.
+        file: Name of the file, if its suffix does not select the format.
     """
 
     page: str
     format_: str
     arguments: tuple[str, ...] = ()
+    file: str = ""
 
     def __str__(self) -> str:
-        return f"{self.page}-{self.format_}"
+        return f"{self.page}-{self.file or self.format_}"
 
 
 CASES = [
@@ -66,6 +68,7 @@ CASES = [
     # Babylon.js mirrors z, so that a camera of glTF still looks along -z.
     Case(page="babylon", format_="glb"),
     *(Case(page="supersplat", format_=name) for name in ("ply", "compressed_ply", "sog")),
+    Case(page="supersplat", format_="sog", file="lod-meta.json"),
 ]
 
 
@@ -135,7 +138,7 @@ def test_a_viewer_shows_the_scene_as_we_do(
     if not (HERE / "node_modules").exists():
         pytest.skip("the viewers are not installed: run npm install --prefix tests/interop")
     folder, address = site
-    file = folder / f"scene{formats.FORMATS[case.format_].suffix}"
+    file = folder / (case.file or f"scene{formats.FORMATS[case.format_].suffix}")
     formats.write(file, scene(), CAMERA, OutputOptions(output_format=case.format_))
     page = opened(browser)
     arguments = {
