@@ -13,6 +13,7 @@ from sharp_cog.depth import embedded
 from sharp_cog.errors import CheckpointMissingError, ImageError, OptionError, SharpError
 from sharp_cog.estimators import is_on_disk
 from sharp_cog.files.read import read_bytes
+from sharp_cog.imaging import images
 
 
 def settings_for(settings: Settings, model: str | None) -> Settings:
@@ -38,23 +39,35 @@ def carries_depth(image: Path) -> bool:
         return False
 
 
-def network_for(images: Sequence[Path], *, is_interactive: bool) -> str | None:
+def lacks_depth(image: Path, max_pixels: int) -> bool:
+    """Report whether an image carries no depth; one that cannot be read needs nothing."""
+    if carries_depth(image):
+        return False
+    try:
+        images.decode(read_bytes(image, ImageError), max_pixels=max_pixels)
+    except SharpError:  # The prediction reports it, with the image's name.
+        return False
+    return True
+
+
+def network_for(paths: Sequence[Path], *, max_pixels: int, is_interactive: bool) -> str | None:
     """Choose the network that estimates the depth of the images that carry none.
 
     A network that is on the disk is taken. A download is a decision of the user's: on a terminal it is asked for, and
     elsewhere the error says how to allow it.
 
     Args:
-        images: Images of the command.
+        paths: Images of the command.
+        max_pixels: Maximum number of pixels of an image.
         is_interactive: Whether somebody can answer a question.
 
     Returns:
-        Name of the network; None if all images carry their depth.
+        Name of the network; None if all images carry their depth, or cannot be read.
 
     Raises:
         CheckpointMissingError: No free network is on the disk, and a download is not allowed.
     """
-    without = next((image for image in images if not carries_depth(image)), None)
+    without = next((path for path in paths if lacks_depth(path, max_pixels)), None)
     if without is None:
         return None
     for name in FREE_ESTIMATORS:

@@ -21,7 +21,6 @@ from sharp_cog.cli.settings import in_flags, options_from, settings_from
 from sharp_cog.cli.targets import Existing, format_of_output
 from sharp_cog.config.models import SPLAT_MODELS, require_licence
 from sharp_cog.config.options import PredictOptions
-from sharp_cog.depth import embedded
 from sharp_cog.errors import DepthError, ImageError, OptionError, SharpError
 from sharp_cog.files.atomic import open_atomically
 from sharp_cog.files.read import read_bytes
@@ -84,8 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     needs_depth = settings.model == "lift" and depth is None and arguments.depth_from is None and not is_embedded
     if arguments.free and needs_depth:
         is_interactive = sys.stdin.isatty() and sys.stderr.isatty()
-        estimator_name = free.network_for([job.image for job in jobs], is_interactive=is_interactive)
-    elif len(jobs) == 1 and needs_depth and embedded.find(read_bytes(jobs[0].image, ImageError)) is None:
+        estimator_name = free.network_for(
+            [job.image for job in jobs], max_pixels=settings.max_pixels, is_interactive=is_interactive
+        )
+    elif len(jobs) == 1 and needs_depth and free.lacks_depth(jobs[0].image, settings.max_pixels):
         raise DepthError(
             f"the model 'lift' needs a depth map, and {jobs[0].image.name} carries none: add --depth FILE or "
             "--depth-from NAME, or choose --model sharp"

@@ -100,9 +100,9 @@ def test_on_a_terminal_the_download_is_asked_for(
     monkeypatch.setattr("builtins.input", lambda: answer)
     if name is None:
         with pytest.raises(CheckpointMissingError):
-            free.network_for([photo], is_interactive=True)
+            free.network_for([photo], max_pixels=10**8, is_interactive=True)
     else:
-        assert free.network_for([photo], is_interactive=True) == name
+        assert free.network_for([photo], max_pixels=10**8, is_interactive=True) == name
     assert f"Download moge-2 ({ESTIMATORS['moge-2'].terms}) from huggingface.co? [y/N]" in capsys.readouterr().err
 
 
@@ -124,3 +124,14 @@ def test_the_model_of_the_environment_gives_way_to_free(monkeypatch: pytest.Monk
     assert free.settings_for(Settings(model="sharp"), None).model == "lift"
     with pytest.raises(OptionError):
         free.settings_for(Settings(), "ml-sharp")
+
+
+def test_a_broken_image_is_reported_as_such(
+    on_disk: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0 no photograph")
+    assert run("predict", photo, "--free") == 2
+    error = capsys.readouterr().err
+    assert "[invalid_image]" in error
+    assert "network" not in error
