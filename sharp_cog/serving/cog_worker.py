@@ -25,6 +25,9 @@ PREDICTIONS = Path("/tmp/coglet/predictions")  # noqa: S108 - coglet has no sett
 """Folder in which coglet makes a folder for each prediction, and leaves it."""
 GUARDED = "COG_GUARDED"
 """Environment variable that `sharp_cog.serving.cog_server` sets for coglet."""
+_REPORT_SECONDS = 1.0
+"""Time for coglet to read the reason for which the worker ends."""
+
 _HEALTH_SECONDS = 10.0
 
 
@@ -109,6 +112,8 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
+                # Coglet copies the worker's output to its log, and loses what is left when the worker ends.
+                time.sleep(_REPORT_SECONDS)
                 self._kill()
                 return
 
