@@ -95,7 +95,11 @@ def test_counts_about_a_power_of_two_lose_nothing(case: str, num: int) -> None:
     np.testing.assert_allclose(np.sort(seen.means, axis=0), np.sort(means, axis=0), rtol=0, atol=step)
 
 
-@pytest.mark.parametrize("case", READABLE)
+@pytest.mark.parametrize(
+    "case",
+    # A .usdz is read in a process of its own, which takes most of a second each time.
+    [pytest.param(case, marks=pytest.mark.slow) if case == "usdz" else case for case in READABLE],
+)
 @FEW
 @given(splat=gaussians())
 def test_a_splat_that_was_read_can_be_written_again_without_loss(case: str, splat: Gaussians) -> None:
