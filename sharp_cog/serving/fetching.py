@@ -61,7 +61,7 @@ class Fetching:
             ended = asyncio.ensure_future(asyncio.wait(fetches))
             self._enter(hosts)
             start = time.monotonic()
-            ended.add_done_callback(lambda _: self._leave(hosts, start))
+            ended.add_done_callback(lambda _: self._leave(hosts, start, fetches))
             await asyncio.shield(ended)
             for fetch in fetches:
                 fetch.result()
@@ -91,7 +91,11 @@ class Fetching:
         self.num_requests += 1
         self._num_by_host.update(hosts)
 
-    def _leave(self, hosts: set[str], start: float) -> None:
+    def _leave(self, hosts: set[str], start: float, fetches: list[asyncio.Future[None]]) -> None:
+        # Requests that were cancelled, or failed by their other URL, ask for no result: asyncio would log the error.
+        for fetch in fetches:
+            if not fetch.cancelled():
+                fetch.exception()
         self.num_requests -= 1
         self._num_by_host.subtract(hosts)
         for host in hosts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Iterator
@@ -86,3 +87,25 @@ def test_a_request_that_has_left_keeps_its_place_until_its_thread_has_ended(sile
         work.close()
 
     asyncio.run(main())
+
+
+def test_the_error_of_a_fetch_that_nobody_waits_for_is_not_logged(silent_url: str) -> None:
+    logged: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context["message"]))
+        work = fetching(fetch_seconds=0.5)
+        cancelled = asyncio.ensure_future(content_of(work, image_url=silent_url))
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        # The first error is raised, and nobody asks for the second one.
+        await outcome(content_of(work, image_url="ftp://127.0.0.1/a", depth_url="ftp://127.0.0.1/b"))
+        while work.num_requests:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0)
+        work.close()
+
+    asyncio.run(main())
+    assert logged == []
