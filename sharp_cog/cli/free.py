@@ -10,7 +10,7 @@ from pathlib import Path
 from sharp_cog.config.models import ESTIMATORS, FREE_ESTIMATORS
 from sharp_cog.config.settings import Settings
 from sharp_cog.depth import embedded
-from sharp_cog.errors import CheckpointMissingError, ImageError, OptionError, SharpError
+from sharp_cog.errors import CheckpointMissingError, DepthError, ImageError, OptionError, SharpError
 from sharp_cog.estimators import is_on_disk
 from sharp_cog.files.read import read_bytes
 from sharp_cog.imaging import images
@@ -32,22 +32,30 @@ def settings_for(settings: Settings, model: str | None) -> Settings:
 
 
 def carries_depth(image: Path) -> bool:
-    """Report whether a photograph carries its depth; an image that cannot be read carries none."""
+    """Report whether a photograph carries its depth, broken or not; an image that cannot be read carries none."""
     try:
-        return embedded.find(read_bytes(image, ImageError)) is not None
-    except SharpError:  # The prediction reports it, with the image's name.
+        return _has_depth(read_bytes(image, ImageError))
+    except ImageError:  # The prediction reports it, with the image's name.
         return False
 
 
 def lacks_depth(image: Path, max_pixels: int) -> bool:
     """Report whether an image carries no depth; one that cannot be read needs nothing."""
-    if carries_depth(image):
-        return False
     try:
-        images.decode(read_bytes(image, ImageError), max_pixels=max_pixels)
+        content = read_bytes(image, ImageError)
+        if _has_depth(content):
+            return False
+        images.decode(content, max_pixels=max_pixels)
     except SharpError:  # The prediction reports it, with the image's name.
         return False
     return True
+
+
+def _has_depth(content: bytes) -> bool:
+    try:
+        return embedded.find(content) is not None
+    except DepthError:  # An estimate must not replace it in silence: the prediction reports what is broken.
+        return True
 
 
 def network_for(paths: Sequence[Path], *, max_pixels: int, is_interactive: bool) -> str | None:

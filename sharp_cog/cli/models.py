@@ -18,9 +18,9 @@ from sharp_cog.runtime import checkpoint
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code, as `sharp_cog.cli.main` documents it."""
     settings = settings_from(arguments)
-    states = {facts.name: _state(facts, settings) for facts in (*SPLAT_MODELS.values(), *ESTIMATORS.values())}
+    networks = (*SPLAT_MODELS.values(), *ESTIMATORS.values())
+    states = {facts.name: _state(facts, settings) for facts in networks}
     if arguments.json:
-        networks = (*SPLAT_MODELS.values(), *ESTIMATORS.values())
         print(json.dumps([{**asdict(facts), "state": states[facts.name]} for facts in networks], indent=2))
         return 0
     print("Models that predict splats (--model):")

@@ -135,3 +135,17 @@ def test_a_broken_image_is_reported_as_such(
     error = capsys.readouterr().err
     assert "[invalid_image]" in error
     assert "network" not in error
+
+
+def test_broken_depth_is_reported_and_not_replaced_by_an_estimate(
+    on_disk: set[str], loaded: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_disk.add("moge-2")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(gdepth_jpeg().replace(b"GDepth:Near", b"GDepth:Naer"))
+    for arguments in (["--free"], ["--model", "lift"]):
+        assert run("predict", photo, *arguments) == 2
+        error = capsys.readouterr().err
+        assert "[invalid_depth]" in error
+        assert "carries none" not in error
+    assert loaded == []
