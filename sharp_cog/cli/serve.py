@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 from dataclasses import replace
 from ipaddress import ip_address
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         from sharp_cog.serving.access import for_listener
         from sharp_cog.serving.http import create_app
-        from sharp_cog.serving.server import Server
+        from sharp_cog.serving.server import Server, listen
     except ModuleNotFoundError as error:
         raise NotInstalledError(
             f"the HTTP service needs {error.name}: .venv/bin/pip install -e '.[http]', or use scripts/serve --http"
@@ -44,17 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings, service = settings_from(arguments), ServiceSettings.from_environment(flags=arguments)
     if arguments.api_key_file is not None:
         service = replace(service, api_keys=read_keys(arguments.api_key_file))
-    try:
-        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-        # Bound before the model is loaded, so that a second service fails at once. Uvicorn takes over the socket.
-        listener = socket.create_server((arguments.host, arguments.port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        # An unknown host name has a negative number, for which `os.strerror` has no text.
-        number = getattr(error, "errno", None) or 0
-        reason = os.strerror(number) if number > 0 else error
-        raise SettingError(
-            f"cannot listen on {arguments.host}, port {arguments.port}: {reason}: choose another --host or --port"
-        ) from error
+    # Before the model is loaded, so that a second service fails at once. Uvicorn takes over the socket.
+    listener = listen(arguments.host, arguments.port)
     address, port = listener.getsockname()[:2]
     service = for_listener(service, arguments.host, address)
     app = create_app(lambda: SharpPipeline.load(settings), service)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -29,7 +28,7 @@ from sharp_cog.serving.access import for_listener
 from sharp_cog.serving.cog_guard import CogGuard
 from sharp_cog.serving.cog_worker import GUARDED, check_folder
 from sharp_cog.serving.coglet import Coglet
-from sharp_cog.serving.server import Server
+from sharp_cog.serving.server import Server, listen
 from sharp_cog.text import read_json
 
 _LOG = logging.getLogger(__name__)
@@ -82,23 +81,6 @@ def check_start() -> frozenset[str]:
 def file_fields_of(properties: Mapping[str, Mapping[str, object]]) -> frozenset[str]:
     """Return the names of the inputs that are files, given their schemas by name."""
     return frozenset(name for name, about in properties.items() if about.get("format") == "uri")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        SettingError: The address cannot be used.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0
-        reason = os.strerror(number) if number > 0 else error
-        raise SettingError(
-            f"cannot listen on {host}, port {port}: {reason}: choose another --host or --port"
-        ) from error
 
 
 def hidden_address() -> tuple[str, int]:

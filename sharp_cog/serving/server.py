@@ -7,6 +7,7 @@ when it stops.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sharp_cog.config.process import raise_descriptor_limit
 from sharp_cog.config.services import ServiceSettings
+from sharp_cog.errors import SettingError
 from sharp_cog.serving.transport import ABORT
 
 LINGER_SECONDS = 2.0
@@ -40,6 +42,24 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
     b"Connection: close\r\n\r\n" % len(_BODY) + _BODY
 )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        SettingError: The address cannot be used.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        # An unknown host name has a negative number, for which `os.strerror` has no text.
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else error
+        raise SettingError(
+            f"cannot listen on {host}, port {port}: {reason}: choose another --host or --port"
+        ) from error
 
 
 class _Config(uvicorn.Config):
